@@ -1,0 +1,21 @@
+"""Caffe on PyTorch, number for number: `import caffe_port as caffe`."""
+
+from caffe_port.errors import CaffeError
+from caffe_port.mode import (TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu)
+from caffe_port.blob import Blob
+from caffe_port.ops.python import Layer
+from caffe_port.net import Net
+from caffe_port.net_spec import NetSpec, layers, params, to_proto
+from caffe_port.rng import set_random_seed
+from caffe_port.solver import SGDSolver, get_solver
+from caffe_port import coord_map, ops, proto
+
+
+def layer_type_list() -> list[str]:
+    """The names of all layer types, in order."""
+    return sorted(ops.LAYER_TYPES)
+
+
+__all__ = ['Blob', 'CaffeError', 'Layer', 'Net', 'NetSpec', 'SGDSolver', 'TEST', 'TRAIN',
+           'coord_map', 'get_solver', 'layer_type_list', 'layers', 'params', 'proto',
+           'set_device', 'set_mode_cpu', 'set_mode_gpu', 'set_random_seed', 'to_proto']

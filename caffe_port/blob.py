@@ -1,0 +1,220 @@
+"""Blob: data and diff as host arrays over a tensor on any device."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port.errors import CaffeError
+
+MAX_COUNT = 2**31 - 1
+
+
+def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
+    """Return `shape` as ints; raise CaffeError where Caffe refuses it.
+
+    Caffe counts elements in 32 bits, so more than 2**31 - 1 are refused, before
+    anything is allocated; so are negative dims and more than 32 axes.
+    """
+    shape = tuple(int(dim) for dim in shape)
+    if len(shape) > 32:
+        raise CaffeError(f'{what}: {len(shape)} axes, at most 32')
+    if any(dim < 0 for dim in shape):
+        raise CaffeError(f'{what}: shape {shape} has a negative dimension')
+    if math.prod(shape) > MAX_COUNT:
+        raise CaffeError(f'{what}: shape {shape} has {math.prod(shape)} elements, '
+                         f'a blob holds at most {MAX_COUNT}')
+    return shape
+
+
+class _Half:
+    """The data or the diff of a blob: a tensor and the host array handed out for it.
+
+    On the CPU the host array is the tensor's own memory. Elsewhere it is a copy
+    that counts as written to for as long as somebody holds it, since numpy does
+    not tell: it is sent back whenever the device needs the tensor, and forgotten
+    once the device has written the tensor anew.
+    """
+
+    __slots__ = ('tensor', '_host', '_host_ref')
+
+    def __init__(self, tensor: Tensor | None = None):
+        self.tensor = tensor
+        self._host: np.ndarray | None = None
+        self._host_ref = None
+
+    def array(self) -> np.ndarray:
+        if self.tensor.device.type == 'cpu':
+            return self.tensor.detach().numpy()
+        host = self._host if self._host is not None else self._held()
+        if host is None:
+            host = self.tensor.detach().cpu().numpy()
+            self._host_ref = weakref.ref(host)
+        self._host = host
+        return host
+
+    def _held(self) -> np.ndarray | None:
+        return self._host_ref() if self._host_ref is not None else None
+
+    def on_device(self) -> Tensor | None:
+        host = self._host if self._host is not None else self._held()
+        if host is not None:
+            with torch.no_grad():
+                self.tensor.copy_(torch.from_numpy(host))
+            self._host = None
+        return self.tensor
+
+    def replace(self, tensor: Tensor | None) -> None:
+        self.tensor, self._host, self._host_ref = tensor, None, None
+
+
+class Blob:
+    """An N-d array of float32 with its gradient, as pycaffe shows it.
+
+    Memory comes with the first use, so a blob that is only declared costs nothing.
+    """
+
+    def __init__(self, shape: Sequence[int] = (), device: torch.device | str = 'cpu'):
+        self._shape = checked_shape(shape, 'blob')
+        self._device = torch.device(device)
+        self._data, self._diff = _Half(), _Half()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def count(self) -> int:
+        return math.prod(self._shape)
+
+    def _legacy_axis(self, axis: int) -> int:
+        if len(self._shape) > 4:
+            raise CaffeError(f'num, channels, height and width need at most 4 axes, '
+                             f'the blob has {len(self._shape)}: {self._shape}')
+        return self._shape[axis] if axis < len(self._shape) else 1
+
+    num = property(lambda self: self._legacy_axis(0))
+    channels = property(lambda self: self._legacy_axis(1))
+    height = property(lambda self: self._legacy_axis(2))
+    width = property(lambda self: self._legacy_axis(3))
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values: a writable float32 array of `shape`, C order."""
+        self._need(self._data)
+        return self._data.array()
+
+    @property
+    def diff(self) -> np.ndarray:
+        """The gradient with respect to `data`: a writable array of the same shape."""
+        self._need(self._diff)
+        return self._diff.array()
+
+    def reshape(self, *dims: int) -> None:
+        """Give the blob another shape; values stay iff the count does."""
+        shape = checked_shape(dims, 'reshape')
+        if math.prod(shape) == self.count:
+            for half in (self._data, self._diff):
+                if half.tensor is not None:
+                    half.replace(half.on_device().detach().reshape(shape))
+        else:
+            self._data.replace(None)
+            self._diff.replace(None)
+        self._shape = shape
+
+    def _need(self, half: _Half) -> None:
+        if half.tensor is None:
+            half.replace(torch.zeros(self._shape, device=self._device))
+
+    # What nets use: the same memory as tensors.
+
+    @property
+    def tensor(self) -> Tensor:
+        """The values on the device, with what was written to `data` since."""
+        self._need(self._data)
+        return self._data.on_device()
+
+    @tensor.setter
+    def tensor(self, tensor: Tensor) -> None:
+        self._shape, self._device = tuple(tensor.shape), tensor.device
+        self._data.replace(tensor.contiguous())
+        if self._diff.tensor is not None and self._diff.tensor.shape != tensor.shape:
+            self._diff.replace(None)
+
+    @property
+    def diff_tensor(self) -> Tensor | None:
+        """The gradient on the device; None where nobody has set or asked for one."""
+        return self._diff.on_device()
+
+    @diff_tensor.setter
+    def diff_tensor(self, tensor: Tensor | None) -> None:
+        self._diff.replace(None if tensor is None else tensor.contiguous())
+
+    def to(self, device: torch.device) -> None:
+        """Move the values and the gradient to `device`."""
+        for half in (self._data, self._diff):
+            if half.tensor is not None:
+                half.replace(half.on_device().to(device))
+        self._device = device
+
+
+class ParamBlob(Blob):
+    """A layer's parameter as a blob: its data is the Parameter's, its diff the grad."""
+
+    def __init__(self, parameter: torch.nn.Parameter, view: Sequence[int] | None = None):
+        super().__init__(parameter.shape, parameter.device)
+        self.parameter, self._view = parameter, view
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._view or self.parameter.shape)
+
+    count = property(lambda self: self.parameter.numel())
+
+    def _need(self, half: _Half) -> None:
+        # The module may have been moved, or its grad replaced, since last time.
+        parameter = self.parameter
+        if half is self._diff and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        tensor = parameter.data if half is self._data else parameter.grad
+        if half.tensor is None or half.tensor.data_ptr() != tensor.data_ptr():
+            half.replace(tensor.view(self._view) if self._view else tensor)
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.parameter.data
+
+    def load(self, stored) -> None:
+        """Read the values from a stored blob of the same count, straight into place."""
+        if self.parameter.device.type == 'cpu' and self.parameter.dtype == torch.float32:
+            stored.read_into(self.data.reshape(-1))
+        else:
+            values = torch.from_numpy(stored.array()).reshape(self.parameter.shape)
+            with torch.no_grad():
+                self.parameter.copy_(values)
+        self.written()
+
+    def written(self) -> None:
+        """Forget host arrays: the device has written the parameter anew."""
+        self._data.replace(None)
+        self._diff.replace(None)
+
+    def flush(self) -> None:
+        """Send what was written to host arrays to the parameter."""
+        for half in (self._data, self._diff):
+            half.on_device()
+
+    def reshape(self, *dims: int) -> None:
+        shape = checked_shape(dims, 'reshape')
+        self.flush()
+        parameter = self.parameter
+        same = math.prod(shape) == parameter.numel()
+        parameter.data = (parameter.data.reshape(shape) if same
+                          else torch.zeros(shape, device=parameter.device))
+        parameter.grad = None
+        self.written()

@@ -1,0 +1,38 @@
+"""The one exception this package raises for what a user can mend."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+
+class CaffeError(ValueError):
+    """A file, prototxt, net or array is not what it must be.
+
+    The message names the file or the layer, what was expected and what came.
+    """
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Write a file so that it is there whole or not at all.
+
+    Yields a temporary name beside `path`; on leaving, the file is flushed to
+    the disk and renamed to `path`. When the body raises, the temporary file is
+    removed and whatever stood at `path` stays.
+
+    Raises CaffeError if the folder is missing or the disk refuses the write.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield temporary
+        with open(temporary, 'rb+') as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CaffeError(f'{path}: not written: {error.strerror or error}') from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,289 @@
+"""NetModule: a NetParameter as one torch.nn.Module."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port import mode
+from caffe_port.blob import checked_shape
+from caffe_port.errors import CaffeError
+from caffe_port.ops import LAYER_TYPES, Op
+from caffe_port.ops.base import Shape, as_tuple
+from caffe_port.ops.data import FED_TYPES
+from caffe_port.proto.caffe_pb2 import (LayerParameter, NetParameter, NetState, NetStateRule,
+                                        ParamSpec)
+
+
+@dataclass
+class Node:
+    """A layer in its place: what it reads, what it writes, whether gradients pass.
+
+    `reads` and `writes` number the values of blobs: an in-place layer gives its
+    blob a new value under the old name.
+    """
+
+    name: str
+    op: Op
+    bottoms: list[str]
+    tops: list[str]
+    reads: list[int]
+    writes: list[int]
+    loss_weights: list[float]
+    need_backward: bool = False
+    propagate: list[bool] = field(default_factory=list)
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Let errors from the layer bear its name and type."""
+        where = f'{self.name} ({self.op.param.type})'
+        try:
+            yield
+        except CaffeError as error:
+            raise CaffeError(f'{where}: {error}') from error
+        except (RuntimeError, IndexError, ValueError, TypeError, OverflowError) as error:
+            if self.op.param.type == 'Python':
+                raise  # the user's own code: its own exception tells more
+            raise CaffeError(f'{where}: {str(error).splitlines()[0]}') from error
+
+    def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        with self.named_in_errors():
+            return as_tuple(self.op(*bottoms))
+
+
+@dataclass
+class Learnable:
+    """A parameter that the solver moves, with its multipliers as declared."""
+
+    parameter: nn.Parameter
+    lr_mult: float
+    decay_mult: float
+
+
+def _meets(state: NetState, rule: NetStateRule) -> bool:
+    return ((not rule.HasField('phase') or rule.phase == state.phase)
+            and (not rule.HasField('min_level') or state.level >= rule.min_level)
+            and (not rule.HasField('max_level') or state.level <= rule.max_level)
+            and set(rule.stage) <= set(state.stage)
+            and not set(rule.not_stage) & set(state.stage))
+
+
+def included(layer: LayerParameter, state: NetState) -> bool:
+    """Whether `layer` takes part in a net of `state`, by its include or exclude rules."""
+    if layer.include and layer.exclude:
+        raise CaffeError(f'{layer.name}: has both include and exclude rules, only one may be given')
+    if layer.include:
+        return any(_meets(state, rule) for rule in layer.include)
+    return not any(_meets(state, rule) for rule in layer.exclude)
+
+
+class NetModule(nn.Module):
+    """The layers of a net, in order, as one module.
+
+    Called with input blobs as keywords, it returns a dict of the output blobs, all
+    tensors, differentiable, on any device. state_dict keys are `<layer>.weight` and
+    `<layer>.bias` in Caffe's shapes.
+
+    Raises CaffeError, naming the layer, for whatever is wrong with the net.
+    """
+
+    def __init__(self, param: NetParameter, state: NetState):
+        super().__init__()
+        self.param = NetParameter()
+        self.param.CopyFrom(param)
+        del self.param.layer[:]
+        self.param.state.CopyFrom(state)
+        self.nodes: list[Node] = []
+        self.learnable: list[Learnable] = []
+        self.inputs: list[str] = []
+        self.shapes: dict[str, Shape] = {}
+        self._owners: dict[str, tuple[Node, int, Learnable]] = {}
+        self._values: dict[str, int] = {}
+        self._numbers = itertools.count()
+        unread: dict[str, None] = {}
+        device = mode.device()
+        for layer in param.layer:
+            if included(layer, state):
+                self._append(layer, state.phase, device, unread)
+        if not self.nodes:
+            raise CaffeError(f'net "{param.name}": no layers in phase '
+                             f'{"TEST" if state.phase else "TRAIN"}')
+        self.outputs = list(unread)
+        self._decide_backward(param.force_backward)
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        unknown = set(inputs) - set(self._values)
+        if unknown:
+            raise CaffeError(f'no blob named {", ".join(sorted(unknown))}; '
+                             f'inputs are {", ".join(self.inputs) or "none"}')
+        blobs = dict(inputs)
+        for node in self.nodes:
+            if not node.bottoms and all(top in inputs for top in node.tops):
+                continue
+            if node.op.param.type == 'Input':
+                missing = [top for top in node.tops if top not in inputs]
+                raise CaffeError(f'input {", ".join(missing)} is not given')
+            blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
+        return {name: blobs[name] for name in self.outputs}
+
+    # How the net is put together.
+
+    def _append(self, layer: LayerParameter, phase: int, device: torch.device,
+                unread: dict[str, None]) -> None:
+        own = self.param.layer.add()
+        own.CopyFrom(layer)
+        del own.blobs[:]
+        if not own.HasField('phase'):
+            own.phase = phase
+        if own.type not in LAYER_TYPES:
+            hint = (f'; {own.type} reads files that belong to Caffe: feed the net through an '
+                    'Input or a Python layer instead') if own.type in FED_TYPES else ''
+            raise CaffeError(f'{own.name}: no layer type "{own.type}"{hint}; there are '
+                             + ', '.join(sorted(LAYER_TYPES)))
+        op_type = LAYER_TYPES[own.type]
+        self._complete_tops(own, op_type)
+        self._check_counts(own, op_type)
+        for bottom in own.bottom:
+            if bottom not in self._values:
+                raise CaffeError(f'{own.name}: bottom "{bottom}" is not the top of a layer before')
+            unread.pop(bottom, None)
+        reads = [self._values[name] for name in own.bottom]
+        node = Node(own.name, op_type(own, own.phase, device), list(own.bottom), list(own.top),
+                    reads, [], self._loss_weights(own, op_type))
+        with node.named_in_errors():
+            shapes = [self.shapes[name] for name in own.bottom]
+            node.op.setup(*shapes)
+            tops = node.op.top_shapes(*shapes)
+        self._add_params(node)
+        # A name may come twice: keep both, the second under a key that no layer has.
+        key = own.name if own.name not in self._modules else f'{own.name}#{len(self.nodes)}'
+        self._modules[key] = node.op
+        for name, shape in zip(own.top, tops):
+            if name in self._values and name not in own.bottom:
+                raise CaffeError(f'{own.name}: top "{name}" is already made by another layer')
+            self.shapes[name] = checked_shape(shape, f'{own.name}: top "{name}"')
+            self._values[name] = next(self._numbers)
+            node.writes.append(self._values[name])
+            unread[name] = None
+            if own.type == 'Input':
+                self.inputs.append(name)
+        self.nodes.append(node)
+
+    def infer_shapes(self, given: dict[str, Shape]) -> dict[str, Shape]:
+        """The shape of every blob when those of source layers are as `given`."""
+        shapes = dict(given)
+        for node in self.nodes:
+            if node.op.param.type == 'Input':
+                continue
+            with node.named_in_errors():
+                tops = node.op.top_shapes(*[shapes[name] for name in node.bottoms])
+            shapes.update(zip(node.tops, tops))
+        return shapes
+
+    @staticmethod
+    def _complete_tops(layer: LayerParameter, op_type: type[Op]) -> None:
+        """A loss layer may leave its top unnamed."""
+        if op_type.loss and not layer.top:
+            layer.top.append(f'(automatic) {layer.name}')
+
+    @staticmethod
+    def _check_counts(layer: LayerParameter, op_type: type[Op]) -> None:
+        for what, names, (least, most) in (('bottoms', layer.bottom, op_type.bottoms),
+                                           ('tops', layer.top, op_type.tops)):
+            if not least <= len(names) <= most:
+                wanted = f'{least}' if least == most else f'{least} to {most}'
+                raise CaffeError(f'{layer.name} ({layer.type}): takes {wanted} {what}, '
+                                 f'has {len(names)}')
+        if len(set(layer.top)) != len(layer.top):
+            raise CaffeError(f'{layer.name}: the same top twice: {", ".join(layer.top)}')
+        if layer.propagate_down and len(layer.propagate_down) != len(layer.bottom):
+            raise CaffeError(f'{layer.name}: {len(layer.propagate_down)} propagate_down for '
+                             f'{len(layer.bottom)} bottoms')
+
+    @staticmethod
+    def _loss_weights(layer: LayerParameter, op_type: type[Op]) -> list[float]:
+        if not layer.loss_weight:
+            return [1.0 if op_type.loss and i == 0 else 0.0 for i in range(len(layer.top))]
+        if len(layer.loss_weight) != len(layer.top):
+            raise CaffeError(f'{layer.name}: {len(layer.loss_weight)} loss_weight for '
+                             f'{len(layer.top)} tops')
+        return list(layer.loss_weight)
+
+    def _add_params(self, node: Node) -> None:
+        specs = node.op.param.param
+        if len(specs) > len(node.op.blob_names):
+            raise CaffeError(f'{node.name}: {len(specs)} param for '
+                             f'{len(node.op.blob_names)} blobs')
+        for i, name in enumerate(node.op.blob_names):
+            spec = specs[i] if i < len(specs) else ParamSpec()
+            if spec.name and spec.name in self._owners:
+                self._share(node, name, spec)
+                continue
+            parameter = node.op._parameters[name]
+            learnable = Learnable(parameter, spec.lr_mult, spec.decay_mult)
+            if not parameter.requires_grad:
+                learnable.lr_mult = 0.0
+            parameter.requires_grad_(learnable.lr_mult != 0)
+            self.learnable.append(learnable)
+            if spec.name:
+                self._owners[spec.name] = node, i, learnable
+
+    def _share(self, node: Node, name: str, spec: ParamSpec) -> None:
+        owner, i, learnable = self._owners[spec.name]
+        shared, own = owner.op.blobs()[i], node.op._parameters[name]
+        if shared.shape != own.shape:
+            permitted = spec.share_mode == ParamSpec.PERMISSIVE
+            if not permitted or shared.numel() != own.numel():
+                raise CaffeError(f'{node.name}: param "{spec.name}" has shape {tuple(own.shape)}, '
+                                 f'but {owner.name}, which owns it, has {tuple(shared.shape)}')
+            node.op.views[name] = tuple(own.shape)
+        for field_name in ('lr_mult', 'decay_mult'):
+            owners = owner.op.param.param[i]
+            if not spec.HasField(field_name):
+                continue
+            value = getattr(spec, field_name)
+            if owners.HasField(field_name) and getattr(owners, field_name) != value:
+                raise CaffeError(f'{node.name}: param "{spec.name}" has {field_name} {value:g}, but '
+                                 f'{owner.name}, which owns it, has '
+                                 f'{getattr(owners, field_name):g}')
+            setattr(learnable, field_name, value)
+        shared.requires_grad_(learnable.lr_mult != 0)
+        node.op._parameters[name] = shared
+
+    def _decide_backward(self, force: bool) -> None:
+        """Which layers and bottoms take part in backward, as Net::Init decides it."""
+        needs: dict[int, bool] = {}
+        for node in self.nodes:
+            node.propagate = [needs[value] for value in node.reads]
+            node.need_backward = any(node.propagate) or any(
+                p.requires_grad for p in node.op.blobs())
+            if node.op.param.propagate_down:
+                node.propagate = list(node.op.param.propagate_down)
+            needs.update({value: node.need_backward for value in node.writes})
+        under_loss: set[int] = set()
+        read: set[int] = set()
+        wanted: set[int] = set()
+        for node in reversed(self.nodes):
+            contributes = any(node.loss_weights) or bool(under_loss & set(node.writes))
+            unwanted = all(value in read and value not in wanted for value in node.writes)
+            if not contributes or unwanted:
+                node.need_backward = False
+            if not node.need_backward:
+                node.propagate = [False] * len(node.reads)
+            if contributes:
+                under_loss.update(node.reads)
+            read.update(node.reads)
+            wanted.update(value for value, p in zip(node.reads, node.propagate) if p)
+        if force:
+            for node in self.nodes:
+                node.need_backward = True
+                flags = node.op.forceable
+                node.propagate = [old or flags[min(i, len(flags) - 1)]
+                                  for i, old in enumerate(node.propagate)]
+                for parameter in node.op.blobs():
+                    parameter.requires_grad_(parameter.is_floating_point())

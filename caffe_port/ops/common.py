@@ -1,0 +1,243 @@
+"""Layers that combine, rescale or reshape whole blobs."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffe_port.ops.base import Op, Shape, axis_of
+from caffe_port.proto.caffe_pb2 import EltwiseParameter, ReductionParameter
+
+
+class Eltwise(Op):
+    """Product, weighted sum or maximum of bottoms of one shape, as eltwise_layer.cpp."""
+
+    bottoms = (2, math.inf)
+
+    def setup(self, *shapes: Shape) -> None:
+        p = self.param.eltwise_param
+        self.operation, self.coeff = p.operation, list(p.coeff)
+        self.require(len(self.coeff) in (0, len(shapes)),
+                     f'{len(self.coeff)} coeff for {len(shapes)} bottoms')
+        self.require(not self.coeff or self.operation == EltwiseParameter.SUM,
+                     'coeff goes with operation SUM only')
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        for bottom in bottoms:
+            self.require(bottom.shape == bottoms[0].shape,
+                         f'bottoms differ: {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}')
+        if self.operation == EltwiseParameter.PROD:
+            return functools.reduce(operator.mul, bottoms)
+        if self.operation == EltwiseParameter.MAX:
+            # Caffe gives a tie wholly to one bottom: of the first two to the second,
+            # later to the earlier. torch.maximum would share its gradient.
+            first, second, *others = bottoms
+            top = torch.where(first > second, first, second)
+            return functools.reduce(lambda a, b: torch.where(b > a, b, a), others, top)
+        if self.coeff:
+            bottoms = [coeff * bottom for coeff, bottom in zip(self.coeff, bottoms)]
+        return functools.reduce(operator.add, bottoms)
+
+
+class Concat(Op):
+    """Bottoms one after the other along an axis, as concat_layer.cpp."""
+
+    bottoms = (1, math.inf)
+
+    def setup(self, *shapes: Shape) -> None:
+        p = self.param.concat_param
+        self.axis = axis_of(p.concat_dim if p.HasField('concat_dim') else p.axis, len(shapes[0]))
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        return torch.cat(bottoms, self.axis)
+
+
+class Slice(Op):
+    """Cut the bottom along an axis at slice_point, or into equal parts, as slice_layer.cpp."""
+
+    tops = (1, math.inf)
+
+    def setup(self, shape: Shape) -> None:
+        p, parts = self.param.slice_param, len(self.param.top)
+        self.axis = axis_of(p.slice_dim if p.HasField('slice_dim') else p.axis, len(shape))
+        self.points = list(p.slice_point)
+        self.require(len(self.points) in (0, parts - 1),
+                     f'{len(self.points)} slice_point for {parts} tops, expected {parts - 1}')
+
+    def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
+        size, parts = bottom.shape[self.axis], len(self.param.top)
+        if not self.points:
+            self.require(size % parts == 0,
+                         f'axis {self.axis} of {tuple(bottom.shape)} does not divide by {parts}')
+        points = self.points or [size // parts * i for i in range(1, parts)]
+        sizes = [b - a for a, b in zip([0, *points], [*points, size])]
+        self.require(min(sizes) > 0, f'slice_point {points} must rise within 1..{size - 1}')
+        return tuple(part.contiguous() for part in bottom.split(sizes, self.axis))
+
+
+class Split(Op):
+    """The bottom, once for each top, as split_layer.cpp."""
+
+    tops = (1, math.inf)
+
+    def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
+        return tuple(bottom.clone() for _ in self.param.top)
+
+
+class Silence(Op):
+    """Take bottoms and make nothing, as silence_layer.cpp."""
+
+    bottoms, tops = (1, math.inf), (0, 0)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
+class Tile(Op):
+    """The bottom repeated along an axis, as tile_layer.cpp."""
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.tile_param
+        self.axis = axis_of(p.axis, len(shape))
+        self.require(p.tiles > 0, f'tiles {p.tiles} must be positive')
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return torch.cat([bottom] * self.param.tile_param.tiles, self.axis)
+
+
+class Flatten(Op):
+    """Axes `axis` to `end_axis` as one, as flatten_layer.cpp."""
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.flatten_param
+        self.first, self.last = axis_of(p.axis, len(shape)), axis_of(p.end_axis, len(shape))
+        self.require(self.first <= self.last, f'axis {p.axis} comes after end_axis {p.end_axis}')
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return bottom.flatten(self.first, self.last)
+
+
+class Reshape(Op):
+    """Other dims for some axes: 0 keeps one, -1 follows from the count, as reshape_layer.cpp."""
+
+    def setup(self, shape: Shape) -> None:
+        p, axes = self.param.reshape_param, len(shape)
+        self.start = p.axis if p.axis >= 0 else axes + p.axis + 1
+        self.require(0 <= self.start <= axes, f'axis {p.axis} is outside a blob of {axes} axes')
+        self.end = axes if p.num_axes == -1 else self.start + p.num_axes
+        self.require(self.start <= self.end <= axes,
+                     f'num_axes {p.num_axes} from axis {p.axis} exceeds bottom {shape}')
+        self.dims = list(p.shape.dim)
+        self.require(self.dims.count(-1) <= 1 and min(self.dims, default=0) >= -1,
+                     f'dims {self.dims}: one may be -1, none smaller')
+        zeros = [i for i, dim in enumerate(self.dims) if dim == 0]
+        self.require(not zeros or self.start + zeros[-1] < axes,
+                     f'dims {self.dims}: 0 copies an axis that bottom {shape} does not have')
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        shape = bottom.shape
+        dims = [shape[self.start + i] if dim == 0 else dim for i, dim in enumerate(self.dims)]
+        wanted = (*shape[:self.start], *dims, *shape[self.end:])
+        rest = math.prod(dim for dim in wanted if dim != -1)
+        self.require(bottom.numel() % rest == 0 if -1 in wanted and rest else
+                     bottom.numel() == rest,
+                     f'{tuple(shape)} does not reshape to {tuple(wanted)}')
+        return bottom.reshape(wanted)
+
+
+class InnerProduct(Op):
+    """Fully connected: weight O x I (I x O if transpose) times all axes from `axis` on,
+    as inner_product_layer.cpp."""
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.inner_product_param
+        self.axis = axis_of(p.axis, len(shape))
+        self.require(p.num_output > 0, 'num_output must be positive')
+        inputs = math.prod(shape[self.axis:])
+        self.add_blob('weight', (inputs, p.num_output) if p.transpose else (p.num_output, inputs),
+                      p.weight_filler)
+        if p.bias_term:
+            self.add_blob('bias', (p.num_output,), p.bias_filler)
+        else:
+            self.bias = None
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        p = self.param.inner_product_param
+        inputs = self.weight.shape[0 if p.transpose else 1]
+        flat = bottom.flatten(self.axis)
+        self.require(flat.shape[-1] == inputs, f'bottom {tuple(bottom.shape)} has {flat.shape[-1]} '
+                                               f'values from axis {self.axis} on, expected {inputs}')
+        return F.linear(flat, self.weight.t() if p.transpose else self.weight, self.bias)
+
+
+class Parameter(Op):
+    """A learned blob as a top, as parameter_layer.hpp."""
+
+    bottoms = (0, 0)
+
+    def setup(self) -> None:
+        self.add_blob('weight', self.param.parameter_param.shape.dim)
+
+    def forward(self) -> Tensor:
+        return self.weight.view_as(self.weight)
+
+
+class Softmax(Op):
+    """exp(x) over its sum along an axis, as softmax_layer.cpp."""
+
+    def setup(self, shape: Shape) -> None:
+        self.axis = axis_of(self.param.softmax_param.axis, len(shape))
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return bottom.softmax(self.axis)
+
+
+class ArgMax(Op):
+    """Where the top_k largest values lie, as argmax_layer.cpp; it has no gradient.
+
+    Along `axis`, or over everything but the first axis: then N x 1 x top_k, with
+    out_max_val N x 2 x top_k (places, values). With both, values alone. Of equals
+    the later comes first.
+    """
+
+    forceable = (False,)
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.argmax_param
+        self.axis = axis_of(p.axis, len(shape)) if p.HasField('axis') else None
+        size = shape[self.axis] if self.axis is not None else math.prod(shape[1:])
+        self.require(1 <= p.top_k <= size, f'top_k {p.top_k} must be 1 to {size}')
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        p = self.param.argmax_param
+        axis = 1 if self.axis is None else self.axis
+        values = (bottom.flatten(1) if self.axis is None else bottom).detach().flip(axis)
+        best, places = values.sort(axis, descending=True, stable=True)
+        best = best.narrow(axis, 0, p.top_k)
+        places = values.shape[axis] - 1 - places.narrow(axis, 0, p.top_k).to(bottom.dtype)
+        if self.axis is not None:
+            return best if p.out_max_val else places
+        top = torch.stack([places, best] if p.out_max_val else [places], 1)
+        return top.reshape(*top.shape, *(1,) * (bottom.dim() - 3))
+
+
+class Reduction(Op):
+    """Sum, absolute sum, sum of squares or mean over all axes from `axis` on,
+    times coeff, as reduction_layer.cpp."""
+
+    def setup(self, shape: Shape) -> None:
+        self.axis = axis_of(self.param.reduction_param.axis, len(shape))
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        p = self.param.reduction_param
+        rows = bottom.flatten(self.axis) if bottom.dim() else bottom.reshape(1)
+        reduced = {ReductionParameter.SUM: lambda: rows.sum(-1),
+                   ReductionParameter.ASUM: lambda: rows.abs().sum(-1),
+                   ReductionParameter.SUMSQ: lambda: (rows * rows).sum(-1),
+                   ReductionParameter.MEAN: lambda: rows.mean(-1)}[p.operation]()
+        return reduced * p.coeff

@@ -1,0 +1,59 @@
+"""Where blobs come from: Input; the types that read databases say what to use instead."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from caffe_port import fillers
+from caffe_port.blob import checked_shape
+from caffe_port.ops.base import Op, Shape
+from caffe_port.proto.caffe_pb2 import FillerParameter
+
+
+# Types that read databases or files of Caffe's own; nothing here stands in for them.
+FED_TYPES = ('Data', 'ImageData', 'HDF5Data', 'HDF5Output', 'WindowData', 'MemoryData')
+
+
+class Input(Op):
+    """Declare the net's inputs, zero until somebody writes them, as input_layer.cpp."""
+
+    bottoms, tops = (0, 0), (1, math.inf)
+
+    def setup(self) -> None:
+        shapes = self.param.input_param.shape
+        count = len(self.param.top)
+        self.require(len(shapes) in (0, 1, count),
+                     f'{len(shapes)} shapes for {count} tops: give none, one or one each')
+        self.shapes = [checked_shape(s.dim, 'shape') for s in shapes] or [()]
+        if len(self.shapes) == 1:
+            self.shapes *= count
+
+    def top_shapes(self) -> list[Shape]:
+        return self.shapes
+
+
+class DummyData(Op):
+    """Tops drawn by fillers, anew each time unless constant, as dummy_data_layer.cpp."""
+
+    bottoms, tops = (0, 0), (1, math.inf)
+
+    def setup(self) -> None:
+        p, count = self.param.dummy_data_param, len(self.param.top)
+        legacy = list(zip(p.num, p.channels, p.height, p.width))
+        self.require(not (legacy and p.shape), 'give either shape or num, channels, height, width')
+        shapes = [tuple(s.dim) for s in p.shape] or legacy
+        fillers_ = list(p.data_filler) or [FillerParameter()]
+        for what, given in (('shapes', shapes), ('data_filler', fillers_)):
+            self.require(len(given) in (1, count), f'{len(given)} {what} for {count} tops')
+        self.shapes = [checked_shape(s, 'shape') for s in shapes * (count if len(shapes) == 1 else 1)]
+        self.fillers = fillers_ * (count if len(fillers_) == 1 else 1)
+
+    def top_shapes(self) -> list[Shape]:
+        return self.shapes
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(fillers.fill(filler, shape)).to(self.device)
+                     for filler, shape in zip(self.fillers, self.shapes))

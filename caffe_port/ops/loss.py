@@ -1,0 +1,166 @@
+"""Losses and measures."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffe_port.ops.base import Op, Shape, axis_of
+from caffe_port.proto.caffe_pb2 import LossParameter
+
+# -log of the smallest normal float32, below which Caffe's loss does not see a probability.
+LARGEST_NLL = -math.log(1.17549435e-38)
+
+
+def normalization_of(param: LossParameter, fallback: int = LossParameter.VALID) -> int:
+    """The mode of a loss_param: `normalization`, or what the legacy `normalize` means."""
+    if param.HasField('normalization') or not param.HasField('normalize'):
+        return param.normalization if param.HasField('normalization') else fallback
+    return LossParameter.VALID if param.normalize else LossParameter.BATCH_SIZE
+
+
+def divisor(mode: int, full: int, batch: int, valid: Tensor | int) -> Tensor | float:
+    """What a loss is divided by in a normalization mode; at least 1."""
+    if mode == LossParameter.VALID and isinstance(valid, Tensor):
+        return valid.clamp(min=1)
+    return max(1, {LossParameter.FULL: full, LossParameter.VALID: valid,
+                   LossParameter.BATCH_SIZE: batch, LossParameter.NONE: 1}[mode])
+
+
+class SoftmaxWithLoss(Op):
+    """Multinomial logistic loss of the softmax over an axis, as softmax_loss_layer.cpp.
+
+    Bottoms: scores N x C x ..., labels with one integer per position. Tops: the loss,
+    a scalar, and on request the probabilities. The value sees no probability below
+    1.17549435e-38, the gradient sees all; an image of ignored labels only gives 0.
+    """
+
+    bottoms, tops = (2, 2), (1, 2)
+    loss = True
+    forceable = (True, False)
+
+    def setup(self, shape: Shape, labels: Shape) -> None:
+        p = self.param
+        self.axis = axis_of(p.softmax_param.axis, len(shape), 'softmax axis')
+        self.ignore = p.loss_param.ignore_label if p.loss_param.HasField('ignore_label') else None
+        self.mode = normalization_of(p.loss_param)
+
+    def forward(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        log_prob = F.log_softmax(scores, self.axis)
+        classes = scores.shape[self.axis]
+        positions = scores.numel() // classes if classes else 0
+        self.require(labels.numel() == positions,
+                     f'{tuple(labels.shape)} labels for scores {tuple(scores.shape)}: '
+                     f'{labels.numel()}, expected {positions}')
+        rest = log_prob.shape[:self.axis] + log_prob.shape[self.axis + 1:]
+        target = labels.detach().reshape(rest).long()
+        valid = target != self.ignore if self.ignore is not None else None
+        if valid is not None:
+            target = target.where(valid, 0)
+        nll = -log_prob.gather(self.axis, target.unsqueeze(self.axis))
+        # The clamp shows in the value only; the gradient passes as if it were not there.
+        nll = nll + (nll.clamp(max=LARGEST_NLL) - nll).detach()
+        count: Tensor | int = positions
+        if valid is not None:
+            nll, count = nll * valid.unsqueeze(self.axis), valid.sum()
+        batch = math.prod(scores.shape[:self.axis])
+        loss = nll.sum() / divisor(self.mode, positions, batch, count)
+        return (loss,) if len(self.param.top) == 1 else (loss, log_prob.exp())
+
+
+class MultinomialLogisticLoss(Op):
+    """-log of the label's probability, mean over the batch, as
+    multinomial_logistic_loss_layer.cpp; no probability below 1e-20 is seen.
+
+    Bottoms: probabilities N x C (with 1 x 1), labels N.
+    """
+
+    bottoms = (2, 2)
+    loss = True
+    forceable = (True, False)
+
+    def forward(self, prob: Tensor, labels: Tensor) -> Tensor:
+        self.require(labels.numel() == prob.shape[0],
+                     f'{labels.numel()} labels for a batch of {prob.shape[0]}')
+        true = prob.flatten(1).gather(1, labels.detach().reshape(-1, 1).long())
+        # The clamp counts for the gradient's value, but lets it pass.
+        true = true + (true.clamp(min=1e-20) - true).detach()
+        return -true.log().sum() / prob.shape[0]
+
+
+class EuclideanLoss(Op):
+    """Sum of squared differences over twice the batch size, as euclidean_loss_layer.cpp."""
+
+    bottoms = (2, 2)
+    loss = True
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        self.require(one.shape[1:].numel() == other.shape[1:].numel() and one.dim() > 0
+                     and one.shape[0] == other.shape[0],
+                     f'bottoms differ: {tuple(one.shape)} and {tuple(other.shape)}')
+        return (one.flatten() - other.flatten()).square().sum() / (2 * one.shape[0])
+
+
+class SigmoidCrossEntropyLoss(Op):
+    """Cross-entropy of sigmoid(x) against targets in [0, 1], as
+    sigmoid_cross_entropy_loss_layer.cpp; by default divided by the batch size."""
+
+    bottoms = (2, 2)
+    loss = True
+    forceable = (True, False)
+
+    def setup(self, shape: Shape, targets: Shape) -> None:
+        p = self.param.loss_param
+        self.ignore = p.ignore_label if p.HasField('ignore_label') else None
+        self.mode = normalization_of(p, LossParameter.BATCH_SIZE)
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        self.require(scores.numel() == targets.numel(),
+                     f'bottoms differ: {tuple(scores.shape)} and {tuple(targets.shape)}')
+        targets = targets.detach().reshape(scores.shape)
+        losses = F.binary_cross_entropy_with_logits(scores, targets, reduction='none')
+        count: Tensor | int = scores.numel()
+        if self.ignore is not None:
+            valid = targets != self.ignore
+            losses, count = losses.where(valid, 0.0), valid.sum()
+        return losses.sum() / divisor(self.mode, scores.numel(), scores.shape[0], count)
+
+
+class Accuracy(Op):
+    """The part of labels among the top_k best scores, as accuracy_layer.cpp.
+
+    A score equal to the label's counts as better. The second top holds the part per
+    class, 0 for a class without labels. It has no gradient.
+    """
+
+    bottoms, tops = (2, 2), (1, 2)
+    forceable = (False,)
+
+    def setup(self, shape: Shape, labels: Shape) -> None:
+        p = self.param.accuracy_param
+        self.axis = axis_of(p.axis, len(shape))
+        self.ignore = p.ignore_label if p.HasField('ignore_label') else None
+        self.require(1 <= p.top_k <= shape[self.axis],
+                     f'top_k {p.top_k} must be 1 to {shape[self.axis]}')
+
+    def forward(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        rows = scores.detach().movedim(self.axis, -1)
+        classes = rows.shape[-1]
+        rows, target = rows.reshape(-1, classes), labels.detach().reshape(-1).long()
+        self.require(len(rows) == len(target), f'{len(target)} labels for {len(rows)} positions')
+        valid = (target != self.ignore) if self.ignore is not None else torch.ones_like(
+            target, dtype=torch.bool)
+        target = target.where(valid, 0)
+        better = (rows >= rows.gather(1, target[:, None])).sum(1) - 1
+        right = ((better < self.param.accuracy_param.top_k) & valid).to(scores.dtype)
+        tops = [right.sum() / valid.sum().clamp(min=1)]
+        if len(self.param.top) == 2:
+            valid = valid.to(scores.dtype)
+            per_class = torch.zeros(2, classes, dtype=scores.dtype, device=scores.device)
+            per_class[0].index_add_(0, target, right)
+            per_class[1].index_add_(0, target, valid)
+            tops.append(per_class[0] / per_class[1].clamp(min=1))
+        return tuple(tops)

@@ -1,0 +1,126 @@
+"""Layers that shift and scale blobs: Scale, Bias, BatchNorm, MVN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from caffe_port.mode import TEST
+from caffe_port.ops.base import Op, Shape, axis_of
+from caffe_port.proto.caffe_pb2 import FillerParameter
+
+
+class _Broadcast(Op):
+    """What Scale and Bias share: a factor laid along some axes of the bottom.
+
+    The factor is the second bottom, or else the layer's own first blob with the
+    bottom's dims from `axis` over `num_axes` axes (-1: to the end; 0: a scalar).
+    """
+
+    bottoms = (1, 2)
+
+    def _setup_factor(self, p, name: str, default: float, shapes: tuple[Shape, ...]) -> None:
+        shape = shapes[0]
+        self.axis = axis_of(p.axis, len(shape)) if len(shape) else 0
+        if len(shapes) == 2:
+            return
+        if p.num_axes == -1:
+            end = len(shape)
+        else:
+            self.require(p.num_axes >= 0, f'num_axes {p.num_axes} must be -1 or more')
+            end = self.axis + p.num_axes
+            self.require(end <= len(shape), f'axis {p.axis} with num_axes {p.num_axes} '
+                                            f'exceeds bottom {shape}')
+        filler = FillerParameter(type='constant', value=default)
+        self.add_blob(name, shape[self.axis:end], p.filler if p.HasField('filler') else filler)
+
+    def _laid_along(self, bottom: Tensor, factor: Tensor) -> Tensor:
+        end = self.axis + factor.dim()
+        self.require(bottom.shape[self.axis:end] == factor.shape,
+                     f'{tuple(factor.shape)} does not lie along axis {self.axis} '
+                     f'of {tuple(bottom.shape)}')
+        return factor.reshape(factor.shape + (1,) * (bottom.dim() - end))
+
+
+class Scale(_Broadcast):
+    """x * scale (+ bias) along some axes, as scale_layer.cpp."""
+
+    def setup(self, *shapes: Shape) -> None:
+        p = self.param.scale_param
+        self._setup_factor(p, 'weight', 1, shapes)
+        if p.bias_term:
+            shape = shapes[1] if len(shapes) == 2 else tuple(self.weight.shape)
+            self.add_blob('bias', shape, p.bias_filler)
+
+    def forward(self, bottom: Tensor, *factor: Tensor) -> Tensor:
+        top = bottom * self._laid_along(bottom, factor[0] if factor else self.weight)
+        if self.param.scale_param.bias_term:
+            top = top + self._laid_along(bottom, self.bias)
+        return top
+
+
+class Bias(_Broadcast):
+    """x + bias along some axes, as bias_layer.cpp."""
+
+    def setup(self, *shapes: Shape) -> None:
+        self._setup_factor(self.param.bias_param, 'bias', 0, shapes)
+
+    def forward(self, bottom: Tensor, *bias: Tensor) -> Tensor:
+        return bottom + self._laid_along(bottom, bias[0] if bias else self.bias)
+
+
+class BatchNorm(Op):
+    """(x - mean) / sqrt(variance + eps) per channel, as batch_norm_layer.cpp.
+
+    Blobs: mean and variance, both times scale_factor, which counts the batches they
+    hold. In TRAIN the batch's own statistics serve, and are added to the blobs, which
+    fade by moving_average_fraction; in TEST, or with use_global_stats, the blobs serve.
+    """
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.batch_norm_param
+        channels = shape[1] if len(shape) > 1 else 1
+        self.use_global = p.use_global_stats if p.HasField('use_global_stats') \
+            else self.phase == TEST
+        for spec in self.param.param:
+            self.require(spec.lr_mult == 0 or not spec.HasField('lr_mult'),
+                         'the statistics are not learned: lr_mult must be 0')
+        for name, size in (('mean', channels), ('variance', channels), ('scale_factor', 1)):
+            self.add_blob(name, (size,), learned=False)
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        rows = bottom.reshape(bottom.shape[0], self.mean.shape[0], -1)
+        eps = self.param.batch_norm_param.eps
+        if self.use_global:
+            count = self.scale_factor.detach()
+            factor = torch.where(count == 0, 0.0, 1 / count)
+            mean, variance = self.mean.detach() * factor, self.variance.detach() * factor
+        else:
+            mean = rows.mean((0, 2))
+            variance = (rows - mean[:, None]).square().mean((0, 2))
+            self._remember(mean.detach(), variance.detach(), rows.shape[0] * rows.shape[2])
+        top = (rows - mean[:, None]) / (variance[:, None] + eps).sqrt()
+        return top.reshape(bottom.shape)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        fraction = self.param.batch_norm_param.moving_average_fraction
+        unbiased = count / (count - 1) if count > 1 else 1.0
+        for blob, new in ((self.mean, mean), (self.variance, variance * unbiased),
+                          (self.scale_factor, torch.ones_like(self.scale_factor))):
+            blob.mul_(fraction).add_(new)
+
+
+class MVN(Op):
+    """(x - mean) / (deviation + eps) per channel, or per sample across channels, as
+    mvn_layer.cpp; without normalize_variance only the mean is removed."""
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        p = self.param.mvn_param
+        rows = bottom.flatten(1 if p.across_channels else min(2, bottom.dim() - 1))
+        top = rows - rows.mean(-1, keepdim=True)
+        if p.normalize_variance:
+            # Below the clamp a constant row would have the gradient 0 * inf.
+            variance = top.square().mean(-1, keepdim=True)
+            top = top / (variance.clamp(min=1e-37).sqrt() + p.eps)
+        return top.reshape(bottom.shape)

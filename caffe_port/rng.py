@@ -1,0 +1,70 @@
+"""Caffe's random streams: one mt19937 that fillers and CPU dropout share."""
+
+from __future__ import annotations
+
+import math
+import secrets
+
+import numpy as np
+import torch
+
+_stream = np.random.RandomState(secrets.randbits(32))
+_device_streams: dict[torch.device, torch.Generator] = {}
+_device_seed = secrets.randbits(63)
+
+
+def set_random_seed(seed: int) -> None:
+    """Start every stream anew from `seed`, as Caffe does from `random_seed`."""
+    global _stream, _device_seed
+    _stream = np.random.RandomState(seed % 2**32)
+    _device_seed = seed
+    _device_streams.clear()
+
+
+def stream() -> np.random.RandomState:
+    """The host stream, from which fillers draw."""
+    return _stream
+
+
+def words(count: int) -> np.ndarray:
+    """Draw the next `count` 32-bit words of the host stream, in order (uint32)."""
+    return _stream.randint(0, 2**32, size=count, dtype=np.uint32)
+
+
+def keep_mask(shape: torch.Size, keep: float, device: torch.device) -> torch.Tensor:
+    """Draw a bool mask that is true with probability `keep`.
+
+    On the CPU it is Caffe's own: one word per element in C order, kept iff
+    word <= keep * (2**32 - 1), which is boost's bernoulli_distribution over
+    mt19937. A GPU has a stream of its own, as cuRAND is in Caffe.
+    """
+    if device.type == 'cpu':
+        mask = words(math.prod(shape)) <= keep * (2**32 - 1)
+        return torch.from_numpy(mask.reshape(shape))
+    if device not in _device_streams:
+        _device_streams[device] = torch.Generator(device).manual_seed(_device_seed)
+    generator = _device_streams[device]
+    return torch.rand(shape, generator=generator, device=device) < keep
+
+
+def get_state() -> dict:
+    """The streams as they stand, for set_state: plain values and uint8/uint32 arrays."""
+    _, key, position, has_gauss, gauss = _stream.get_state()
+    return {
+        'key': key, 'position': position, 'has_gauss': has_gauss, 'gauss': gauss,
+        'device_seed': _device_seed,
+        'devices': {str(d): g.get_state().numpy() for d, g in _device_streams.items()},
+    }
+
+
+def set_state(state: dict) -> None:
+    """Put the streams back to what get_state returned."""
+    global _device_seed
+    _stream.set_state(('MT19937', state['key'], state['position'],
+                       state['has_gauss'], state['gauss']))
+    _device_seed = state['device_seed']
+    _device_streams.clear()
+    for name, saved in state['devices'].items():
+        device = torch.device(name)
+        _device_streams[device] = torch.Generator(device)
+        _device_streams[device].set_state(torch.from_numpy(np.array(saved)))

@@ -1,0 +1,359 @@
+"""SGDSolver: Caffe's stochastic gradient descent, step by step."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port import caffemodel, mode, prototxt, rng
+from caffe_port.errors import CaffeError
+from caffe_port.module import Learnable
+from caffe_port.net import Net
+from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
+
+LOG = logging.getLogger('caffe_port')
+
+
+class SGDSolver:
+    """Minimise a net's loss as Caffe's SGDSolver does, in pycaffe's words.
+
+    Takes a solver prototxt or a SolverParameter. The nets that a prototxt names are
+    looked for from the working directory, as in Caffe, then beside the prototxt.
+
+    Raises CaffeError, naming file and field, for what it cannot do as told.
+    """
+
+    def __init__(self, solver: str | os.PathLike | SolverParameter):
+        if isinstance(solver, SolverParameter):
+            self.param, self._folder = solver, Path('.')
+        else:
+            self.param, self._folder = prototxt.read_solver(solver), Path(solver).parent
+        self.where = 'solver' if isinstance(solver, SolverParameter) else os.fspath(solver)
+        self._check()
+        if self.param.random_seed >= 0:
+            rng.set_random_seed(self.param.random_seed)
+        self.net = self._train_net()
+        self.test_nets = self._test_nets()
+        for weights in self.param.weights:
+            for name in filter(None, (part.strip() for part in weights.split(','))):
+                self.net.copy_from(name)
+        self.iter = 0
+        self.current_step = 0
+        self.learnable = self.net.module.learnable
+        self._moved = [item for item in self.learnable if item.lr_mult != 0]
+        self._history: dict[int, Tensor] = {}
+        self._losses: deque[Tensor] = deque(maxlen=max(self.param.average_loss, 1))
+        self._callbacks: list[tuple[Callable, Callable]] = []
+        self._display_clock = time.monotonic(), 0
+        self.requested_action: Callable[[], str | None] = lambda: None
+
+    # Setting up.
+
+    def _check(self) -> None:
+        p = self.param
+        kinds = ('SGD', 'Nesterov')
+        if p.type not in kinds:
+            raise CaffeError(f'{self.where}: solver type "{p.type}" is not supported; there are '
+                             + ' and '.join(kinds))
+        if p.regularization_type not in ('L1', 'L2'):
+            raise CaffeError(f'{self.where}: regularization_type "{p.regularization_type}" '
+                             'unknown; there are L1 and L2')
+        if p.iter_size < 1:
+            raise CaffeError(f'{self.where}: iter_size {p.iter_size} must be positive')
+        if len(p.test_iter) and not p.test_interval:
+            raise CaffeError(f'{self.where}: test_iter without test_interval')
+        learning_rate(p, 0, 0, self.where)
+
+    def _resolve(self, name: str) -> Path:
+        beside = self._folder / name
+        return beside if not Path(name).exists() and beside.exists() else Path(name)
+
+    def _net(self, source: str | NetParameter, phase: int, state: NetState) -> Net:
+        proto = self._resolve(source) if isinstance(source, str) else source
+        return Net(proto, phase, level=state.level, stages=list(state.stage))
+
+    def _train_net(self) -> Net:
+        p = self.param
+        given = [field for field in ('net', 'net_param', 'train_net', 'train_net_param')
+                 if p.HasField(field)]
+        if len(given) != 1:
+            raise CaffeError(f'{self.where}: expected one of net, net_param, train_net and '
+                             f'train_net_param, found {", ".join(given) or "none"}')
+        return self._net(getattr(p, given[0]), mode.TRAIN, p.train_state)
+
+    def _test_nets(self) -> list[Net]:
+        p = self.param
+        sources: list = [*p.test_net_param, *p.test_net]
+        if p.HasField('net') or p.HasField('net_param'):
+            shared = p.net if p.HasField('net') else p.net_param
+            sources += [shared] * (len(p.test_iter) - len(sources))
+        if len(p.test_iter) not in (0, len(sources)):
+            raise CaffeError(f'{self.where}: {len(p.test_iter)} test_iter for '
+                             f'{len(sources)} test nets')
+        if len(p.test_state) not in (0, len(sources)):
+            raise CaffeError(f'{self.where}: {len(p.test_state)} test_state for '
+                             f'{len(sources)} test nets')
+        states = list(p.test_state) or [NetState()] * len(sources)
+        return [self._net(source, mode.TEST, state) for source, state in zip(sources, states)]
+
+    # Stepping.
+
+    def add_callback(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+        """Call `before` ahead of each iteration's forward, `after` once gradients are there."""
+        self._callbacks.append((before, after))
+
+    def solve(self, resume: str | os.PathLike | None = None) -> None:
+        """Step until max_iter, from a .solverstate if given; snapshot after it as told."""
+        if resume is not None:
+            self.restore(resume)
+        self.step(max(self.param.max_iter - self.iter, 0))
+        p = self.param
+        if p.snapshot_after_train and not (p.snapshot and self.iter % p.snapshot == 0):
+            self.snapshot()
+        if p.test_interval and self.iter % p.test_interval == 0:
+            self.test_all()
+
+    def step(self, count: int) -> None:
+        """Run `count` iterations: forward, backward, update, and a snapshot when due.
+
+        Raises KeyboardInterrupt where requested_action() answers 'stop'.
+        """
+        p = self.param
+        for _ in range(count):
+            self.net.clear_param_diffs()
+            if p.test_interval and self.iter % p.test_interval == 0 and (
+                    self.iter or p.test_initialization):
+                self.test_all()
+            for before, _ in self._callbacks:
+                before()
+            loss = self._forward_backward()
+            self._losses.append(loss)
+            if p.display and self.iter % p.display == 0:
+                self._display()
+            for _, after in self._callbacks:
+                after()
+            self.apply_update()
+            self.iter += 1
+            action = self.requested_action()
+            if action in ('snapshot', 'stop') or p.snapshot and self.iter % p.snapshot == 0:
+                self.snapshot()
+            if action == 'stop':
+                raise KeyboardInterrupt(f'stopped at iteration {self.iter}')
+
+    def _forward_backward(self) -> Tensor:
+        """iter_size passes, gradients added up; returns the mean loss as a scalar tensor."""
+        net, last = self.net, len(self.net.layers) - 1
+        losses = []
+        for _ in range(self.param.iter_size):
+            net._forward(0, last)
+            losses.append(net.loss())
+            net._backward(last, 0, keep=False)
+        return sum(losses) / len(losses)
+
+    @property
+    def smoothed_loss(self) -> float:
+        """The mean loss of the last average_loss iterations.
+
+        Deviates: Caffe starts the window anew with each call of step.
+        """
+        return float(torch.stack(list(self._losses)).mean()) if self._losses else math.nan
+
+    def _display(self) -> None:
+        then, at = self._display_clock
+        now = time.monotonic()
+        pace = ''
+        if self.iter > at:
+            seconds, count = now - then, self.iter - at
+            pace = f' ({count / max(seconds, 1e-9):.4g} iter/s, {seconds:.3f}s/{count} iters)'
+        LOG.info('Iteration %d%s, loss = %.6g', self.iter, pace, self.smoothed_loss)
+        self._display_clock = now, self.iter
+        self._show_outputs('    Train', self.net, {name: self.net.blobs[name].data
+                                                   for name in self.net.outputs})
+        LOG.info('Iteration %d, lr = %.6g', self.iter, self.rate())
+
+    @staticmethod
+    def _show_outputs(title: str, net: Net, outputs: dict[str, np.ndarray]) -> None:
+        weights = {name: weight for node in net.module.nodes
+                   for name, weight in zip(node.tops, node.loss_weights)}
+        number = 0
+        for name, values in outputs.items():
+            weight = weights.get(name, 0)
+            for value in values.flat if values.size <= 64 else ():
+                note = f' (* {weight:g} = {weight * value:.6g} loss)' if weight else ''
+                LOG.info('%s net output #%d: %s = %.6g%s', title, number, name, value, note)
+                number += 1
+
+    def test_all(self) -> None:
+        """Run each test net test_iter times and log the means of its outputs."""
+        for number, (net, passes) in enumerate(zip(self.test_nets, self.param.test_iter)):
+            LOG.info('Iteration %d, Testing net (#%d)', self.iter, number)
+            net.share_with(self.net)
+            sums: dict[str, np.ndarray] = {}
+            loss = 0.0
+            with torch.no_grad():
+                for _ in range(passes):
+                    for name, values in net.forward().items():
+                        sums[name] = sums.get(name, 0) + values.astype(np.float64)
+                    loss += float(net.loss())
+            if self.param.test_compute_loss:
+                LOG.info('Test loss: %.6g', loss / passes)
+            self._show_outputs('    Test', net, {k: v / passes for k, v in sums.items()})
+
+    # The update.
+
+    def rate(self) -> float:
+        """The learning rate of this iteration, before lr_mult."""
+        return learning_rate(self.param, self.iter, self.current_step, self.where)
+
+    def apply_update(self) -> None:
+        """Move the parameters: history = momentum * history + rate * (diff + decay * w);
+        w -= history, with each parameter's lr_mult and decay_mult."""
+        p = self.param
+        while (p.lr_policy == 'multistep' and self.current_step < len(p.stepvalue)
+               and self.iter >= p.stepvalue[self.current_step]):
+            self.current_step += 1
+            LOG.info('MultiStep Status: Iteration %d, step = %d', self.iter, self.current_step)
+        scale = self._clip() / p.iter_size
+        groups: dict[tuple[float, float], list[int]] = {}
+        for i, item in enumerate(self._moved):
+            if item.parameter.grad is None:
+                item.parameter.grad = torch.zeros_like(item.parameter)
+            groups.setdefault((item.lr_mult, item.decay_mult), []).append(i)
+        for (lr_mult, decay_mult), members in groups.items():
+            self._update(members, self.rate() * lr_mult, p.weight_decay * decay_mult, scale)
+
+    @torch.no_grad()
+    def _update(self, members: list[int], rate: float, decay: float, scale: float) -> None:
+        """Update parameters that share multipliers in one fused pass over memory.
+
+        PyTorch's kernel does buffer = momentum * buffer + g; w -= lr * buffer. Caffe keeps
+        the rate inside the history, so the gradient is scaled by it on the way in (the
+        kernel divides by grad_scale) and the kernel's own lr is 1.
+        """
+        weights = [self._moved[i].parameter for i in members]
+        grads = [weight.grad for weight in weights]
+        for i, weight in zip(members, weights):
+            if i not in self._history or self._history[i].device != weight.device:
+                self._history[i] = (self._history[i].to(weight.device) if i in self._history
+                                    else torch.zeros_like(weight))
+        history = [self._history[i] for i in members]
+        if rate == 0:  # nothing to scale by, and nothing moves but by momentum
+            torch._foreach_mul_(history, self.param.momentum)
+            torch._foreach_sub_(weights, history)
+            return
+        if self.param.regularization_type == 'L1' and decay:
+            for weight, grad in zip(weights, grads):
+                grad.add_(weight.sign(), alpha=decay / scale)
+            decay = 0.0
+        torch._fused_sgd_(
+            weights, grads, history, weight_decay=rate * decay, momentum=self.param.momentum,
+            lr=1.0, dampening=0.0, nesterov=self.param.type == 'Nesterov', maximize=False,
+            is_first_step=False,
+            grad_scale=torch.full((), 1 / (rate * scale), device=weights[0].device))
+
+    def _clip(self) -> float:
+        """The factor that brings the gradients' L2 norm down to clip_gradients."""
+        limit = self.param.clip_gradients
+        if limit < 0:
+            return 1.0
+        grads = [item.parameter.grad for item in self._moved if item.parameter.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        if norm <= limit:
+            return 1.0
+        LOG.info('Gradient clipping: scaling down gradients (L2 norm %.6g > %.6g) by %.6g',
+                 norm, limit, limit / norm)
+        return limit / norm
+
+    # Snapshots.
+
+    def snapshot(self) -> Path:
+        """Write <snapshot_prefix>_iter_<iter>.caffemodel and .solverstate (or .h5 twins).
+
+        Each is there whole or not at all. Returns the path of the solver state.
+        """
+        p = self.param
+        hdf5 = p.snapshot_format == SolverParameter.HDF5
+        suffix = '.h5' if hdf5 else ''
+        stem = f'{p.snapshot_prefix or "snapshot"}_iter_{self.iter}'
+        Path(stem).parent.mkdir(parents=True, exist_ok=True)
+        model, state = f'{stem}.caffemodel{suffix}', Path(f'{stem}.solverstate{suffix}')
+        LOG.info('Snapshotting to %s', model)
+        self.net.save(model)
+        write = caffemodel.write_state_hdf5 if hdf5 else caffemodel.write_state
+        write(state, self.iter, model, self._history_arrays(), self.current_step)
+        LOG.info('Snapshotting solver state to %s', state)
+        return state
+
+    def _history_arrays(self) -> list[np.ndarray]:
+        """One array per learnable parameter, as Caffe keeps them; zeros for those at rest."""
+        kept = {id(self._moved[i]): tensor for i, tensor in self._history.items()}
+        return [kept[id(item)].cpu().numpy() if id(item) in kept
+                else np.zeros(tuple(item.parameter.shape), np.float32)
+                for item in self.learnable]
+
+    def restore(self, path: str | os.PathLike) -> None:
+        """Take up iteration, weights and history from a .solverstate, Caffe's or ours.
+
+        Its weights are looked for where it says, then beside it. Nothing changes on error.
+        """
+        state = caffemodel.read_state(path)
+        self._check_history(path, state.history)
+        if state.learned_net:
+            named = Path(state.learned_net)
+            beside = Path(path).parent / named.name
+            self.net.copy_from(beside if not named.exists() and beside.exists() else named)
+        self.iter, self.current_step = state.iter, state.current_step
+        self._history = {}
+        stored = {id(item): blob for item, blob in zip(self.learnable, state.history)}
+        for i, item in enumerate(self._moved):
+            values = torch.from_numpy(stored[id(item)].array()).reshape(item.parameter.shape)
+            self._history[i] = values.to(item.parameter.device)
+        self._display_clock = time.monotonic(), self.iter
+        LOG.info('Restored iteration %d from %s', self.iter, path)
+
+    def _check_history(self, path: str | os.PathLike, history: list) -> None:
+        if len(history) != len(self.learnable):
+            raise CaffeError(f'{path}: expected {len(self.learnable)} history blobs for net '
+                             f'"{self.net.name}", found {len(history)}')
+        for i, (item, blob) in enumerate(zip(self.learnable, history)):
+            if blob.count != item.parameter.numel():
+                raise CaffeError(f'{path}: history blob {i}: expected shape '
+                                 f'{tuple(item.parameter.shape)}, found {tuple(blob.shape)}')
+
+
+def get_solver(solver: str | os.PathLike) -> SGDSolver:
+    """The solver that a solver prototxt asks for."""
+    return SGDSolver(solver)
+
+
+def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: str) -> float:
+    """base_lr as lr_policy changes it over iterations, as SGDSolver::GetLearningRate."""
+    needs = {'fixed': (), 'step': ('gamma', 'stepsize'), 'exp': ('gamma',),
+             'inv': ('gamma', 'power'), 'multistep': ('gamma', 'stepvalue'),
+             'poly': ('power', 'max_iter'), 'sigmoid': ('gamma', 'stepsize')}
+    if p.lr_policy not in needs:
+        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" unknown; there are '
+                         + ', '.join(needs))
+    missing = [name for name in needs[p.lr_policy]
+               if not (p.stepvalue if name == 'stepvalue' else p.HasField(name))]
+    if missing:
+        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" needs {" and ".join(missing)}')
+    factors = {
+        'fixed': lambda: 1.0,
+        'step': lambda: p.gamma ** (iteration // p.stepsize),
+        'exp': lambda: p.gamma ** iteration,
+        'inv': lambda: (1 + p.gamma * iteration) ** -p.power,
+        'multistep': lambda: p.gamma ** current_step,
+        'poly': lambda: (1 - iteration / p.max_iter) ** p.power,
+        'sigmoid': lambda: 1 / (1 + math.exp(-p.gamma * (iteration - p.stepsize))),
+    }
+    return p.base_lr * factors[p.lr_policy]()
