@@ -1,0 +1,78 @@
+"""The layers every net file is written in. Decisions stay in the net files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+from caffe_port import prototxt
+from caffe_port.errors import CaffeError
+from caffe_port.net_spec import Top, layers as L, params as P
+from caffe_port.proto import caffe_pb2
+
+# Weights learn at the solver's rate; biases at twice that, without decay.
+LEARNT = [dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)]
+FIXED = [dict(lr_mult=0)]
+
+
+def conv_relu(bottom: Top, nout: int, ks: int = 3, stride: int = 1, pad: int = 1,
+              **fillers: Any) -> tuple[Top, Top]:
+    """A learnt convolution and its ReLU in place."""
+    conv = L.Convolution(bottom, kernel_size=ks, stride=stride, num_output=nout, pad=pad,
+                         param=LEARNT, **fillers)
+    return conv, L.ReLU(conv, in_place=True)
+
+
+def max_pool(bottom: Top, ks: int = 2, stride: int = 2) -> Top:
+    return L.Pooling(bottom, pool=P.Pooling.MAX, kernel_size=ks, stride=stride)
+
+
+def lrn(bottom: Top) -> Top:
+    """Response normalisation over five channels, as in CaffeNet, AlexNet and GoogLeNet."""
+    return L.LRN(bottom, local_size=5, alpha=0.0001, beta=0.75)
+
+
+def dropout(bottom: Top) -> Top:
+    """Half of the elements dropped, in place."""
+    return L.Dropout(bottom, dropout_ratio=0.5, in_place=True)
+
+
+def score(bottom: Top, classes: int) -> Top:
+    """A learnt 1 x 1 convolution to one channel per class."""
+    return L.Convolution(bottom, num_output=classes, kernel_size=1, pad=0, param=LEARNT)
+
+
+def upsample(bottom: Top, classes: int, ks: int, stride: int) -> Top:
+    """A fixed deconvolution; surgery.interp fills in the bilinear kernel."""
+    return L.Deconvolution(
+        bottom, param=FIXED, convolution_param=dict(
+            num_output=classes, kernel_size=ks, stride=stride, bias_term=False))
+
+
+def add(first: Top, second: Top) -> Top:
+    return L.Eltwise(first, second, operation=P.Eltwise.SUM)
+
+
+def pixel_loss(scores: Top, label: Top, normalize: bool = False) -> Top:
+    """The softmax loss over all pixels whose label is not 255."""
+    return L.SoftmaxWithLoss(scores, label,
+                             loss_param=dict(normalize=normalize, ignore_label=255))
+
+
+def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str) -> None:
+    """What a net file does as a script: write `<name>.prototxt` for each name=split.
+
+    They go into the folder named on the command line, else the current one.
+    """
+    parser = argparse.ArgumentParser(
+        description=f'Write {" and ".join(f"{name}.prototxt" for name in splits)}.')
+    parser.add_argument('folder', nargs='?', type=Path, default=Path('.'),
+                        help='where to write them (default: here)')
+    folder = parser.parse_args().folder
+    try:
+        for name, split in splits.items():
+            prototxt.write(fcn(split), folder / f'{name}.prototxt')
+    except CaffeError as error:
+        sys.exit(f'{parser.prog}: {error}')

@@ -1,0 +1,71 @@
+"""GoogLeNet, the classifier.
+
+Source: Szegedy et al. 2015, as in Caffe's model zoo.
+"""
+
+from __future__ import annotations
+
+from caffe_port.net_spec import NetSpec, Top, layers as L, params as P
+from caffe_port.proto.caffe_pb2 import NetParameter
+from nets.atoms import LEARNT, lrn, max_pool
+
+
+def conv_relu(n: NetSpec, group: str, name: str, bottom: Top, nout: int, ks: int, std: float,
+              **settings: int) -> Top:
+    """Add the convolution `group/name` with its ReLU in place, and return the ReLU."""
+    conv = n[f'{group}/{name}'] = L.Convolution(
+        bottom, num_output=nout, kernel_size=ks, param=LEARNT,
+        weight_filler=dict(type='xavier', std=std),
+        bias_filler=dict(type='constant', value=0.2), **settings)
+    relu = n[f'{group}/relu_{name.removesuffix("_s2")}'] = L.ReLU(conv, in_place=True)
+    return relu
+
+
+def inception(n: NetSpec, name: str, bottom: Top, one: int, three_reduce: int, three: int,
+              five_reduce: int, five: int, pool: int) -> Top:
+    """Add four streams (1 x 1, 3 x 3, 5 x 5, pooled), given their channels, and join them."""
+    group = f'inception_{name}'
+    ones = conv_relu(n, group, '1x1', bottom, one, ks=1, std=0.03)
+    threes = conv_relu(n, group, '3x3_reduce', bottom, three_reduce, ks=1, std=0.09)
+    threes = conv_relu(n, group, '3x3', threes, three, ks=3, std=0.03, pad=1)
+    fives = conv_relu(n, group, '5x5_reduce', bottom, five_reduce, ks=1, std=0.2)
+    fives = conv_relu(n, group, '5x5', fives, five, ks=5, std=0.03, pad=2)
+    pooled = n[f'{group}/pool'] = L.Pooling(bottom, pool=P.Pooling.MAX, kernel_size=3, stride=1,
+                                            pad=1)
+    pooled = conv_relu(n, group, 'pool_proj', pooled, pool, ks=1, std=0.1)
+    output = n[f'{group}/output'] = L.Concat(ones, threes, fives, pooled)
+    return output
+
+
+def classifier(num_classes: int = 1000) -> NetParameter:
+    """GoogLeNet as deployed: `data`, 10 x 3 x 224 x 224 BGR, to `prob`, 10 x num_classes."""
+    n = NetSpec()
+    n.data = L.Input(shape=dict(dim=[10, 3, 224, 224]))
+
+    top = conv_relu(n, 'conv1', '7x7_s2', n.data, 64, ks=7, std=0.1, pad=3, stride=2)
+    top = n['pool1/3x3_s2'] = max_pool(top, ks=3)
+    top = n['pool1/norm1'] = lrn(top)
+    top = conv_relu(n, 'conv2', '3x3_reduce', top, 64, ks=1, std=0.1)
+    top = conv_relu(n, 'conv2', '3x3', top, 192, ks=3, std=0.03, pad=1)
+    top = n['conv2/norm2'] = lrn(top)
+    top = n['pool2/3x3_s2'] = max_pool(top, ks=3)
+
+    top = inception(n, '3a', top, 64, 96, 128, 16, 32, 32)
+    top = inception(n, '3b', top, 128, 128, 192, 32, 96, 64)
+    top = n['pool3/3x3_s2'] = max_pool(top, ks=3)
+    top = inception(n, '4a', top, 192, 96, 208, 16, 48, 64)
+    top = inception(n, '4b', top, 160, 112, 224, 24, 64, 64)
+    top = inception(n, '4c', top, 128, 128, 256, 24, 64, 64)
+    top = inception(n, '4d', top, 112, 144, 288, 32, 64, 64)
+    top = inception(n, '4e', top, 256, 160, 320, 32, 128, 128)
+    top = n['pool4/3x3_s2'] = max_pool(top, ks=3)
+    top = inception(n, '5a', top, 256, 160, 320, 32, 128, 128)
+    top = inception(n, '5b', top, 384, 192, 384, 48, 128, 128)
+
+    top = n['pool5/7x7_s1'] = L.Pooling(top, pool=P.Pooling.AVE, kernel_size=7, stride=1)
+    top = n['pool5/drop_7x7_s1'] = L.Dropout(top, dropout_ratio=0.4, in_place=True)
+    top = n['loss3/classifier'] = L.InnerProduct(
+        top, num_output=num_classes, param=LEARNT, weight_filler=dict(type='xavier'),
+        bias_filler=dict(type='constant', value=0))
+    n.prob = L.Softmax(top)
+    return n.to_proto()

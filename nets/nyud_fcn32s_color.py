@@ -1,0 +1,42 @@
+"""FCN-32s on NYUDv2 from color alone."""
+
+if __name__ == '__main__':  # as a script, from a bare checkout
+    import pathlib
+    import sys
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from caffe_port.coord_map import crop
+from caffe_port.net_spec import NetSpec
+from caffe_port.proto.caffe_pb2 import NetParameter
+from nets import data, vgg16
+from nets.atoms import conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
+
+
+def fcn(split: str, nyud_dir: str = '../data/nyud', width: int = 64,
+        fc: int = 4096) -> NetParameter:
+    """The net for a split of NYUDv2; 'deploy' has neither label nor loss."""
+    n = NetSpec()
+    if split == 'deploy':
+        n.data = data.image()
+    else:
+        n.data, n.label = data.nyud(split, ['color', 'label'], nyud_dir)
+
+    # So much padding leaves fc6 a whole window however small the image is.
+    n.conv1_1, n.relu1_1 = conv_relu(n.data, width, pad=100)
+    vgg16.trunk(n, n.relu1_1, width)
+
+    n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=7, pad=0)
+    n.drop6 = dropout(n.relu6)
+    n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
+    n.drop7 = dropout(n.relu7)
+    n.score_fr = score(n.drop7, 40)
+
+    n.upscore = upsample(n.score_fr, 40, ks=64, stride=32)
+    n.score = crop(n.upscore, n.data)
+    if split != 'deploy':
+        n.loss = pixel_loss(n.score, n.label)
+    return n.to_proto()
+
+
+if __name__ == '__main__':
+    write_prototxts(fcn, trainval='trainval', test='test')

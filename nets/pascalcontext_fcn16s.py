@@ -1,0 +1,48 @@
+"""FCN-16s on PASCAL-Context, from FCN-32s: fuses the scores of pool4, stride 16."""
+
+if __name__ == '__main__':  # as a script, from a bare checkout
+    import pathlib
+    import sys
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from caffe_port.coord_map import crop
+from caffe_port.net_spec import NetSpec
+from caffe_port.proto.caffe_pb2 import NetParameter
+from nets import data, vgg16
+from nets.atoms import add, conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
+
+
+def fcn(split: str, voc_dir: str = '../../data/pascal',
+        context_dir: str = '../../data/pascal-context', width: int = 64,
+        fc: int = 4096) -> NetParameter:
+    """The net for a split of PASCAL-Context; 'deploy' has neither label nor loss."""
+    n = NetSpec()
+    if split == 'deploy':
+        n.data = data.image()
+    else:
+        n.data, n.label = data.pascalcontext(split, voc_dir, context_dir)
+
+    # So much padding leaves fc6 a whole window however small the image is.
+    n.conv1_1, n.relu1_1 = conv_relu(n.data, width, pad=100)
+    vgg16.trunk(n, n.relu1_1, width)
+
+    n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=7, pad=0)
+    n.drop6 = dropout(n.relu6)
+    n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
+    n.drop7 = dropout(n.relu7)
+    n.score_fr = score(n.drop7, 60)
+
+    n.upscore2 = upsample(n.score_fr, 60, ks=4, stride=2)
+    n.score_pool4 = score(n.pool4, 60)
+    n.score_pool4c = crop(n.score_pool4, n.upscore2)
+    n.fuse_pool4 = add(n.upscore2, n.score_pool4c)
+
+    n.upscore16 = upsample(n.fuse_pool4, 60, ks=32, stride=16)
+    n.score = crop(n.upscore16, n.data)
+    if split != 'deploy':
+        n.loss = pixel_loss(n.score, n.label)
+    return n.to_proto()
+
+
+if __name__ == '__main__':
+    write_prototxts(fcn, train='train', val='val')

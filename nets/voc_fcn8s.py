@@ -1,0 +1,53 @@
+"""FCN-8s on PASCAL VOC, from FCN-16s: fuses the scores of pool4 and pool3, stride 8."""
+
+if __name__ == '__main__':  # as a script, from a bare checkout
+    import pathlib
+    import sys
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from caffe_port.coord_map import crop
+from caffe_port.net_spec import NetSpec
+from caffe_port.proto.caffe_pb2 import NetParameter
+from nets import data, vgg16
+from nets.atoms import add, conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
+
+
+def fcn(split: str, sbdd_dir: str = '../data/sbdd/dataset',
+        voc_dir: str = '../data/pascal/VOC2011', seg11valid_from: str | None = None,
+        width: int = 64, fc: int = 4096) -> NetParameter:
+    """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss."""
+    n = NetSpec()
+    if split == 'deploy':
+        n.data = data.image()
+    else:
+        n.data, n.label = data.voc(split, sbdd_dir, voc_dir, seg11valid_from)
+
+    # So much padding leaves fc6 a whole window however small the image is.
+    n.conv1_1, n.relu1_1 = conv_relu(n.data, width, pad=100)
+    vgg16.trunk(n, n.relu1_1, width)
+
+    n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=7, pad=0)
+    n.drop6 = dropout(n.relu6)
+    n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
+    n.drop7 = dropout(n.relu7)
+    n.score_fr = score(n.drop7, 21)
+
+    n.upscore2 = upsample(n.score_fr, 21, ks=4, stride=2)
+    n.score_pool4 = score(n.pool4, 21)
+    n.score_pool4c = crop(n.score_pool4, n.upscore2)
+    n.fuse_pool4 = add(n.upscore2, n.score_pool4c)
+
+    n.upscore_pool4 = upsample(n.fuse_pool4, 21, ks=4, stride=2)
+    n.score_pool3 = score(n.pool3, 21)
+    n.score_pool3c = crop(n.score_pool3, n.upscore_pool4)
+    n.fuse_pool3 = add(n.upscore_pool4, n.score_pool3c)
+
+    n.upscore8 = upsample(n.fuse_pool3, 21, ks=16, stride=8)
+    n.score = crop(n.upscore8, n.data)
+    if split != 'deploy':
+        n.loss = pixel_loss(n.score, n.label)
+    return n.to_proto()
+
+
+if __name__ == '__main__':
+    write_prototxts(fcn, train='train', val='seg11valid')

@@ -1,0 +1,64 @@
+"""FCN-8s on PASCAL VOC, trained at once from the classifier and not stage by stage.
+
+Fixed scales bring pool4 and pool3 down to the magnitude of the deeper features, so
+that the three streams can learn together.
+"""
+
+if __name__ == '__main__':  # as a script, from a bare checkout
+    import pathlib
+    import sys
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from caffe_port.coord_map import crop
+from caffe_port.net_spec import NetSpec, Top, layers as L
+from caffe_port.proto.caffe_pb2 import NetParameter
+from nets import data, vgg16
+from nets.atoms import FIXED, add, conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
+
+
+def fcn(split: str, sbdd_dir: str = '../data/sbdd/dataset',
+        voc_dir: str = '../data/pascal/VOC2011', seg11valid_from: str | None = None,
+        width: int = 64, fc: int = 4096) -> NetParameter:
+    """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss."""
+    n = NetSpec()
+    if split == 'deploy':
+        n.data = data.image()
+    else:
+        n.data, n.label = data.voc(split, sbdd_dir, voc_dir, seg11valid_from)
+
+    # So much padding leaves fc6 a whole window however small the image is.
+    n.conv1_1, n.relu1_1 = conv_relu(n.data, width, pad=100)
+    vgg16.trunk(n, n.relu1_1, width)
+
+    n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=7, pad=0)
+    n.drop6 = dropout(n.relu6)
+    n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
+    n.drop7 = dropout(n.relu7)
+    n.score_fr = score(n.drop7, 21)
+
+    n.upscore2 = upsample(n.score_fr, 21, ks=4, stride=2)
+    n.scale_pool4 = scale(n.pool4, 0.01)
+    n.score_pool4 = score(n.scale_pool4, 21)
+    n.score_pool4c = crop(n.score_pool4, n.upscore2)
+    n.fuse_pool4 = add(n.upscore2, n.score_pool4c)
+
+    n.upscore_pool4 = upsample(n.fuse_pool4, 21, ks=4, stride=2)
+    n.scale_pool3 = scale(n.pool3, 0.0001)
+    n.score_pool3 = score(n.scale_pool3, 21)
+    n.score_pool3c = crop(n.score_pool3, n.upscore_pool4)
+    n.fuse_pool3 = add(n.upscore_pool4, n.score_pool3c)
+
+    n.upscore8 = upsample(n.fuse_pool3, 21, ks=16, stride=8)
+    n.score = crop(n.upscore8, n.data)
+    if split != 'deploy':
+        n.loss = pixel_loss(n.score, n.label)
+    return n.to_proto()
+
+
+def scale(bottom: Top, factor: float) -> Top:
+    """The bottom times a fixed factor."""
+    return L.Scale(bottom, filler=dict(type='constant', value=factor), param=FIXED)
+
+
+if __name__ == '__main__':
+    write_prototxts(fcn, train='train', val='seg11valid')

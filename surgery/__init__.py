@@ -1,0 +1,12 @@
+"""Net surgery: carry parameters from one net into another, make upsampling bilinear.
+
+Nets are pycaffe's: `net.params[layer]` is a list of blobs with `.data` and `.shape`.
+Each function checks all it was given before it writes anything.
+"""
+
+from surgery.bilinear import interp, upsample_filt
+from surgery.checks import check_filled
+from surgery.transfer import Dropped, Moved, Transplant, expand_score, transplant
+
+__all__ = ['Dropped', 'Moved', 'Transplant', 'check_filled', 'expand_score', 'interp',
+           'transplant', 'upsample_filt']

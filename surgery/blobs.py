@@ -1,0 +1,24 @@
+"""What surgery asks of a net: the blobs of a layer, and their shapes."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+from caffe_port.errors import CaffeError
+
+
+def blobs_of(net: Any, layer: str) -> Sequence[Any]:
+    """The parameter blobs of a layer, weights first; CaffeError if it has none."""
+    if layer not in net.params or not len(net.params[layer]):
+        raise CaffeError(f'{layer}: no layer of this name has parameters; those that have: '
+                         f'{", ".join(net.params)}')
+    return net.params[layer]
+
+
+def shape_of(blob: Any) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in blob.shape)
+
+
+def text(shape: tuple[int, ...]) -> str:
+    """A shape as Caffe's messages have it: 21 x 4096 x 1 x 1."""
+    return ' x '.join(str(dim) for dim in shape)

@@ -1,0 +1,113 @@
+"""Parameters carried over from one net to another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from caffe_port.errors import CaffeError
+from surgery.blobs import blobs_of, shape_of, text
+
+
+class Moved(NamedTuple):
+    """Blob `index` of `layer` went to the same blob of `new_layer`."""
+
+    layer: str
+    new_layer: str
+    index: int
+    shape: tuple[int, ...]
+    new_shape: tuple[int, ...]
+
+
+class Dropped(NamedTuple):
+    """Blob `index` of `layer` has no counterpart in the new net."""
+
+    layer: str
+    index: int
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Transplant:
+    """What a transplant did, blob by blob.
+
+    copied: into the same shape. coerced: into another shape of the same count.
+    dropped: not at all.
+    """
+
+    copied: list[Moved] = field(default_factory=list)
+    coerced: list[Moved] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+def transplant(new_net: Any, net: Any, suffix: str = '') -> Transplant:
+    """Copy the parameters of each layer of `net` to the layer `name + suffix` of `new_net`.
+
+    Where only the shape differs the values are taken over in C order. That makes
+    fully connected layers convolutional: O x (I*H*W) weights are O x I x H x W
+    ones. What has no counterpart is dropped. Prints the release's lines.
+
+    Raises CaffeError if two blobs differ in count; then nothing has been written.
+    """
+    done = Transplant()
+    lines = []
+    for layer in net.params:
+        new_layer = layer + suffix
+        new_blobs = new_net.params[new_layer] if new_layer in new_net.params else ()
+        if not new_blobs:
+            lines.append(f'dropping {layer}')
+        for index, blob in enumerate(net.params[layer]):
+            if index >= len(new_blobs):
+                done.dropped.append(Dropped(layer, index, shape_of(blob)))
+                if new_blobs:
+                    lines.append(f'dropping {layer} {index}')
+                continue
+            moved = Moved(layer, new_layer, index, shape_of(blob), shape_of(new_blobs[index]))
+            _check_count(moved)
+            if moved.shape == moved.new_shape:
+                done.copied.append(moved)
+                lines.append(f'copying {layer}  ->  {new_layer} {index}')
+            else:
+                done.coerced.append(moved)
+                lines.append(f'coercing {layer} {index} from {moved.shape} to {moved.new_shape}')
+    for layer, new_layer, index, _, new_shape in done.copied + done.coerced:
+        new_net.params[new_layer][index].data[...] = (
+            net.params[layer][index].data.reshape(new_shape))
+    for line in lines:
+        print(line)
+    return done
+
+
+def _check_count(moved: Moved) -> None:
+    count, new_count = math.prod(moved.shape), math.prod(moved.new_shape)
+    if count != new_count:
+        raise CaffeError(f'{moved.layer} {moved.index} of shape {text(moved.shape)} cannot be '
+                         f'{moved.new_layer} of shape {text(moved.new_shape)}: a transplant may '
+                         f'change the shape but not the count, {count} and {new_count}')
+
+
+def expand_score(new_net: Any, new_layer: str, net: Any, layer: str) -> None:
+    """Carry a score layer's classes over to one with more: its first outputs become the old ones.
+
+    Weights K x I x 1 x 1 and biases K go to the first K outputs of `new_layer`.
+
+    Raises CaffeError if a layer or its bias is missing, there are fewer new
+    classes than old, or the classes see other inputs; then nothing has been written.
+    """
+    blobs, new_blobs = blobs_of(net, layer), blobs_of(new_net, new_layer)
+    if len(blobs) < 2 or len(new_blobs) < 2:
+        raise CaffeError(f'{layer} and {new_layer}: {len(blobs)} and {len(new_blobs)} blobs, '
+                         f'a score layer has weights and biases')
+    shape, new_shape = shape_of(blobs[0]), shape_of(new_blobs[0])
+    classes, new_classes = (math.prod(shape_of(b[1])) for b in (blobs, new_blobs))
+    if (shape[:1], new_shape[:1]) != ((classes,), (new_classes,)):
+        raise CaffeError(f'{layer} and {new_layer}: {classes} and {new_classes} biases for weights '
+                         f'of shape {text(shape)} and {text(new_shape)}')
+    if shape[1:] != new_shape[1:] or classes > new_classes:
+        raise CaffeError(f'{layer} of shape {text(shape)} cannot be the first classes of '
+                         f'{new_layer} of shape {text(new_shape)}')
+    new_blobs[0].data[:classes] = blobs[0].data
+    # Deviates: the release indexes biases as 1 x 1 x 1 x K. Only old files have those;
+    # `flat` serves them and today's biases of one axis.
+    new_blobs[1].data.flat[:classes] = blobs[1].data.flat

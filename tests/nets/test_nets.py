@@ -1,0 +1,189 @@
+"""Every net file says what the official release says, layer by layer."""
+
+import ast
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format, text_format
+
+from caffe_port.net_spec import layers as L
+from caffe_port.proto import caffe_pb2
+from nets import caffenet, googlenet, vgg16
+
+ROOT = Path(__file__).parents[2]
+OFFICIAL = json.loads((ROOT / 'tests/facts/official_nets.json').read_text())
+ZOO = json.loads((ROOT / 'tests/facts/zoo_nets.json').read_text())
+PHASES = [(name, phase) for name in OFFICIAL for phase in ('train_net', 'test_net')]
+
+
+def module_of(experiment):
+    return importlib.import_module('nets.' + experiment.replace('-', '_'))
+
+
+def split_of(layers):
+    return layers[0]['python_param']['param_str']['split']
+
+
+def params_of(layer):
+    """The param_str of a Python layer; tuples as the lists JSON knows."""
+    return json.loads(json.dumps(ast.literal_eval(layer.python_param.param_str)))
+
+
+def message(layer):
+    """A layer of the facts as a LayerParameter, without its param_str."""
+    layer = json.loads(json.dumps(layer))
+    layer.get('python_param', {}).pop('param_str', None)
+    return json_format.ParseDict(layer, caffe_pb2.LayerParameter())
+
+
+def without_param_str(layer):
+    layer = caffe_pb2.LayerParameter.FromString(layer.SerializeToString())
+    if layer.HasField('python_param'):
+        layer.python_param.ClearField('param_str')
+    return layer
+
+
+def assert_same_layers(net, expected):
+    assert [layer.name for layer in net.layer] == [layer['name'] for layer in expected]
+    for layer, wanted in zip(net.layer, expected):
+        assert without_param_str(layer) == message(wanted)
+
+
+@pytest.mark.parametrize('experiment, phase', PHASES)
+def test_a_net_is_the_official_one(experiment, phase):
+    expected = OFFICIAL[experiment][phase]
+    net = module_of(experiment).fcn(split_of(expected))
+    assert_same_layers(net, expected)
+    assert params_of(net.layer[0]) == expected[0]['python_param']['param_str']
+
+
+@pytest.mark.parametrize('experiment', OFFICIAL)
+def test_a_deployed_net_is_the_official_one_between_data_and_loss(experiment):
+    expected = OFFICIAL[experiment]['test_net']
+    tops = [top for top in expected[0]['top'] if top not in ('label', 'sem', 'geo')]
+    middle = [layer for layer in expected[1:] if layer['type'] != 'SoftmaxWithLoss']
+    net = module_of(experiment).fcn('deploy')
+    assert_same_layers(caffe_pb2.NetParameter(layer=net.layer[len(tops):]), middle)
+    for layer, top in zip(net.layer, tops):
+        channels = 1 if top == 'depth' else 3
+        assert (layer.type, layer.name, list(layer.top)) == ('Input', top, [top])
+        assert list(layer.input_param.shape[0].dim) == [1, channels, 500, 500]
+
+
+@pytest.mark.parametrize('experiment', OFFICIAL)
+def test_a_narrow_net_differs_in_num_output_alone(experiment):
+    full = module_of(experiment).fcn('deploy')
+    narrow = module_of(experiment).fcn('deploy', width=6, fc=10)
+    first = {layer.name: layer.convolution_param.num_output for layer in narrow.layer}
+    assert first['conv1' if 'alexnet' in experiment else next(
+        name for name in first if name.startswith('conv1_1'))] == 6
+    assert all(count == 10 for name, count in first.items() if name.startswith(('fc6', 'fc7')))
+    for net in (full, narrow):
+        for layer in net.layer:
+            layer.convolution_param.ClearField('num_output')
+    assert full == narrow
+
+
+@pytest.mark.parametrize('experiment, phase', PHASES)
+def test_the_places_of_the_data_can_be_given(experiment, phase):
+    wanted = dict(OFFICIAL[experiment][phase][0]['python_param']['param_str'])
+    places = {key: f'/somewhere/{key}' for key in wanted if key.endswith('_dir')}
+    net = module_of(experiment).fcn(wanted['split'], **places)
+    assert params_of(net.layer[0]) == wanted | places
+
+
+def test_seg11valid_is_derived_from_sbd_only_when_asked_for():
+    fcn = module_of('voc-fcn32s').fcn
+    assert params_of(fcn('seg11valid', seg11valid_from='/sbd').layer[0])['sbdd_dir'] == '/sbd'
+    assert params_of(fcn('train', seg11valid_from='/sbd').layer[0])['sbdd_dir'] != '/sbd'
+    assert 'sbdd_dir' not in params_of(fcn('val', seg11valid_from='/sbd').layer[0])
+
+
+# As scripts.
+
+def files_of(experiment):
+    """The two files the official solver names, and the split each is for."""
+    solver = OFFICIAL[experiment]['solver']
+    return {solver['train_net']: split_of(OFFICIAL[experiment]['train_net']),
+            solver['test_net'][0]: split_of(OFFICIAL[experiment]['test_net'])}
+
+
+def assert_written(folder, experiment):
+    files = files_of(experiment)
+    assert {path.name for path in folder.iterdir()} == set(files)
+    for name, split in files.items():
+        net = text_format.Parse((folder / name).read_text(), caffe_pb2.NetParameter())
+        assert net == module_of(experiment).fcn(split)
+
+
+@pytest.mark.parametrize('experiment', OFFICIAL)
+def test_a_script_writes_the_files_the_official_solver_names(experiment, tmp_path, monkeypatch):
+    path = ROOT / 'nets' / f'{experiment.replace("-", "_")}.py'
+    monkeypatch.setattr(sys, 'argv', [str(path)])
+    monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name='__main__')
+    assert sys.path[0] == str(ROOT)
+    assert_written(tmp_path, experiment)
+
+
+def test_a_script_runs_from_any_folder_and_tells_what_is_wrong(tmp_path):
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'out').mkdir()
+    command = [sys.executable, str(ROOT / 'nets/voc_fcn32s.py')]
+    subprocess.run([*command, '../out'], cwd=tmp_path / 'here', check=True)
+    assert_written(tmp_path / 'out', 'voc-fcn32s')
+    failed = subprocess.run([*command, 'nowhere'], cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert 'nowhere' in failed.stderr and 'Traceback' not in failed.stderr
+
+
+# The classifiers.
+
+@pytest.mark.parametrize('name, net', [
+    ('bvlc_reference_caffenet', caffenet.classifier), ('bvlc_alexnet', caffenet.alexnet),
+    ('bvlc_googlenet', googlenet.classifier)])
+def test_a_classifier_is_the_model_zoo_s(name, net):
+    assert_same_layers(net(), ZOO[name])
+
+
+def test_vgg16_s_trunk_is_that_of_the_fcn_but_for_the_padding():
+    fcn = module_of('voc-fcn32s').fcn('deploy')
+    net = vgg16.classifier()
+    assert net.layer[1].convolution_param.pad == [1]
+    net.layer[1].convolution_param.pad[0] = 100
+    assert net.layer[1:32] == fcn.layer[1:32]
+    assert net.layer[31].name == 'pool5'
+    assert [(layer.name, layer.type) for layer in net.layer[32:]] == [
+        ('fc6', 'InnerProduct'), ('relu6', 'ReLU'), ('drop6', 'Dropout'),
+        ('fc7', 'InnerProduct'), ('relu7', 'ReLU'), ('drop7', 'Dropout'),
+        ('fc8', 'InnerProduct'), ('prob', 'Softmax')]
+    assert [layer.inner_product_param.num_output for layer in net.layer[32::3]][:3] == [
+        4096, 4096, 1000]
+    assert list(net.layer[0].input_param.shape[0].dim) == [10, 3, 224, 224]
+
+
+def test_vgg16_can_be_trained_from_nothing():
+    net = vgg16.classifier(20, width=8, fc=32, size=96, split='train', batch=4,
+                           weight_filler=dict(type='msra'))
+    assert [list(layer.input_param.shape[0].dim) for layer in net.layer[:2]] == [
+        [4, 3, 96, 96], [4]]
+    assert (net.layer[-1].type, list(net.layer[-1].bottom)) == ('SoftmaxWithLoss', ['fc8', 'label'])
+    params = [layer.convolution_param if layer.type == 'Convolution' else layer.inner_product_param
+              for layer in net.layer if layer.type in ('Convolution', 'InnerProduct')]
+    assert [param.weight_filler.type for param in params] == ['msra'] * 16
+    assert [param.num_output for param in params] == [
+        8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64, 32, 32, 20]
+
+
+def test_vgg16_can_be_trained_on_the_callers_data():
+    source = L.Python(module='mine', layer='Images', ntop=2)
+    net = vgg16.classifier(split='train', source=source)
+    assert (net.layer[0].type, list(net.layer[0].top)) == ('Python', ['data', 'label'])
+    assert (net.layer[1].name, list(net.layer[-1].bottom)) == ('conv1_1', ['fc8', 'label'])
+    assert vgg16.classifier(source=source).layer[0].type == 'Input'
