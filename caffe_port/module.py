@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Iterator
@@ -196,7 +197,8 @@ class NetModule(nn.Module):
         for what, names, (least, most) in (('bottoms', layer.bottom, op_type.bottoms),
                                            ('tops', layer.top, op_type.tops)):
             if not least <= len(names) <= most:
-                wanted = f'{least}' if least == most else f'{least} to {most}'
+                wanted = (f'{least}' if least == most else f'{least} or more' if most == math.inf
+                          else f'{least} to {most}')
                 raise CaffeError(f'{layer.name} ({layer.type}): takes {wanted} {what}, '
                                  f'has {len(names)}')
         if len(set(layer.top)) != len(layer.top):

@@ -69,7 +69,7 @@ class Net:
         try:
             self.module = NetModule(param, state)
         except CaffeError as error:
-            raise CaffeError(f'{where}: {error}') from error if where else error
+            raise CaffeError(f'{where}: {error}' if where else str(error)) from error
         self._build_faces()
         if weights is not None:
             self.copy_from(weights)

@@ -27,7 +27,7 @@ class Input(Op):
         count = len(self.param.top)
         self.require(len(shapes) in (0, 1, count),
                      f'{len(shapes)} shapes for {count} tops: give none, one or one each')
-        self.shapes = [checked_shape(s.dim, 'shape') for s in shapes] or [()]
+        self.shapes = [checked_shape(s.dim, 'input') for s in shapes] or [()]
         if len(self.shapes) == 1:
             self.shapes *= count
 
@@ -48,7 +48,7 @@ class DummyData(Op):
         fillers_ = list(p.data_filler) or [FillerParameter()]
         for what, given in (('shapes', shapes), ('data_filler', fillers_)):
             self.require(len(given) in (1, count), f'{len(given)} {what} for {count} tops')
-        self.shapes = [checked_shape(s, 'shape') for s in shapes * (count if len(shapes) == 1 else 1)]
+        self.shapes = [checked_shape(s, 'data') for s in shapes * (count if len(shapes) == 1 else 1)]
         self.fillers = fillers_ * (count if len(fillers_) == 1 else 1)
 
     def top_shapes(self) -> list[Shape]:

@@ -1,0 +1,189 @@
+"""Net as pycaffe's: blobs, partial runs, weights, and errors that name what is wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+import caffe_port as caffe
+from caffe_port import caffemodel, layers as L, prototxt
+from caffe_port.net_spec import NetSpec
+from tests.vectors import net_of
+
+TEXT = '''
+name: "small"
+force_backward: true
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "msra" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "one" type: "Power" bottom: "conv" top: "one" power_param { scale: 2 } }
+layer { name: "two" type: "Power" bottom: "conv" top: "two" power_param { scale: 3 } }
+layer { name: "sum" type: "Eltwise" bottom: "one" bottom: "two" top: "sum" }
+'''
+
+
+@pytest.fixture
+def net():
+    caffe.set_random_seed(1)
+    net = net_of(TEXT)
+    net.blobs['data'].data[...] = np.random.RandomState(2).randn(1, 3, 8, 8)
+    return net
+
+
+def test_the_face_names_layers_blobs_and_params_in_order(net):
+    assert list(net.blobs) == ['data', 'conv', 'one', 'two', 'sum']
+    assert net._layer_names == ['data', 'conv', 'relu', 'one', 'two', 'sum']
+    assert net.inputs == ['data'] and net.outputs == ['sum']
+    assert net.bottom_names['sum'] == ['one', 'two'] and net.top_names['relu'] == ['conv']
+    assert [b.shape for b in net.params['conv']] == [(4, 3, 3, 3), (4,)]
+    assert net.layer_dict['relu'].type == 'ReLU' and len(net.layers) == 6
+    assert list(net.module.state_dict()) == ['conv.weight', 'conv.bias']
+
+
+def test_outputs_on_the_cpu_are_the_blobs_own_memory(net):
+    out = net.forward()
+    assert np.shares_memory(out['sum'], net.blobs['sum'].data)
+    assert np.shares_memory(net.params['conv'][0].data, net.module.state_dict()['conv.weight'])
+
+
+def test_gradients_of_a_blob_read_twice_add_up(net):
+    net.forward()
+    net.blobs['sum'].diff[...] = 1
+    net.backward()
+    # d(2x + 3x)/dx = 5, and the in-place ReLU lets it pass where it was open.
+    assert set(np.unique(net.blobs['conv'].diff)) == {0, 5}
+    assert np.array_equal(net.blobs['conv'].diff == 5, net.blobs['conv'].data > 0)
+
+
+def test_partial_forward_takes_up_what_stands_in_the_blobs(net):
+    net.forward()
+    net.blobs['conv'].data[...] = 7
+    out = net.forward(start='one', end='two')
+    assert list(out) == ['two'] and (out['two'] == 21).all()
+    assert (net.blobs['one'].data == 14).all()
+
+
+def test_partial_backward_starts_from_the_diff_that_was_set(net):
+    net.forward()
+    before = net.blobs['data'].diff.copy()
+    net.blobs['one'].diff[...] = 4
+    out = net.backward(start='one', end='one')
+    assert (out['conv'] == 8).all()
+    assert np.array_equal(net.blobs['data'].diff, before)
+
+
+def test_backward_may_follow_one_forward_several_times_and_params_add_up(net):
+    net.forward()
+    net.blobs['sum'].diff[...] = 1
+    net.backward()
+    once = net.params['conv'][0].diff.copy()
+    net.backward()
+    assert np.allclose(net.params['conv'][0].diff, 2 * once)
+    net.clear_param_diffs()
+    assert not net.params['conv'][0].diff.any()
+
+
+def test_without_loss_or_force_backward_nothing_flows_back():
+    net = net_of(TEXT.replace('force_backward: true', ''))
+    net.forward()
+    net.blobs['sum'].diff[...] = 1
+    net.backward()
+    assert not net.blobs['data'].diff.any() and not net.params['conv'][0].diff.any()
+
+
+def test_inputs_by_keyword_must_be_those_of_the_net(net):
+    image = np.ones((1, 3, 8, 8), np.float32)
+    assert net.forward(data=image)['sum'].shape == (1, 4, 6, 6)
+    with pytest.raises(caffe.CaffeError, match='inputs are data, given are image'):
+        net.forward(image=image)
+    with pytest.raises(caffe.CaffeError, match=r'input data has shape \(1, 3, 9, 9\)'):
+        net.forward(data=np.ones((1, 3, 9, 9)))
+
+
+def test_reshape_carries_new_sizes_through_the_net(net):
+    net.blobs['data'].reshape(2, 3, 11, 13)
+    net.reshape()
+    assert net.blobs['sum'].shape == (2, 4, 9, 11)
+    assert net.forward()['sum'].shape == (2, 4, 9, 11)
+
+
+def test_the_module_is_differentiable_and_agrees_with_the_face(net):
+    x = torch.from_numpy(net.blobs['data'].data.copy()).requires_grad_()
+    out = net.module(data=x)['sum']
+    out.sum().backward()
+    net.module.zero_grad()
+    face = net.forward()
+    assert np.array_equal(face['sum'], out.detach().numpy())
+    net.blobs['sum'].diff[...] = 1
+    assert np.allclose(net.backward()['data'], x.grad.numpy(), atol=1e-5)
+
+
+def test_saved_weights_come_back_to_the_bit(net, tmp_path):
+    net.save(tmp_path / 'a.caffemodel')
+    again = net_of(TEXT)
+    again.copy_from(tmp_path / 'a.caffemodel')
+    for one, other in zip(net.params['conv'], again.params['conv']):
+        assert np.array_equal(one.data, other.data)
+    loaded = caffe.Net(_written(tmp_path), str(tmp_path / 'a.caffemodel'), caffe.TEST)
+    assert np.array_equal(loaded.params['conv'][0].data, net.params['conv'][0].data)
+
+
+def _written(folder) -> str:
+    prototxt.write(prototxt.parse_net(TEXT), folder / 'net.prototxt')
+    return str(folder / 'net.prototxt')
+
+
+def test_copy_from_refuses_other_shapes_and_copies_nothing(net, tmp_path):
+    other = net_of(TEXT.replace('kernel_size: 3', 'kernel_size: 1'))
+    net.save(tmp_path / 'three.caffemodel')
+    before = other.params['conv'][0].data.copy()
+    with pytest.raises(caffe.CaffeError, match=r'three\.caffemodel: conv: blob 0: expected '
+                                               r'\(4, 3, 1, 1\), found \(4, 3, 3, 3\)$'):
+        other.copy_from(tmp_path / 'three.caffemodel')
+    assert np.array_equal(other.params['conv'][0].data, before)
+
+
+def test_copy_from_points_to_transplant_where_counts_agree(net, tmp_path):
+    blobs = {'conv': [np.zeros((4, 27), np.float32), np.zeros(4, np.float32)]}
+    caffemodel.write(tmp_path / 'flat.caffemodel', net.module.param, blobs)
+    with pytest.raises(caffe.CaffeError, match='surgery.transplant'):
+        net.copy_from(tmp_path / 'flat.caffemodel')
+
+
+def test_shapes_padded_with_ones_as_in_old_files_fit(net, tmp_path):
+    blobs = {'conv': [np.ones((4, 3, 3, 3), np.float32), np.full((1, 1, 1, 4), 2, np.float32)]}
+    caffemodel.write(tmp_path / 'old.caffemodel', net.module.param, blobs)
+    net.copy_from(tmp_path / 'old.caffemodel')
+    assert (net.params['conv'][1].data == 2).all()
+
+
+def test_share_with_uses_the_other_nets_memory(net):
+    other = net_of(TEXT)
+    other.share_with(net)
+    net.params['conv'][0].data[...] = 3
+    assert (other.params['conv'][0].data == 3).all()
+
+
+@pytest.mark.parametrize('old, new, message', [
+    ('type: "ReLU"', 'type: "Relu"', r'relu: no layer type "Relu"; there are AbsVal'),
+    ('type: "ReLU"', 'type: "ImageData"', 'feed the net through an Input or a Python layer'),
+    ('bottom: "one"', 'bottom: "none"', 'sum: bottom "none" is not the top of a layer before'),
+    ('top: "two"', 'top: "one"', 'two: top "one" is already made'),
+    ('kernel_size: 3', 'kernel_size: 30', r'conv \(Convolution\): .*[Kk]ernel'),
+    ('num_output: 4', 'num_output: 0', r'conv \(Convolution\): num_output must be positive'),
+    ('dim: 3', 'dim: 1000000000000', r'^data \(Input\): input: shape .* at most 2147483647'),
+    ('dim: 3', 'dim: -3', 'negative dimension'),
+    ('bottom: "one" bottom: "two"', 'bottom: "one"', r'sum \(Eltwise\): takes 2 or more bottoms'),
+    ('type: "msra"', 'type: "mrsa"', r'conv \(Convolution\): filler type "mrsa" unknown'),
+])
+def test_errors_name_the_layer_and_what_is_wrong(old, new, message):
+    with pytest.raises(caffe.CaffeError, match=message):
+        net_of(TEXT.replace(old, new, 1))
+
+
+def test_a_blob_never_touched_costs_no_memory():
+    n = NetSpec()
+    n.data = L.Input(shape=dict(dim=[1, 3, 20000, 20000]))
+    n.same = L.ReLU(n.data)
+    net = caffe.Net(n.to_proto(), caffe.TEST)
+    assert net.blobs['same'].shape == (1, 3, 20000, 20000)
