@@ -1,0 +1,1 @@
+"""The experiments: solving, scoring and inference."""

@@ -1,0 +1,18 @@
+"""The Python data layers of the official nets.
+
+Official prototxts name them by the release's modules. Importing this package lets
+those names lead here, unless the path has modules of the same names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+from solve.datasets import voc
+
+_RELEASE_MODULES = {'voc_layers': voc}
+
+for _name, _module in _RELEASE_MODULES.items():
+    if _name not in sys.modules and importlib.util.find_spec(_name) is None:
+        sys.modules[_name] = _module

@@ -1,0 +1,105 @@
+"""PASCAL VOC segmentation, and its extension SBD that the official nets train on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from caffe_port.errors import CaffeError
+from solve.datasets.images import bgr_blob, label_blob, read_label_png, read_list, read_rgb
+from solve.datasets.layer import Params, SegDataLayer
+from solve.datasets.matfile import read_mat
+
+CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat',
+           'chair', 'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant',
+           'sheep', 'sofa', 'train', 'tvmonitor')
+# Blue, green, red.
+MEAN = (104.00699, 116.66877, 122.67892)
+SEG11VALID_IMAGES = 736
+
+
+def palette() -> np.ndarray:
+    """VOC's colour map, for writing labels and predictions: 256 x 3 uint8, RGB.
+
+    The bits of an index, three at a time, are the bits of red, green and blue from
+    the highest down.
+    """
+    index = np.arange(256)[:, np.newaxis]
+    channel = np.arange(3)
+    bits = [(index >> (3 * group + channel) & 1) << (7 - group) for group in range(3)]
+    return sum(bits).astype(np.uint8)
+
+
+def segmentation_list(voc_dir: str | os.PathLike, split: str) -> Path:
+    """Where VOC keeps the ids of a segmentation split."""
+    return Path(voc_dir, 'ImageSets', 'Segmentation', f'{split}.txt')
+
+
+def seg11valid(voc_dir: str | os.PathLike, sbdd_dir: str | os.PathLike,
+               expected: int | None = SEG11VALID_IMAGES) -> list[str]:
+    """The images the official nets are scored on: VOC 2011's val without SBD's train.
+
+    Ids in the order of val.txt.
+
+    Raises CaffeError if there are not `expected` of them, as with another year's val;
+    None lets any number but none pass.
+    """
+    val, train = segmentation_list(voc_dir, 'val'), Path(sbdd_dir, 'train.txt')
+    in_val, in_train = read_list(val), read_list(train)
+    trained_on = set(in_train)
+    left = [name for name in in_val if name not in trained_on]
+    if not left or (expected is not None and len(left) != expected):
+        raise CaffeError(f'seg11valid: {val} ({len(in_val)} images) without those of {train} '
+                         f'({len(in_train)} images) leaves {len(left)} images, '
+                         f'{expected or "some"} expected (VOC 2011 and the official SBD train list '
+                         f'leave {SEG11VALID_IMAGES})')
+    return left
+
+
+class SBDDSegDataLayer(SegDataLayer):
+    """Images and labels of SBD.
+
+    Tops: data, 1 x 3 x H x W float32, BGR minus mean; label, 1 x 1 x H x W float32,
+    0..20 and 255 for void. param_str: sbdd_dir, split, mean, seed, randomize.
+    """
+
+    def open(self, params: Params) -> list[str]:
+        self._folder = Path(params.text('sbdd_dir'))
+        self._mean = params.mean(MEAN)
+        return read_list(self._folder / f'{self.split}.txt')
+
+    def load(self, name: str) -> tuple[np.ndarray, ...]:
+        rgb = read_rgb(self._folder / 'img' / f'{name}.jpg')
+        path = self._folder / 'cls' / f'{name}.mat'
+        labels = read_mat(path, 'GTcls', 'Segmentation')
+        return bgr_blob(rgb, self._mean), label_blob(labels, len(CLASSES), path, rgb)
+
+
+class VOCSegDataLayer(SegDataLayer):
+    """Images and labels of VOC.
+
+    Tops as SBDDSegDataLayer's. param_str: voc_dir, split, mean, seed, randomize.
+    Split seg11valid is VOC's seg11valid.txt if there is one, else it is made from VOC's
+    val and SBD's train list, which needs 'sbdd_dir' too; 'expected' is then the number
+    of images there must be, None for any.
+    """
+
+    def open(self, params: Params) -> list[str]:
+        self._folder = Path(params.text('voc_dir'))
+        self._mean = params.mean(MEAN)
+        path = segmentation_list(self._folder, self.split)
+        if self.split != 'seg11valid' or path.is_file():
+            return read_list(path)
+        if 'sbdd_dir' not in params.values:
+            raise CaffeError(f'{path}: no such file; write it, or give param_str an '
+                             "'sbdd_dir', SBD's folder, to have it made from val.txt")
+        expected = params.get('expected', (int, type(None)), 'a number of images or None',
+                              SEG11VALID_IMAGES)
+        return seg11valid(self._folder, params.text('sbdd_dir'), expected)
+
+    def load(self, name: str) -> tuple[np.ndarray, ...]:
+        rgb = read_rgb(self._folder / 'JPEGImages' / f'{name}.jpg')
+        path = self._folder / 'SegmentationClass' / f'{name}.png'
+        return bgr_blob(rgb, self._mean), label_blob(read_label_png(path), len(CLASSES), path, rgb)

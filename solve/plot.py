@@ -1,0 +1,84 @@
+"""Learning curves and pictures of predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Sequence
+
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from caffe_port import Net
+from caffe_port.errors import CaffeError, replacing
+from solve.datasets.voc import palette
+from solve.score import predict
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The lines of a run's log.jsonl.
+
+    Raises CaffeError if there is none, or it holds something else.
+    """
+    path = folder / 'log.jsonl'
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise CaffeError(f'{path}: no such file; is {folder} the folder of a run?') from error
+    except (UnicodeDecodeError, ValueError) as error:
+        raise CaffeError(f'{path}: not a run\'s log: {error}') from error
+    if not all(isinstance(line, dict) and 'iteration' in line for line in lines):
+        raise CaffeError(f'{path}: not a run\'s log: lines without an iteration')
+    return lines
+
+
+def curve(folders: Sequence[Path], out: Path) -> None:
+    """Draw smoothed loss and mean IU over iterations, a colour per run, to a PNG."""
+    figure, left = plt.subplots(figsize=(8, 4.5), layout='constrained')
+    right = left.twinx()
+    for number, folder in enumerate(folders):
+        color, lines = f'C{number}', read_log(Path(folder))
+        for axis, key, style in ((left, 'smoothed_loss', '-'), (right, 'mean_iu', 'o--')):
+            points = [(line['iteration'], line[key]) for line in lines if key in line]
+            if points:
+                axis.plot(*zip(*points), style, color=color, linewidth=1.2, markersize=4,
+                          label=f'{Path(folder).name}: {key.replace("_", " ")}')
+    left.set(xlabel='iteration', ylabel='loss (sum over pixels)', yscale='log')
+    right.set(ylabel='mean IU', ylim=(0, 1))
+    handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
+    left.legend(handles=handles, loc='upper center', fontsize=8, framealpha=0.9)
+    left.grid(alpha=0.3)
+    _save(figure, out)
+
+
+def panel(net: Net, mean_bgr: Sequence[float], out: Path, rows: int = 5,
+          image: str = 'data', label: str = 'label', layer: str = 'score') -> None:
+    """Draw the next images of a test net to a PNG: image, label and prediction in a row."""
+    figure, axes = plt.subplots(rows, 3, figsize=(7.5, 2.1 * rows), layout='constrained',
+                                squeeze=False)
+    for row in axes:
+        with torch.no_grad():
+            net.forward()
+        bgr = net.blobs[image].data[0].transpose(1, 2, 0) + np.asarray(mean_bgr)
+        pictures = (bgr[..., ::-1].clip(0, 255).astype(np.uint8),
+                    in_colours(net.blobs[label].data[0, 0]), in_colours(predict(net, layer)))
+        for axis, picture in zip(row, pictures):
+            axis.imshow(picture)
+            axis.axis('off')
+    for axis, title in zip(axes[0], ('image', 'label', 'prediction')):
+        axis.set_title(title)
+    _save(figure, out)
+
+
+def in_colours(labels: np.ndarray) -> np.ndarray:
+    """Class indices (H x W) as VOC's colours: H x W x 3 uint8, RGB."""
+    return palette()[labels.astype(np.uint8)]
+
+
+def _save(figure, out: Path) -> None:
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=110, format='png')
+    plt.close(figure)
