@@ -116,7 +116,10 @@ def load_weights(net: caffe.Net, path: Path) -> None:
     if fits:
         net.copy_from(path)
     else:
-        surgery.transplant(net, SimpleNamespace(params={l.name: l.blobs for l in layers}))
+        try:
+            surgery.transplant(net, SimpleNamespace(params={l.name: l.blobs for l in layers}))
+        except CaffeError as error:
+            raise CaffeError(f'{path}: {error}') from error
 
 
 class _Watch:

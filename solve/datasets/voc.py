@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import CaffeError
+from nets.data import VOC_MEAN_BGR
 from solve.datasets.images import bgr_blob, label_blob, read_label_png, read_list, read_rgb
 from solve.datasets.layer import Params, SegDataLayer
 from solve.datasets.matfile import read_mat
@@ -15,8 +16,7 @@ from solve.datasets.matfile import read_mat
 CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat',
            'chair', 'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant',
            'sheep', 'sofa', 'train', 'tvmonitor')
-# Blue, green, red.
-MEAN = (104.00699, 116.66877, 122.67892)
+MEAN = VOC_MEAN_BGR
 SEG11VALID_IMAGES = 736
 
 

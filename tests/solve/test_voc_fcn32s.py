@@ -1,0 +1,136 @@
+"""The FCN-32s script: its constants, its whole job in small, and what it refuses."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import caffe_port as caffe
+from caffe_port import caffemodel
+from nets import vgg16, voc_fcn32s as net_file
+from solve import experiment, voc_fcn32s
+from solve.datasets import sample, voc
+from tests.vectors import FACTS
+
+WIDTH, FC = 2, 8
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory):
+    """Six drawn images on disk, and a narrow classifier of random weights."""
+    folder = tmp_path_factory.mktemp('places')
+    data = sample.draw(folder / 'data', train=4, val=2)
+    listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
+    voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(listed))
+    caffe.set_random_seed(3)
+    net = caffe.Net(vgg16.classifier(21, WIDTH, FC, 193, weight_filler=dict(type='msra')),
+                    caffe.TEST)
+    net.save(folder / 'vgg.caffemodel')
+    return dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir)), folder / 'vgg.caffemodel'
+
+
+def job_in(folder, places, **changes) -> experiment.Job:
+    data, weights = places
+    folder.mkdir(exist_ok=True)
+    constants = dict(max_iter=4, snapshot=2, display=1, random_seed=5)
+    return experiment.Job('test', folder, weights, net=dict(data, width=WIDTH, fc=FC),
+                          constants=constants, step=2, **changes)
+
+
+def test_solver_constants_are_the_published_ones():
+    facts = json.loads((FACTS / 'official_nets.json').read_text())['voc-fcn32s']['solver']
+    assert voc_fcn32s.SOLVER == facts
+    assert voc_fcn32s.STEP * 25 == facts['max_iter'] == 100000
+
+
+def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, capsys):
+    job = job_in(tmp_path, places)
+    voc_fcn32s.solve(job)
+    said = capsys.readouterr().out
+    assert said.count('Begin seg tests') == 2
+    for what in ('loss', 'overall accuracy', 'mean accuracy', 'mean IU', 'fwavacc'):
+        assert f'Iteration 4 {what} ' in said
+    assert 'coercing fc6 0 from' in said and 'dropping fc8' in said
+    written = {path.name for path in tmp_path.rglob('*') if path.is_file()}
+    assert written == {'caffe.log', 'log.jsonl', 'curve.png', 'panel.png',
+                       'train_iter_2.caffemodel', 'train_iter_2.solverstate',
+                       'train_iter_4.caffemodel', 'train_iter_4.solverstate'}
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    first = next(line for line in lines if 'loss' in line)
+    label = next(iter(_first_labels(places)))
+    # The score layer starts at zero: every pixel costs ln 21.
+    assert first['loss'] == pytest.approx(np.log(21) * (label != 255).sum(), rel=1e-4)
+    assert sum('mean_iu' in line for line in lines) == 2
+
+
+def _first_labels(places):
+    layer = caffe.Net(net_file.fcn('train', **places[0], width=WIDTH, fc=FC),
+                      caffe.TRAIN).module.nodes[0].op.layer
+    yield layer.load(layer.ids[layer._order.index])[1]
+
+
+def test_a_stop_signal_leaves_a_whole_snapshot_to_resume_from(places, tmp_path):
+    job = job_in(tmp_path, places)
+    solver = job.solver(voc_fcn32s.SOLVER, net_file.fcn('train', **job.net),
+                        net_file.fcn('seg11valid', **job.net))
+    solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match='iteration 1'):
+        for iterations in job.rounds(solver, 2):
+            solver.step(iterations)
+    state = caffemodel.read_state(tmp_path / 'snapshot/train_iter_1.solverstate')
+    assert state.iter == 1
+    resumed = job_in(tmp_path, places, resume=tmp_path / 'snapshot/train_iter_1.solverstate')
+    other = resumed.solver(voc_fcn32s.SOLVER, net_file.fcn('train', **job.net),
+                           net_file.fcn('seg11valid', **job.net))
+    assert resumed.resumed(other) and other.iter == 1
+    assert list(resumed.rounds(other, 2)) == [1, 2]
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        experiment.main(voc_fcn32s.solve, voc_fcn32s.__doc__, 'voc_fcn32s')
+    return end.value.code
+
+
+def test_options_that_name_missing_things_end_in_one_line_and_status_2(
+        places, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data, weights = places
+    empty = tmp_path / 'empty.caffemodel'
+    empty.touch()
+    trees = ['--sbdd-dir', data['sbdd_dir'], '--voc-dir', data['voc_dir']]
+    for arguments, message in (
+            (['--weights', 'none.caffemodel', *trees], 'none.caffemodel: no such file'),
+            (['--voc-dir', 'nowhere'], 'no such folder'),
+            ([*trees, '--weights', empty], 'empty.caffemodel'),
+            ([*trees, '--weights', weights, '--resume', 'x'], 'x: no such file'),
+            ([*trees, '--weights', weights], 'vgg.caffemodel: conv1_1 0 of shape 2 x 3 x 3 x 3'),
+            (['--iterations', '0'], '--iterations 0: must be positive')):
+        assert run(monkeypatch, *arguments) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith('error: ') and message in error, error
+
+
+def test_help_shows_the_defaults(monkeypatch, capsys):
+    assert run(monkeypatch, '--help') == 0
+    said = capsys.readouterr().out
+    for default in ('data/sbdd/dataset', 'data/pascal/VOC2011', 'output/voc_fcn32s',
+                    'snapshot/train', 'vgg16-fcn.caffemodel'):
+        assert default in said
+
+
+def test_a_net_of_zeros_is_refused_with_what_to_do():
+    import surgery
+    net = caffe.Net(net_file.fcn('deploy', width=WIDTH, fc=FC), caffe.TEST)
+    with pytest.raises(caffe.CaffeError, match='conv1_1: all zero.*--weights'):
+        surgery.check_filled(net)
+    for name, blobs in net.params.items():
+        if not name.startswith('up'):
+            blobs[0].data[...] = 1
+    with pytest.raises(caffe.CaffeError, match='upscore: all zero.*surgery.interp'):
+        surgery.check_filled(net)
+    surgery.interp(net, ['upscore'])
+    surgery.check_filled(net)
