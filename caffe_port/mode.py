@@ -26,6 +26,9 @@ def set_mode_gpu() -> None:
     global _gpu
     if not torch.cuda.is_available():
         raise CaffeError('set_mode_gpu: PyTorch finds no GPU here; use set_mode_cpu')
+    # TF32 keeps 10 bits of each factor: no parity with Caffe's float32.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     _gpu = True
 
 

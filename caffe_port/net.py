@@ -259,6 +259,11 @@ class Net:
         for blob in self._param_blobs:
             blob.parameter.grad = None
 
+    def params_written(self) -> None:
+        """Say that the parameters were written on the device: host arrays are void."""
+        for blob in self._param_blobs:
+            blob.written()
+
     def loss(self) -> Tensor:
         """The sum of the losses, each by its weight, after a forward: a scalar tensor."""
         terms = [self.blobs[name].tensor.sum() * weight for node in self._nodes

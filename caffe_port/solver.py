@@ -8,7 +8,7 @@ import os
 import time
 from collections import deque
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from caffe_port import caffemodel, mode, prototxt, rng
 from caffe_port.errors import CaffeError
-from caffe_port.module import Learnable
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
 
@@ -230,6 +229,7 @@ class SGDSolver:
             groups.setdefault((item.lr_mult, item.decay_mult), []).append(i)
         for (lr_mult, decay_mult), members in groups.items():
             self._update(members, self.rate() * lr_mult, p.weight_decay * decay_mult, scale)
+        self.net.params_written()
 
     @torch.no_grad()
     def _update(self, members: list[int], rate: float, decay: float, scale: float) -> None:

@@ -38,7 +38,10 @@ class Op(nn.Module):
 
     def __init__(self, param: LayerParameter, phase: int, device: torch.device):
         super().__init__()
-        self.param, self.phase, self.device = param, phase, device
+        self.param, self.phase = param, phase
+        # Where the layer is, as Module.to moves it; it has no other use.
+        self.register_buffer('place', torch.empty(0, dtype=torch.uint8, device=device),
+                             persistent=False)
         self.blob_names: list[str] = []
         self.views: dict[str, Shape] = {}
 
@@ -46,6 +49,10 @@ class Op(nn.Module):
         value = super().__getattr__(name)
         # A permissively shared param keeps the owner's memory in this layer's shape.
         return value.view(self.views[name]) if name in self.__dict__.get('views', ()) else value
+
+    @property
+    def device(self) -> torch.device:
+        return self.place.device
 
     def setup(self, *shapes: Shape) -> None:
         """Read the layer's parameter and add its blobs, given its bottoms' shapes."""
