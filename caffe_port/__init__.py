@@ -1,5 +1,7 @@
 """Caffe on PyTorch, number for number: `import caffe_port as caffe`."""
 
+import sys
+
 from caffe_port.errors import CaffeError
 from caffe_port.mode import (TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu)
 from caffe_port.blob import Blob
@@ -9,6 +11,10 @@ from caffe_port.net_spec import NetSpec, layers, params, to_proto
 from caffe_port.rng import set_random_seed
 from caffe_port.solver import SGDSolver, get_solver
 from caffe_port import coord_map, ops, proto
+from caffe_port import pyio as io
+
+# So that `import caffe_port.io` and `from caffe_port.io import ...` work too.
+sys.modules[__name__ + '.io'] = io
 
 
 def layer_type_list() -> list[str]:
@@ -17,5 +23,5 @@ def layer_type_list() -> list[str]:
 
 
 __all__ = ['Blob', 'CaffeError', 'Layer', 'Net', 'NetSpec', 'SGDSolver', 'TEST', 'TRAIN',
-           'coord_map', 'get_solver', 'layer_type_list', 'layers', 'params', 'proto',
+           'coord_map', 'get_solver', 'io', 'layer_type_list', 'layers', 'params', 'proto',
            'set_device', 'set_mode_cpu', 'set_mode_gpu', 'set_random_seed', 'to_proto']
