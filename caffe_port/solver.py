@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import caffemodel, mode, prototxt, rng
+from caffe_port import caffemodel, memory, mode, prototxt, rng
 from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
+from caffe_port.schedule import learning_rate
 
 LOG = logging.getLogger('caffe_port')
 
@@ -27,6 +28,9 @@ class SGDSolver:
 
     Takes a solver prototxt or a SolverParameter. The nets that a prototxt names are
     looked for from the working directory, as in Caffe, then beside the prototxt.
+
+    `requested_action` is asked after each iteration and may answer 'snapshot' or 'stop'.
+    `notes` holds what a script wants snapshots to remember, as JSON can hold it.
 
     Raises CaffeError, naming file and field, for what it cannot do as told.
     """
@@ -50,10 +54,11 @@ class SGDSolver:
         self.learnable = self.net.module.learnable
         self._moved = [item for item in self.learnable if item.lr_mult != 0]
         self._history: dict[int, Tensor] = {}
-        self._losses: deque[Tensor] = deque(maxlen=max(self.param.average_loss, 1))
+        self.losses: deque[Tensor] = deque(maxlen=max(self.param.average_loss, 1))
         self._callbacks: list[tuple[Callable, Callable]] = []
         self._display_clock = time.monotonic(), 0
         self.requested_action: Callable[[], str | None] = lambda: None
+        self.notes: dict = {}
 
     # Setting up.
 
@@ -135,7 +140,7 @@ class SGDSolver:
             for before, _ in self._callbacks:
                 before()
             loss = self._forward_backward()
-            self._losses.append(loss)
+            self.losses.append(loss)
             if p.display and self.iter % p.display == 0:
                 self._display()
             for _, after in self._callbacks:
@@ -164,7 +169,7 @@ class SGDSolver:
 
         Deviates: Caffe starts the window anew with each call of step.
         """
-        return float(torch.stack(list(self._losses)).mean()) if self._losses else math.nan
+        return float(torch.stack(list(self.losses)).mean()) if self.losses else math.nan
 
     def _display(self) -> None:
         then, at = self._display_clock
@@ -278,7 +283,9 @@ class SGDSolver:
     def snapshot(self) -> Path:
         """Write <snapshot_prefix>_iter_<iter>.caffemodel and .solverstate (or .h5 twins).
 
-        Each is there whole or not at all. Returns the path of the solver state.
+        Each is there whole or not at all. A third file, .memory.json, holds what Caffe
+        forgets: data order, random streams, recent losses and `notes`.
+        Returns the path of the solver state.
         """
         p = self.param
         hdf5 = p.snapshot_format == SolverParameter.HDF5
@@ -288,6 +295,7 @@ class SGDSolver:
         model, state = f'{stem}.caffemodel{suffix}', Path(f'{stem}.solverstate{suffix}')
         LOG.info('Snapshotting to %s', model)
         self.net.save(model)
+        memory.save(memory.beside(state), self)
         write = caffemodel.write_state_hdf5 if hdf5 else caffemodel.write_state
         write(state, self.iter, model, self._history_arrays(), self.current_step)
         LOG.info('Snapshotting solver state to %s', state)
@@ -303,10 +311,18 @@ class SGDSolver:
     def restore(self, path: str | os.PathLike) -> None:
         """Take up iteration, weights and history from a .solverstate, Caffe's or ours.
 
-        Its weights are looked for where it says, then beside it. Nothing changes on error.
+        Its weights are looked for where it says, then beside it. With the .memory.json
+        that `snapshot` leaves the run goes on to the bit as if it had not stopped; without
+        it data order and random streams start anew, as in Caffe. Nothing changes on error.
         """
         state = caffemodel.read_state(path)
         self._check_history(path, state.history)
+        remembered = memory.load(memory.beside(path), state.iter)
+        if remembered is not None:
+            memory.recall(remembered, self)
+        else:
+            LOG.info('%s has no %s: data order and random streams start anew, as in Caffe',
+                     path, memory.beside(path).name)
         if state.learned_net:
             named = Path(state.learned_net)
             beside = Path(path).parent / named.name
@@ -333,27 +349,3 @@ class SGDSolver:
 def get_solver(solver: str | os.PathLike) -> SGDSolver:
     """The solver that a solver prototxt asks for."""
     return SGDSolver(solver)
-
-
-def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: str) -> float:
-    """base_lr as lr_policy changes it over iterations, as SGDSolver::GetLearningRate."""
-    needs = {'fixed': (), 'step': ('gamma', 'stepsize'), 'exp': ('gamma',),
-             'inv': ('gamma', 'power'), 'multistep': ('gamma', 'stepvalue'),
-             'poly': ('power', 'max_iter'), 'sigmoid': ('gamma', 'stepsize')}
-    if p.lr_policy not in needs:
-        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" unknown; there are '
-                         + ', '.join(needs))
-    missing = [name for name in needs[p.lr_policy]
-               if not (p.stepvalue if name == 'stepvalue' else p.HasField(name))]
-    if missing:
-        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" needs {" and ".join(missing)}')
-    factors = {
-        'fixed': lambda: 1.0,
-        'step': lambda: p.gamma ** (iteration // p.stepsize),
-        'exp': lambda: p.gamma ** iteration,
-        'inv': lambda: (1 + p.gamma * iteration) ** -p.power,
-        'multistep': lambda: p.gamma ** current_step,
-        'poly': lambda: (1 - iteration / p.max_iter) ** p.power,
-        'sigmoid': lambda: 1 / (1 + math.exp(-p.gamma * (iteration - p.stepsize))),
-    }
-    return p.base_lr * factors[p.lr_policy]()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
+import surgery
 from caffe_port import caffemodel
 from nets import vgg16, voc_fcn32s as net_file
 from solve import experiment, voc_fcn32s
@@ -55,8 +56,8 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
     assert 'coercing fc6 0 from' in said and 'dropping fc8' in said
     written = {path.name for path in tmp_path.rglob('*') if path.is_file()}
     assert written == {'caffe.log', 'log.jsonl', 'curve.png', 'panel.png',
-                       'train_iter_2.caffemodel', 'train_iter_2.solverstate',
-                       'train_iter_4.caffemodel', 'train_iter_4.solverstate'}
+                       *(f'train_iter_{i}.{kind}' for i in (2, 4)
+                         for kind in ('caffemodel', 'solverstate', 'memory.json'))}
     lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
     first = next(line for line in lines if 'loss' in line)
     label = next(iter(_first_labels(places)))
@@ -71,21 +72,27 @@ def _first_labels(places):
     yield layer.load(layer.ids[layer._order.index])[1]
 
 
-def test_a_stop_signal_leaves_a_whole_snapshot_to_resume_from(places, tmp_path):
-    job = job_in(tmp_path, places)
-    solver = job.solver(voc_fcn32s.SOLVER, net_file.fcn('train', **job.net),
-                        net_file.fcn('seg11valid', **job.net))
+def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, tmp_path):
+    straight = job_in(tmp_path / 'straight', places)
+    voc_fcn32s.solve(straight)
+
+    job = job_in(tmp_path / 'stopped', places)
+    train, test = (net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
+    solver = job.solver(voc_fcn32s.SOLVER, train, test)
+    experiment.load_weights(solver.net, job.weights)
+    surgery.interp(solver.net, ['upscore'])
     solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match='iteration 1'):
         for iterations in job.rounds(solver, 2):
             solver.step(iterations)
-    state = caffemodel.read_state(tmp_path / 'snapshot/train_iter_1.solverstate')
-    assert state.iter == 1
-    resumed = job_in(tmp_path, places, resume=tmp_path / 'snapshot/train_iter_1.solverstate')
-    other = resumed.solver(voc_fcn32s.SOLVER, net_file.fcn('train', **job.net),
-                           net_file.fcn('seg11valid', **job.net))
-    assert resumed.resumed(other) and other.iter == 1
-    assert list(resumed.rounds(other, 2)) == [1, 2]
+
+    state = tmp_path / 'stopped/snapshot/train_iter_1.solverstate'
+    assert caffemodel.read_state(state).iter == 1
+    caffe.set_random_seed(99)
+    voc_fcn32s.solve(job_in(tmp_path / 'resumed', places, resume=state))
+    ends = [(tmp_path / run / 'snapshot/train_iter_4.caffemodel').read_bytes()
+            for run in ('straight', 'resumed')]
+    assert ends[0] == ends[1]
 
 
 def run(monkeypatch, *arguments) -> int:
@@ -123,7 +130,6 @@ def test_help_shows_the_defaults(monkeypatch, capsys):
 
 
 def test_a_net_of_zeros_is_refused_with_what_to_do():
-    import surgery
     net = caffe.Net(net_file.fcn('deploy', width=WIDTH, fc=FC), caffe.TEST)
     with pytest.raises(caffe.CaffeError, match='conv1_1: all zero.*--weights'):
         surgery.check_filled(net)

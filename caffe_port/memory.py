@@ -1,0 +1,94 @@
+"""What a snapshot of Caffe forgets: data order, random streams, recent losses, notes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator
+
+import numpy as np
+import torch
+
+from caffe_port import rng
+from caffe_port.errors import CaffeError, replacing
+from caffe_port.ops.python import Layer, Python
+
+if TYPE_CHECKING:
+    from caffe_port.solver import SGDSolver
+
+_MAX_BYTES = 16 * 2**20
+
+
+def beside(state: str | os.PathLike) -> Path:
+    """Where the memory of a solver state lies: x.solverstate has x.memory.json."""
+    name = Path(state).name.removesuffix('.h5').removesuffix('.solverstate')
+    return Path(state).with_name(f'{name}.memory.json')
+
+
+def _layers(solver: 'SGDSolver') -> Iterator[tuple[str, Layer]]:
+    """Python layers that have a state of their own, by net and name."""
+    for number, net in enumerate([solver.net, *solver.test_nets]):
+        for node in net.module.nodes:
+            if isinstance(node.op, Python) and hasattr(node.op.layer, 'set_state'):
+                yield f'{number}:{node.name}', node.op.layer
+
+
+def save(path: Path, solver: 'SGDSolver') -> None:
+    """Write the memory of a solver as it stands between two iterations."""
+    content = {
+        'iter': solver.iter,
+        'streams': rng.get_state(),
+        'layers': {name: layer.state() for name, layer in _layers(solver)},
+        'losses': [float(loss) for loss in solver.losses],
+        'notes': solver.notes,
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f'{type(value).__name__} does not go into JSON')
+
+
+def load(path: Path, iteration: int) -> dict | None:
+    """The memory of a snapshot at `iteration`; None where there is no file.
+
+    Raises CaffeError if the file is broken or of another iteration.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CaffeError(f'{path}: larger than any memory file ({_MAX_BYTES} bytes)')
+        content = json.loads(path.read_text())
+        streams = content['streams']
+        streams['key'] = np.array(streams['key'], np.uint32)
+        streams['devices'] = {name: np.array(state, np.uint8)
+                              for name, state in streams['devices'].items()}
+        found = content['iter']
+        content['losses'], content['layers'], content['notes']
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CaffeError(f'{path}: not read: {error.strerror}') from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError,
+            RecursionError) as error:
+        if isinstance(error, CaffeError):
+            raise
+        raise CaffeError(f'{path}: not the memory of a snapshot: {error!r}; without the file '
+                         'the run resumes as Caffe\'s does') from error
+    if found != iteration:
+        raise CaffeError(f'{path}: belongs to iteration {found}, the solver state to {iteration}')
+    return content
+
+
+def recall(content: dict, solver: 'SGDSolver') -> None:
+    """Put layers, streams, losses and notes back to what `content` says."""
+    for name, layer in _layers(solver):
+        if name in content['layers']:
+            layer.set_state(content['layers'][name])
+    rng.set_state(content['streams'])
+    solver.losses.clear()
+    solver.losses.extend(torch.tensor(loss) for loss in content['losses'])
+    solver.notes = content['notes']
