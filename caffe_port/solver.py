@@ -55,6 +55,7 @@ class SGDSolver:
         self._moved = [item for item in self.learnable if item.lr_mult != 0]
         self._history: dict[int, Tensor] = {}
         self.losses: deque[Tensor] = deque(maxlen=max(self.param.average_loss, 1))
+        self._unchecked: list[tuple[int, str, Tensor]] = []
         self._callbacks: list[tuple[Callable, Callable]] = []
         self._display_clock = time.monotonic(), 0
         self.requested_action: Callable[[], str | None] = lambda: None
@@ -141,6 +142,9 @@ class SGDSolver:
                 before()
             loss = self._forward_backward()
             self.losses.append(loss)
+            self._unchecked.append((self.iter, self._images(), loss))
+            if loss.device.type == 'cpu':
+                self.check_losses()
             if p.display and self.iter % p.display == 0:
                 self._display()
             for _, after in self._callbacks:
@@ -171,7 +175,41 @@ class SGDSolver:
         """
         return float(torch.stack(list(self.losses)).mean()) if self.losses else math.nan
 
+    def _images(self) -> str:
+        """The images in the net now, as far as its data layers tell."""
+        layers = (getattr(node.op, 'layer', None) for node in self.net.module.nodes)
+        return ', '.join(str(layer.current) for layer in layers if hasattr(layer, 'current'))
+
+    def check_losses(self) -> None:
+        """Raise CaffeError if a loss since the last check is NaN or infinite.
+
+        It waits for the device, so on a GPU it runs at display and before snapshots only.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        for (iteration, images, _), loss in zip(unchecked,
+                                                torch.stack([u[2] for u in unchecked]).tolist()):
+            if not math.isfinite(loss):
+                on = f' on image {images}' if images else ''
+                raise CaffeError(f'{self.where}: iteration {iteration}: the loss is {loss}{on}; '
+                                 f'{self._largest_change()}; resume from the last snapshot with '
+                                 'a smaller base_lr, or look at the image')
+
+    def _largest_change(self) -> str:
+        names = {id(p): node.name for node in self.net.module.nodes for p in node.op.blobs()}
+        changes = [(float(tensor.abs().max()), names[id(self._moved[i].parameter)])
+                   for i, tensor in self._history.items()]
+        broken = [name for change, name in changes if not math.isfinite(change)]
+        if broken:
+            return f'the last change of {broken[0]} was not finite'
+        if not changes:
+            return 'no parameter had been changed yet'
+        change, name = max(changes)
+        return f'the largest last change of a parameter was {change:.3g}, in {name}'
+
     def _display(self) -> None:
+        self.check_losses()
         then, at = self._display_clock
         now = time.monotonic()
         pace = ''
@@ -287,6 +325,7 @@ class SGDSolver:
         forgets: data order, random streams, recent losses and `notes`.
         Returns the path of the solver state.
         """
+        self.check_losses()
         p = self.param
         hdf5 = p.snapshot_format == SolverParameter.HDF5
         suffix = '.h5' if hdf5 else ''

@@ -90,3 +90,14 @@ def test_a_failed_restore_changes_nothing(tmp_path):
     assert solver.iter == 0
     for name, blobs in solver.net.params.items():
         assert all(np.array_equal(b.data, a) for b, a in zip(blobs, before[name]))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+    vector = load('solver/fixed.npz')
+    solver = solver_of(vector, tmp_path / 'run')
+    follow(solver, {**vector, 'data': vector['data'][:2]})
+    solver.net.blobs['data'].data[...] = np.inf
+    with pytest.raises(caffe.CaffeError, match=r'iteration 2: the loss is nan; the largest last '
+                                               r'change of a parameter was .* in (conv1|fc2|score)'):
+        solver.step(1)
+    assert solver.iter == 2 and not list(tmp_path.iterdir())
