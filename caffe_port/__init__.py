@@ -1,5 +1,6 @@
 """Caffe on PyTorch, number for number: `import caffe_port as caffe`."""
 
+import logging
 import sys
 
 from caffe_port.errors import CaffeError
@@ -15,6 +16,12 @@ from caffe_port import pyio as io
 
 # So that `import caffe_port.io` and `from caffe_port.io import ...` work too.
 sys.modules[__name__ + '.io'] = io
+
+# Caffe logs to standard error; remove or replace the handler to have it otherwise.
+_log = logging.getLogger(__name__)
+_log.setLevel(logging.INFO)
+if not _log.handlers:
+    _log.addHandler(logging.StreamHandler())
 
 
 def layer_type_list() -> list[str]:

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,8 @@ class Job:
     resume: Path | None = None
     net: dict[str, Any] = field(default_factory=dict)        # arguments of fcn()
     constants: dict[str, Any] = field(default_factory=dict)  # solver constants to replace
-    step: int | None = None          # iterations between scorings, if not the published ones
+    iterations: int | None = None    # in all, if not as published
+    step: int | None = None          # between scorings, if not as published
     prefix: Path | None = None
     sample: bool = False
 
@@ -64,14 +66,15 @@ class Job:
         solver.restore(self.resume)
         return True
 
-    def rounds(self, solver: caffe.SGDSolver, step: int) -> Iterator[int]:
+    def rounds(self, solver: caffe.SGDSolver, count: int, step: int) -> Iterator[int]:
         """How many iterations lie before each scoring that is still to come.
 
-        Between the first and the last of them the run is watched.
+        As published they are `count` times `step`. Between the first and the last of
+        them the run is watched.
         """
-        step, end = self.step or step, solver.param.max_iter
+        end, step = self.iterations or count * step, self.step or step
         stops = [*range((solver.iter // step + 1) * step, end, step), end]
-        with self._watch:
+        with self._watch.over(end):
             yield from (b - a for a, b in zip([solver.iter, *stops], stops) if b > a)
 
     def scored(self, solver: caffe.SGDSolver, scores: score.Scores,
@@ -137,18 +140,21 @@ class _Watch:
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
         LOG.addHandler(handler)
 
-    def __enter__(self) -> None:
-        self.bar = progress(total=self.solver.param.max_iter, initial=self.solver.iter, unit='img',
-                            desc='iteration')
+    @contextmanager
+    def over(self, end: int) -> Iterator[None]:
+        """Watch the run until iteration `end`."""
+        self.bar = progress(total=end, initial=self.solver.iter, unit='it', desc='iteration')
         self._clock = time.monotonic(), self.solver.iter
-        self._old = {signal.SIGINT: signal.signal(signal.SIGINT, self._stop)}
+        handlers = {signal.SIGINT: self._stop}
         if hasattr(signal, 'SIGHUP'):
-            self._old[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._snapshot)
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+            handlers[signal.SIGHUP] = self._snapshot
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.bar.close()
 
     def note(self, **values: float) -> None:
         """Add a line to log.jsonl."""
@@ -242,8 +248,7 @@ def _job(args: argparse.Namespace, name: str) -> Job:
     else:
         job = _real_job(args, name)
     job.prefix = args.snapshot_prefix
-    if args.iterations is not None:
-        job.constants['max_iter'] = args.iterations
+    job.iterations = args.iterations or job.iterations
     return job
 
 

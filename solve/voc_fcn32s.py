@@ -22,7 +22,7 @@ SOLVER = dict(base_lr=1e-10, lr_policy='fixed', momentum=0.99, weight_decay=0.00
               snapshot_prefix='snapshot/train', train_net='train.prototxt',
               test_net=['val.prototxt'], test_iter=[736], test_interval=999999999,
               test_initialization=False)
-STEP = 4000
+ROUNDS, STEP = 25, 4000
 
 
 def solve(job: experiment.Job) -> None:
@@ -34,7 +34,7 @@ def solve(job: experiment.Job) -> None:
     surgery.check_filled(solver.net)
 
     val = experiment.ids(solver.test_nets[0])
-    for iterations in job.rounds(solver, STEP):
+    for iterations in job.rounds(solver, ROUNDS, STEP):
         solver.step(iterations)
         job.scored(solver, score.seg_tests(solver, False, val, layer='score'), voc.CLASSES)
     job.finish(solver, voc.MEAN)

@@ -35,15 +35,15 @@ def places(tmp_path_factory):
 def job_in(folder, places, **changes) -> experiment.Job:
     data, weights = places
     folder.mkdir(exist_ok=True)
-    constants = dict(max_iter=4, snapshot=2, display=1, random_seed=5)
+    constants = dict(snapshot=2, display=1, random_seed=5)
     return experiment.Job('test', folder, weights, net=dict(data, width=WIDTH, fc=FC),
-                          constants=constants, step=2, **changes)
+                          constants=constants, iterations=4, step=2, **changes)
 
 
 def test_solver_constants_are_the_published_ones():
     facts = json.loads((FACTS / 'official_nets.json').read_text())['voc-fcn32s']['solver']
     assert voc_fcn32s.SOLVER == facts
-    assert voc_fcn32s.STEP * 25 == facts['max_iter'] == 100000
+    assert voc_fcn32s.ROUNDS * voc_fcn32s.STEP == facts['max_iter'] == 100000
 
 
 def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, capsys):
@@ -58,6 +58,7 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
     assert written == {'caffe.log', 'log.jsonl', 'curve.png', 'panel.png',
                        *(f'train_iter_{i}.{kind}' for i in (2, 4)
                          for kind in ('caffemodel', 'solverstate', 'memory.json'))}
+    assert 'Iteration 3' in (tmp_path / 'caffe.log').read_text()
     lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
     first = next(line for line in lines if 'loss' in line)
     label = next(iter(_first_labels(places)))
@@ -83,7 +84,7 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
     surgery.interp(solver.net, ['upscore'])
     solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match='iteration 1'):
-        for iterations in job.rounds(solver, 2):
+        for iterations in job.rounds(solver, 2, 2):
             solver.step(iterations)
 
     state = tmp_path / 'stopped/snapshot/train_iter_1.solverstate'
