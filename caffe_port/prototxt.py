@@ -1,0 +1,162 @@
+"""Prototxts: text to messages and back, older formats made current.
+
+As a command, `python -m caffe_port.prototxt SRC [DST]` upgrades a prototxt.
+"""
+
+from __future__ import annotations
+
+if __name__ == '__main__':  # as a script, from a bare checkout
+    import pathlib
+    import sys
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import argparse
+import io
+import os
+import re
+import sys
+from typing import Sequence, TypeVar
+
+from google.protobuf import text_format
+from google.protobuf.message import Message
+
+from caffe_port import wire
+from caffe_port.errors import CaffeError, replacing
+from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
+from caffe_port.upgrade import upgrade_net, upgrade_solver
+
+__all__ = ['parse_net', 'parse_solver', 'read_net', 'read_solver', 'to_text', 'upgrade_net',
+           'upgrade_solver', 'write']
+
+# The largest nets take a few hundred KB; a message costs far more than the text it is read from.
+MAX_BYTES = 8 << 20
+MAX_MESSAGES = 1 << 17
+# Caffe's messages nest 6 deep.
+MAX_DEPTH = 32
+# Comments and strings are matched so that the braces in them are not.
+_BRACES = re.compile(r'''#[^\n]*|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|[{}<>]''')
+
+M = TypeVar('M', bound=Message)
+
+
+def read_net(path: str | os.PathLike) -> NetParameter:
+    """Read a net prototxt of any format as a current one.
+
+    Raises CaffeError, naming file, line and field, for what is no such prototxt.
+    """
+    return parse_net(_read_text(path), os.fspath(path))
+
+
+def read_solver(path: str | os.PathLike) -> SolverParameter:
+    """Read a solver prototxt, `type` standing for the older `solver_type`.
+
+    Raises CaffeError, naming file, line and field, for what is no such prototxt.
+    """
+    return parse_solver(_read_text(path), os.fspath(path))
+
+
+def parse_net(text: str, name: str = '<string>') -> NetParameter:
+    """As `read_net`, of text; errors call it `name`."""
+    return upgrade_net(_parse(text, NetParameter(), name), name)
+
+
+def parse_solver(text: str, name: str = '<string>') -> SolverParameter:
+    """As `read_solver`, of text; errors call it `name`."""
+    return upgrade_solver(_parse(text, SolverParameter(), name), name)
+
+
+def to_text(message: Message) -> str:
+    """A message as prototxt."""
+    return text_format.MessageToString(message, as_utf8=True)
+
+
+def write(message: Message, path: str | os.PathLike) -> None:
+    """Write a message as a prototxt, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(to_text(message), encoding='utf-8')
+
+
+def _read_text(path: str | os.PathLike) -> str:
+    source = wire.Source(path)
+    if source.size > MAX_BYTES:
+        raise CaffeError(f'{source.path}: {source.size} bytes, a prototxt has at most {MAX_BYTES}')
+    data = source.read(0, source.size)
+    try:
+        if b'\0' not in data:
+            return data.decode('utf-8-sig')
+        line = None
+    except UnicodeDecodeError as error:
+        line = data.count(b'\n', 0, error.start) + 1
+    if line is not None and wire.is_text(source.head()):
+        raise CaffeError(f'{source.path}:{line}: not UTF-8 text')
+    raise CaffeError(f'{source.path}: expected a prototxt, found {wire.what_is(source)}')
+
+
+def _parse(text: str, message: M, name: str) -> M:
+    _check_braces(text, name)
+    try:
+        # Lines one at a time: split up, a text of short lines takes many times its size.
+        text_format.ParseLines((line.rstrip('\n') for line in io.StringIO(text)), message)
+    except text_format.ParseError as error:
+        raise CaffeError(f'{name}:{_one_line(error)}') from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise CaffeError(f'{name}: {_one_line(error)}') from error
+    missing = message.FindInitializationErrors()
+    if missing:
+        raise CaffeError(f'{name}: missing {", ".join(missing[:5])}')
+    if not message.ListFields():
+        raise CaffeError(f'{name}: holds nothing, expected a {message.DESCRIPTOR.name}')
+    return message
+
+
+def _one_line(error: Exception) -> str:
+    """An error's text, short; where it begins with `line:column : `, without the blank."""
+    text = re.sub(r'^(\d+:\d+) :', r'\1:', ' '.join(str(error).split()))
+    text = text.replace('caffe_port.', '')
+    return text if len(text) <= 300 else text[:300] + '...'
+
+
+def _check_braces(text: str, name: str) -> None:
+    """Refuse nesting that would exhaust the parser's stack, and more messages than memory bears."""
+    depth = messages = 0
+    for match in _BRACES.finditer(text):
+        brace = match.group()
+        if brace in '{<':
+            depth += 1
+            messages += 1
+        elif brace in '}>':
+            depth -= 1
+        if depth > MAX_DEPTH or messages > MAX_MESSAGES:
+            line = text.count('\n', 0, match.start()) + 1
+            limit = (f'nested more than {MAX_DEPTH} deep' if depth > MAX_DEPTH
+                     else f'more than {MAX_MESSAGES} messages')
+            raise CaffeError(f'{name}:{line}: {limit}')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Upgrade a prototxt; the exit status: 0, or 2 where it can't be done."""
+    parser = argparse.ArgumentParser(
+        prog='caffe_port.prototxt',
+        description='Bring a prototxt of any format of Caffe to the current one.')
+    parser.add_argument('source', metavar='SRC', help='the prototxt to upgrade')
+    parser.add_argument('target', metavar='DST', nargs='?', help='default: standard output')
+    parser.add_argument('--solver', action='store_true', help='SRC is a solver, not a net')
+    parser.add_argument('--force', action='store_true', help='replace DST if it exists')
+    options = parser.parse_args(arguments)
+    read = read_solver if options.solver else read_net
+    try:
+        if options.target and os.path.exists(options.target) and not options.force:
+            raise CaffeError(f'{options.target}: exists; --force replaces it')
+        message = read(options.source)
+        if options.target:
+            write(message, options.target)
+        else:
+            sys.stdout.write(to_text(message))
+    except CaffeError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

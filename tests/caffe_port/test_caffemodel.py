@@ -1,0 +1,540 @@
+"""Weight files against Caffe's own, against protobuf's parser, and against damage."""
+
+import os
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from caffe_port import caffemodel, prototxt, wire
+from caffe_port.errors import CaffeError
+from caffe_port.proto.caffe_pb2 import BlobProto, BlobShape, NetParameter, SolverState
+from tests.mutations import damaged
+from tests.vectors import GOLDEN, load
+
+FORMATS, SOLVER = GOLDEN / 'formats', GOLDEN / 'solver'
+V1, V1_UPGRADED = FORMATS / 'legacy_v1.caffemodel', FORMATS / 'legacy_v1_upgraded.caffemodel'
+MEAN = FORMATS / 'mean.binaryproto'
+MODEL, STATE = SOLVER / 'snapshot_iter_4.caffemodel', SOLVER / 'snapshot_iter_4.solverstate'
+VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) / 8 - 0.5
+
+
+def arrays_of(path) -> dict[str, list[np.ndarray]]:
+    return {layer.name: [blob.array() for blob in layer.blobs] for layer in caffemodel.read(path)}
+
+
+def one_blob(tmp_path, blob: bytes | BlobProto, name: str = 'conv'):
+    """Read a .caffemodel whose one layer has one blob, given as a message or its bytes."""
+    data = blob if isinstance(blob, bytes) else blob.SerializeToString()
+    layer = NetParameter(layer=[dict(name=name)]).layer[0].SerializeToString()
+    path = tmp_path / 'one.caffemodel'
+    layer += wire.opening(7, len(data)) + data
+    path.write_bytes(wire.opening(100, len(layer)) + layer)
+    return caffemodel.read(path)[0].blobs[0]
+
+
+def refused(read, path, *words: str) -> str:
+    with pytest.raises(CaffeError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert str(path) in message and '\n' not in message
+    for word in words:
+        assert word in message
+    return message
+
+
+# Reading.
+
+def test_v1_file_equals_the_one_caffe_upgraded_it_to():
+    old, new = caffemodel.read(V1), caffemodel.read(V1_UPGRADED)
+    # The upgraded net has its inputs in a layer.
+    assert [(layer.name, layer.type) for layer in old] == [
+        (layer.name, layer.type) for layer in new if layer.type != 'Input']
+    recorded = load('formats/legacy_v1.npz')
+    for layer in old:
+        twin = next(each for each in new if each.name == layer.name)
+        assert len(layer.blobs) == len(twin.blobs)
+        for i, (a, b) in enumerate(zip(layer.blobs, twin.blobs)):
+            expected = recorded[f'param:{layer.name}:{i}']
+            assert len(a.shape) == 4 and b.shape == expected.shape
+            np.testing.assert_array_equal(a.array().reshape(b.shape), expected)
+            np.testing.assert_array_equal(b.array(), expected)
+
+
+def test_v1_net_is_upgraded_as_caffe_did():
+    expected = caffemodel.read_net(V1_UPGRADED)
+    for layer in expected.layer:
+        layer.ClearField('phase')
+    assert caffemodel.read_net(V1) == expected
+
+
+@pytest.mark.parametrize('iteration', [4, 8])
+def test_snapshot_holds_the_parameters_of_its_iteration(iteration):
+    recorded = load('solver/snapshot.npz')
+    found = arrays_of(SOLVER / f'snapshot_iter_{iteration}.caffemodel')
+    for key in (key for key in recorded if key.startswith(f'iter{iteration}:')):
+        _, layer, i = key.split(':')
+        np.testing.assert_array_equal(found[layer][int(i)], recorded[key])
+
+
+@pytest.mark.parametrize('path', [V1_UPGRADED, MODEL])
+def test_net_without_blobs_is_what_protobuf_reads_less_blobs(path):
+    net = NetParameter.FromString(path.read_bytes())
+    for layer in net.layer:
+        layer.ClearField('blobs')
+    assert caffemodel.read_net(path) == net
+
+
+@pytest.mark.parametrize('number', [4, 8])
+def test_solver_state_is_what_protobuf_reads(number):
+    path = SOLVER / f'snapshot_iter_{number}.solverstate'
+    expected = SolverState.FromString(path.read_bytes())
+    found = caffemodel.read_state(path)
+    assert (found.iter, found.learned_net, found.current_step) == (
+        number, f'snapshot_iter_{number}.caffemodel', expected.current_step)
+    assert len(found.history) == len(expected.history) == 7
+    for blob, proto in zip(found.history, expected.history):
+        assert blob.shape == tuple(proto.shape.dim)
+        np.testing.assert_array_equal(blob.array().reshape(-1), np.float32(proto.data))
+
+
+def test_mean_is_what_protobuf_reads():
+    expected = BlobProto.FromString(MEAN.read_bytes())
+    found = caffemodel.read_blob(MEAN)
+    assert found.shape == (1, 3, 4, 5) and found.dtype == np.float32
+    np.testing.assert_array_equal(found.reshape(-1), np.float32(expected.data))
+
+
+def test_v0_layers_have_their_blobs_and_todays_types(tmp_path):
+    net = NetParameter(name='v0')
+    for name, kind in (('conv1', 'conv'), ('fc', 'innerproduct')):
+        old = net.layers.add(bottom=['data'], top=['data']).layer
+        old.name, old.type = name, kind
+        old.blobs.add(num=1, channels=1, height=3, width=4, data=VALUES.reshape(-1))
+    path = tmp_path / 'v0.caffemodel'
+    path.write_bytes(net.SerializeToString())
+    layers = caffemodel.read(path)
+    assert [(each.name, each.type) for each in layers] == [('conv1', 'Convolution'),
+                                                           ('fc', 'InnerProduct')]
+    for layer in layers:
+        assert layer.blobs[0].shape == (1, 1, 3, 4)
+        np.testing.assert_array_equal(layer.blobs[0].array().reshape(3, 4), VALUES)
+
+
+def test_layers_of_one_name_are_all_kept(tmp_path):
+    net = NetParameter()
+    for value in (1, 2):
+        net.layer.add(name='twin').blobs.add(data=[value], shape=BlobShape(dim=[1]))
+    (tmp_path / 'a').write_bytes(net.SerializeToString())
+    assert [layer.blobs[0].array()[0] for layer in caffemodel.read(tmp_path / 'a')] == [1, 2]
+
+
+SHAPE = BlobProto(shape=BlobShape(dim=VALUES.shape)).SerializeToString()
+FLAT = VALUES.reshape(-1)
+
+
+def tagged(tag: int, values: np.ndarray) -> bytes:
+    return b''.join(bytes([tag]) + value.tobytes() for value in values)
+
+
+@pytest.mark.parametrize('data', [
+    BlobProto(data=FLAT).SerializeToString(),
+    BlobProto(data=FLAT[:5]).SerializeToString() + BlobProto(data=FLAT[5:]).SerializeToString(),
+    tagged(0x2d, FLAT),
+    tagged(0x2d, FLAT[:5]) + BlobProto(data=FLAT[5:9]).SerializeToString() + tagged(0x2d, FLAT[9:]),
+    BlobProto(double_data=FLAT).SerializeToString(),
+    tagged(0x41, FLAT.astype(np.float64)),
+    BlobProto(double_data=FLAT, data=[9] * 12).SerializeToString(),
+], ids=['packed', 'split', 'unpacked', 'mixed', 'double', 'double unpacked', 'both'])
+@pytest.mark.parametrize('shape_first', [True, False])
+def test_values_are_found_however_they_are_encoded(tmp_path, data, shape_first):
+    blob = one_blob(tmp_path, SHAPE + data if shape_first else data + SHAPE)
+    assert blob.shape == VALUES.shape and blob.diff is None
+    found = blob.array()
+    assert found.dtype == np.float32 and found.flags.c_contiguous and found.flags.writeable
+    np.testing.assert_array_equal(found, VALUES)
+    np.testing.assert_array_equal(
+        BlobProto.FromString(data).double_data or BlobProto.FromString(data).data, FLAT)
+
+
+def test_blobs_without_values_are_read(tmp_path):
+    assert one_blob(tmp_path, BlobProto(shape=BlobShape(dim=[0, 4]))).array().shape == (0, 4)
+    # Protobuf leaves an empty list out; others may write it.
+    empty = BlobProto(shape=BlobShape(dim=[0])).SerializeToString() + b'\x2a\x00'
+    assert one_blob(tmp_path, empty).array().shape == (0,)
+
+
+def test_long_unpacked_runs_are_read_whole(tmp_path):
+    values = np.arange(600_000, dtype=np.float32)
+    raw = np.empty((values.size, 5), np.uint8)
+    raw[:, 0], raw[:, 1:] = 0x2d, values.view(np.uint8).reshape(-1, 4)
+    shape = BlobProto(shape=BlobShape(dim=[values.size])).SerializeToString()
+    np.testing.assert_array_equal(one_blob(tmp_path, raw.tobytes() + shape).array(), values)
+
+
+def test_diffs_are_read_with_the_shape_of_their_blob(tmp_path):
+    blob = one_blob(tmp_path, SHAPE + BlobProto(data=FLAT, diff=-FLAT).SerializeToString())
+    np.testing.assert_array_equal(blob.diff.array(), -VALUES)
+
+
+def test_old_dims_go_before_shape_as_in_caffe(tmp_path):
+    both = BlobProto(num=12, channels=1, height=1, width=1).SerializeToString()
+    blob = one_blob(tmp_path, SHAPE + BlobProto(data=FLAT).SerializeToString() + both)
+    assert blob.shape == (12, 1, 1, 1)
+
+
+def test_read_into_fills_an_array_of_any_shape_of_the_count(tmp_path):
+    blob = one_blob(tmp_path, SHAPE + BlobProto(data=FLAT).SerializeToString())
+    out = np.zeros((2, 6), np.float32)
+    blob.read_into(out)
+    np.testing.assert_array_equal(out.reshape(3, 4), VALUES)
+    read_only = np.zeros(12, np.float32)
+    read_only.flags.writeable = False
+    for bad in (np.zeros(11, np.float32), np.zeros(12), np.zeros((12, 2), np.float32)[:, 0],
+                read_only):
+        with pytest.raises(CaffeError, match='conv: blob 0: expected'):
+            blob.read_into(bad)
+
+
+def test_blobs_outlive_the_replacement_of_their_file_but_not_its_truncation(tmp_path):
+    blob = one_blob(tmp_path, SHAPE + BlobProto(data=FLAT).SerializeToString())
+    path = tmp_path / 'one.caffemodel'
+    path.rename(tmp_path / 'moved')
+    path.write_bytes(b'other')
+    np.testing.assert_array_equal(blob.array(), VALUES)
+    os.truncate(tmp_path / 'moved', 40)
+    with pytest.raises(CaffeError, match='truncated'):
+        blob.array()
+
+
+def test_reading_takes_no_memory_beside_the_array_read_into(tmp_path):
+    values = np.ones(2_000_000, np.float32)
+    path = tmp_path / 'large.caffemodel'
+    caffemodel.write(path, NetParameter(layer=[dict(name='a')]), {'a': [values]})
+    out = np.zeros_like(values)
+    tracemalloc.start()
+    try:
+        caffemodel.read(path)[0].blobs[0].read_into(out)
+        used = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert used < 200_000
+    np.testing.assert_array_equal(out, values)
+
+
+# Writing.
+
+@pytest.mark.parametrize('path', [V1_UPGRADED, MODEL])
+def test_model_written_again_is_caffes_own_file_byte_for_byte(tmp_path, path):
+    out = tmp_path / 'out.caffemodel'
+    caffemodel.write(out, caffemodel.read_net(path), arrays_of(path))
+    assert out.read_bytes() == path.read_bytes()
+
+
+def test_state_written_again_is_caffes_own_file_byte_for_byte(tmp_path):
+    state, out = caffemodel.read_state(STATE), tmp_path / 'out.solverstate'
+    caffemodel.write_state(out, state.iter, state.learned_net,
+                           [blob.array() for blob in state.history], state.current_step)
+    assert out.read_bytes() == STATE.read_bytes()
+
+
+def test_model_with_diffs_is_what_protobuf_writes(tmp_path):
+    net = NetParameter(name='n', layer=[dict(name='a', type='T', bottom=['x'], phase=1),
+                                        dict(name='b', blobs=[dict(data=[3])])])
+    values = {'a': [VALUES, np.float64(VALUES[0]), np.zeros((0, 4)), np.array(7)]}
+    diffs = {'a': [2 * array for array in values['a']]}
+    caffemodel.write(tmp_path / 'a', net, values, diffs)
+    for array, diff in zip(values['a'], diffs['a']):
+        blob = net.layer[0].blobs.add(data=array.reshape(-1), diff=diff.reshape(-1))
+        if array.ndim:
+            blob.shape.dim.extend(array.shape)
+    assert (tmp_path / 'a').read_bytes() == net.SerializeToString()
+
+
+def test_arrays_that_are_not_contiguous_are_written_in_c_order(tmp_path):
+    caffemodel.write(tmp_path / 'a', NetParameter(layer=[dict(name='a')]), {'a': [VALUES.T]})
+    np.testing.assert_array_equal(arrays_of(tmp_path / 'a')['a'][0], VALUES.T)
+
+
+def test_blob_written_is_read_by_protobuf_and_by_us(tmp_path):
+    caffemodel.write_blob(tmp_path / 'mean', VALUES)
+    proto = BlobProto.FromString((tmp_path / 'mean').read_bytes())
+    assert tuple(proto.shape.dim) == (3, 4) and list(proto.data) == list(FLAT)
+    np.testing.assert_array_equal(caffemodel.read_blob(tmp_path / 'mean'), VALUES)
+
+
+def test_more_than_protobuf_can_read_is_refused_before_anything_is_written(tmp_path):
+    # 2.4 GB for a writer, 4 bytes in memory.
+    huge = np.broadcast_to(np.float32(0), (30_000, 20_000))
+    with pytest.raises(CaffeError, match='2400000.* bytes.*protobuf.*HDF5'):
+        caffemodel.write(tmp_path / 'a', NetParameter(layer=[dict(name='a')]), {'a': [huge]})
+    with pytest.raises(CaffeError, match='protobuf.*HDF5'):
+        caffemodel.write_state(tmp_path / 'a', 1, '', [huge], 0)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('blobs, diffs, words', [
+    ({'b': [VALUES]}, None, 'no layer "b"'),
+    ({'a': [VALUES]}, {'a': [VALUES.T]}, 'expected diffs of shapes'),
+    ({'a': [np.array(['x'])]}, None, 'a: blob 0: expected numbers'),
+])
+@pytest.mark.parametrize('write', [caffemodel.write, caffemodel.write_hdf5])
+def test_arrays_that_do_not_fit_the_net_are_refused(tmp_path, write, blobs, diffs, words):
+    if write is caffemodel.write_hdf5:
+        pytest.importorskip('h5py', reason='h5py reads HDF5')
+    (tmp_path / 'a').write_bytes(b'old')
+    with pytest.raises(CaffeError, match=words):
+        write(tmp_path / 'a', NetParameter(layer=[dict(name='a')]), blobs, diffs)
+    assert os.listdir(tmp_path) == ['a'] and (tmp_path / 'a').read_bytes() == b'old'
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(CaffeError, match='none/a.caffemodel'):
+        caffemodel.write(tmp_path / 'none' / 'a.caffemodel', NetParameter(), {})
+
+
+# Refusals.
+
+READERS = {
+    'a .caffemodel': caffemodel.read, 'a .solverstate': caffemodel.read_state,
+    'a .binaryproto': caffemodel.read_blob, 'text': None,
+}
+
+
+@pytest.mark.parametrize('path, kind', [
+    (V1, 'a .caffemodel'), (V1_UPGRADED, 'a .caffemodel'), (MODEL, 'a .caffemodel'),
+    (STATE, 'a .solverstate'), (MEAN, 'a .binaryproto'), (FORMATS / 'legacy_v1.prototxt', 'text')],
+    ids=lambda value: getattr(value, 'name', value))
+def test_a_file_of_another_kind_is_named_for_what_it_is(path, kind):
+    for due, read in READERS.items():
+        if read and due != kind:
+            refused(read, path, f'expected {due}', kind)
+
+
+@pytest.mark.parametrize('read', [caffemodel.read, caffemodel.read_net, caffemodel.read_state,
+                                  caffemodel.read_blob])
+@pytest.mark.parametrize('data, words', [
+    (b'', 'empty'),
+    (b'\xff\xd8\xff\xe0\0\x10JFIF' + bytes(99), 'a JPEG image'),
+    (b'\x89PNG\r\n\x1a\n' + bytes(99), 'a PNG image'),
+    (b'PK\x03\x04' + bytes(99), 'a zip archive'),
+    (bytes(1000), 'not a protobuf message'),
+    ('größe: 1\n'.encode() * 900, 'found text'),
+], ids=lambda value: str(value)[:12])
+def test_other_bytes_are_refused_and_named(tmp_path, read, data, words):
+    (tmp_path / 'x').write_bytes(data)
+    refused(read, tmp_path / 'x', words)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    refused(caffemodel.read, tmp_path / 'none', 'No such file')
+    refused(caffemodel.read, tmp_path, 'a directory')
+
+
+@pytest.mark.parametrize('path', [V1, MODEL, STATE, MEAN], ids=lambda path: path.name)
+def test_every_truncation_is_noticed_or_leaves_whole_layers(tmp_path, path):
+    data = path.read_bytes()
+    read = {'.caffemodel': caffemodel.read, '.solverstate': caffemodel.read_state,
+            '.binaryproto': caffemodel.read_blob}[path.suffix]
+    whole = 0
+    for size in range(1, len(data), 17):
+        (tmp_path / 'x').write_bytes(data[:size])
+        try:
+            read(tmp_path / 'x')
+        except CaffeError as error:
+            assert str(tmp_path / 'x') in str(error)
+        else:
+            whole += 1
+    # A cut between two fields of a message can't be told from an end.
+    assert whole < 6
+
+
+@pytest.mark.parametrize('dims, count, found', [
+    ([3, 5], 15, 12), ([], 1, 12), ([2], 2, 12), ([0], 0, 12)])
+def test_count_that_differs_from_the_shape_is_refused(tmp_path, dims, count, found):
+    with pytest.raises(CaffeError, match=rf'one.caffemodel: conv: blob 0: expected {count} values '
+                                         rf'for shape .*, found {found}'):
+        one_blob(tmp_path, BlobProto(data=FLAT, shape=BlobShape(dim=dims)))
+
+
+@pytest.mark.parametrize('shape', [
+    dict(shape=dict(dim=[-1, 12])), dict(shape=dict(dim=[-1, -12])), dict(num=-1),
+    dict(shape=dict(dim=[1 << 40, 1 << 40])), dict(shape=dict(dim=[0, 1 << 40])),
+    dict(shape=dict(dim=[1 << 31])), dict(shape=dict(dim=[1] * 33)),
+    dict(shape=dict(dim=[1] * 100_000))], ids=lambda shape: str(shape)[:40])
+def test_impossible_shapes_are_refused_before_memory_is_taken(tmp_path, shape):
+    with pytest.raises(CaffeError, match='one.caffemodel: conv: blob 0: '):
+        one_blob(tmp_path, BlobProto(data=FLAT, **shape))
+
+
+def test_declared_shape_alone_takes_no_memory(tmp_path):
+    with pytest.raises(CaffeError, match='expected 2147483647 values .* found 1'):
+        one_blob(tmp_path, BlobProto(data=[1], shape=BlobShape(dim=[(1 << 31) - 1])))
+
+
+@pytest.mark.parametrize('blob, words', [
+    (b'\x2a\x03abc', 'not a multiple of 4'),
+    (b'\x2a\x7f', 'needs 127 bytes'),
+    (b'\x2a\x04abc', 'needs 4 bytes, 3 are left'),
+    (b'\x28\x01', 'BlobProto.data .* expected wire type 5, found 0'),
+    (b'\x2b', 'wire type 3'),
+    (b'\x00', 'field number 0'),
+    (b'\xff' * 11, 'no number at byte'),
+], ids=lambda value: str(value)[:16])
+def test_broken_fields_are_refused_with_their_place(tmp_path, blob, words):
+    with pytest.raises(CaffeError, match=words):
+        one_blob(tmp_path, blob)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / 'x').write_bytes(b'\xa2\x06\x04\x0a\x02\xff\xfe')
+    for read in (caffemodel.read, caffemodel.read_net):
+        refused(read, tmp_path / 'x', 'not UTF-8')
+
+
+def test_layers_of_two_formats_are_refused(tmp_path):
+    net = NetParameter(layer=[dict(name='a')], layers=[dict(name='b')])
+    (tmp_path / 'x').write_bytes(net.SerializeToString())
+    for read in (caffemodel.read, caffemodel.read_net):
+        refused(read, tmp_path / 'x', '`layers`')
+
+
+@pytest.mark.parametrize('data', [b'\xa2\x06\x00' * 140_000, b'\x12\x02\x32\x00' * 140_000],
+                         ids=['layers', 'blobs'])
+def test_a_forged_multitude_is_refused(tmp_path, data):
+    (tmp_path / 'x').write_bytes(data)
+    refused(caffemodel.read, tmp_path / 'x')
+    refused(caffemodel.read_net, tmp_path / 'x', 'no net has so many')
+
+
+ORIGINALS = [path.read_bytes() for path in (V1, V1_UPGRADED, MODEL, STATE, MEAN)]
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(damaged(ORIGINALS))
+def test_damaged_files_give_a_value_or_caffe_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / 'damaged'
+    path.write_bytes(data)
+    for read in (read_whole, caffemodel.read_state, caffemodel.read_blob):
+        try:
+            read(path)
+        except CaffeError as error:
+            assert str(path) in str(error) and '\n' not in str(error)
+
+
+def read_whole(path) -> None:
+    """Read all that a weight file has: what protobuf takes as a net, and each blob."""
+    prototxt.to_text(caffemodel.read_net(path))
+    for layer in caffemodel.read(path):
+        for blob in layer.blobs:
+            assert blob.array().size == blob.count
+
+
+# HDF5.
+
+def test_hdf5_model_has_caffes_layout_and_reads_back(tmp_path):
+    h5py = pytest.importorskip('h5py', reason='h5py reads HDF5')
+    net, arrays, path = caffemodel.read_net(MODEL), arrays_of(MODEL), tmp_path / 'a.caffemodel.h5'
+    caffemodel.write_hdf5(path, net, arrays, {'conv1': arrays['conv1']})
+    with h5py.File(path) as file:
+        assert set(file) == {'data', 'diff'} and set(file['data']) == set(arrays)
+        assert file['data/conv1/0'].dtype == np.float32
+        np.testing.assert_array_equal(file['data/conv1/1'][()], arrays['conv1'][1])
+    layers = caffemodel.read(path)
+    assert {layer.name for layer in layers} == {name for name in arrays if arrays[name]}
+    for layer in layers:
+        for blob, expected in zip(layer.blobs, arrays[layer.name], strict=True):
+            np.testing.assert_array_equal(blob.array(), expected)
+            assert (blob.diff is not None) == (layer.name == 'conv1')
+            out = np.zeros(blob.count, np.float32)
+            blob.read_into(out)
+            np.testing.assert_array_equal(out, expected.reshape(-1))
+
+
+def test_hdf5_keeps_names_with_slashes_and_eleven_blobs_in_order(tmp_path):
+    pytest.importorskip('h5py', reason='h5py reads HDF5')
+    net = NetParameter(layer=[dict(name='inception_3a/1x1'), dict(name='inception_3a/3x3')])
+    arrays = {'inception_3a/1x1': [np.full(2, i) for i in range(11)]}
+    caffemodel.write_hdf5(tmp_path / 'a.h5', net, arrays)
+    layer, = caffemodel.read(tmp_path / 'a.h5')
+    assert layer.name == 'inception_3a/1x1'
+    assert [blob.array()[0] for blob in layer.blobs] == list(range(11))
+
+
+def test_hdf5_state_has_caffes_layout_and_reads_back(tmp_path):
+    h5py = pytest.importorskip('h5py', reason='h5py reads HDF5')
+    path, history = tmp_path / 'a.solverstate.h5', [VALUES, -VALUES[0]]
+    caffemodel.write_state_hdf5(path, 7, 'dir/größe.caffemodel.h5', history, 2)
+    with h5py.File(path) as file:
+        assert file['iter'].shape == file['current_step'].shape == (1,)
+        assert file['iter'].dtype == np.int32
+        kind = file['learned_net'].id.get_type()
+        # Caffe reads the string into a buffer of this size, and up to its zero.
+        assert kind.get_size() == len('dir/größe.caffemodel.h5'.encode()) + 1
+        assert kind.get_strpad() == h5py.h5t.STR_NULLTERM
+    state = caffemodel.read_state(path)
+    assert (state.iter, state.learned_net, state.current_step) == (7, 'dir/größe.caffemodel.h5', 2)
+    for blob, expected in zip(state.history, history, strict=True):
+        np.testing.assert_array_equal(blob.array(), expected)
+
+
+def test_hdf5_is_told_by_its_content_and_from_other_hdf5(tmp_path):
+    pytest.importorskip('h5py', reason='h5py reads HDF5')
+    model, state = tmp_path / 'a.caffemodel', tmp_path / 'a.solverstate'
+    caffemodel.write_hdf5(model, NetParameter(layer=[dict(name='a')]), {'a': [VALUES]})
+    caffemodel.write_state_hdf5(state, 1, '', [VALUES], 0)
+    assert caffemodel.read(model)[0].blobs[0].shape == (3, 4)
+    refused(caffemodel.read, state, 'a .caffemodel.h5', 'learned_net')
+    refused(caffemodel.read_state, model, 'a .solverstate.h5', 'data')
+    refused(caffemodel.read_net, model, 'HDF5')
+
+
+def test_hdf5_values_must_be_in_the_file_and_not_beyond_its_size(tmp_path):
+    h5py = pytest.importorskip('h5py', reason='h5py reads HDF5')
+    path = tmp_path / 'a.h5'
+    caffemodel.write_hdf5(tmp_path / 'b.h5', NetParameter(layer=[dict(name='a')]), {'a': [VALUES]})
+    forgeries = {
+        'expected at most': lambda group: group.create_dataset('0', (1 << 29,), 'f4'),
+        'its values are in another file': lambda group: group.create_dataset(
+            '0', (4,), 'f4', external=[(str(tmp_path / 'b.h5'), 0, 16)]),
+        'expected floats': lambda group: group.create_dataset('0', data=[1, 2]),
+        'is missing': lambda group: group.create_dataset('1', data=[1.0]),
+        'elements': lambda group: group.create_dataset('0', (1 << 31,), 'f4', chunks=(1024,)),
+    }
+    for words, forge in forgeries.items():
+        with h5py.File(path, 'w') as file:
+            forge(file.create_group('data/a'))
+        refused(caffemodel.read, path, words)
+    with h5py.File(path, 'w') as file:
+        file.create_group('data/a').create_dataset('1', data=[1.0])
+        file['data/a']['0'] = h5py.ExternalLink('b.h5', '/data/a/0')
+    refused(caffemodel.read, path, 'its values are in another file')
+
+
+def test_damaged_hdf5_is_refused(tmp_path):
+    pytest.importorskip('h5py', reason='h5py reads HDF5')
+    path = tmp_path / 'a.h5'
+    caffemodel.write_hdf5(path, NetParameter(layer=[dict(name='a')]), {'a': [VALUES]})
+    data = path.read_bytes()
+    for size in (8, 100, len(data) // 2):
+        path.write_bytes(data[:size])
+        refused(caffemodel.read, path, 'damaged')
+
+
+def test_two_layers_of_one_name_do_not_fit_into_hdf5(tmp_path):
+    pytest.importorskip('h5py', reason='h5py reads HDF5')
+    net = NetParameter(layer=[dict(name='a'), dict(name='a')])
+    with pytest.raises(CaffeError, match='two layers named "a"'):
+        caffemodel.write_hdf5(tmp_path / 'a.h5', net, {'a': [VALUES]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_h5py_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    path = tmp_path / 'a.caffemodel.h5'
+    path.write_bytes(b'\x89HDF\r\n\x1a\n' + bytes(100))
+    refused(caffemodel.read, path, 'need h5py, which is not installed: pip install h5py')
+    with pytest.raises(CaffeError, match='pip install h5py'):
+        caffemodel.write_hdf5(path, NetParameter(), {})
