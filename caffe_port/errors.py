@@ -15,6 +15,10 @@ class CaffeError(ValueError):
     """
 
 
+class WriteError(CaffeError):
+    """The disk did not take a file; what stood in its place still does."""
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file so that it is there whole or not at all.
@@ -23,7 +27,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     the disk and renamed to `path`. When the body raises, the temporary file is
     removed and whatever stood at `path` stays.
 
-    Raises CaffeError if the folder is missing or the disk refuses the write.
+    Raises WriteError if the folder is missing or the disk refuses the write.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -33,6 +37,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise CaffeError(f'{path}: not written: {error.strerror or error}') from error
+        raise WriteError(f'{path}: not written: {error.strerror or error}') from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from caffe_port import caffemodel, memory, mode, prototxt, rng
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, WriteError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
 from caffe_port.schedule import learning_rate
@@ -152,10 +152,11 @@ class SGDSolver:
             self.apply_update()
             self.iter += 1
             action = self.requested_action()
-            if action in ('snapshot', 'stop') or p.snapshot and self.iter % p.snapshot == 0:
-                self.snapshot()
             if action == 'stop':
+                self.snapshot()
                 raise KeyboardInterrupt(f'stopped at iteration {self.iter}')
+            if action == 'snapshot' or p.snapshot and self.iter % p.snapshot == 0:
+                self._try_snapshot()
 
     def _forward_backward(self) -> Tensor:
         """iter_size passes, gradients added up; returns the mean loss as a scalar tensor."""
@@ -318,6 +319,13 @@ class SGDSolver:
 
     # Snapshots.
 
+    def _try_snapshot(self) -> None:
+        """Snapshot; where the disk refuses, say so and go on to the next interval."""
+        try:
+            self.snapshot()
+        except WriteError as error:
+            LOG.error('%s; training goes on, and the next snapshot tries again', error)
+
     def snapshot(self) -> Path:
         """Write <snapshot_prefix>_iter_<iter>.caffemodel and .solverstate (or .h5 twins).
 
@@ -330,7 +338,10 @@ class SGDSolver:
         hdf5 = p.snapshot_format == SolverParameter.HDF5
         suffix = '.h5' if hdf5 else ''
         stem = f'{p.snapshot_prefix or "snapshot"}_iter_{self.iter}'
-        Path(stem).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(stem).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f'{stem}: not written: {error.strerror}') from error
         model, state = f'{stem}.caffemodel{suffix}', Path(f'{stem}.solverstate{suffix}')
         LOG.info('Snapshotting to %s', model)
         self.net.save(model)

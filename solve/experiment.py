@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import resource
 import signal
 import sys
 import time
@@ -18,10 +19,10 @@ import torch
 
 import caffe_port as caffe
 import surgery
-from caffe_port import caffemodel
+from caffe_port import caffemodel, memory
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
-from solve import plot, sample, score
+from solve import plot, sample, score, snapshots
 from solve.progress import progress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,8 +44,13 @@ class Job:
     constants: dict[str, Any] = field(default_factory=dict)  # solver constants to replace
     iterations: int | None = None    # in all, if not as published
     step: int | None = None          # between scorings, if not as published
-    prefix: Path | None = None
+    prefix: Path = Path()            # of snapshots; in the folder unless told otherwise
+    keep: int = 0                    # snapshots to keep besides the best, 0 for all
     sample: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prefix == Path():
+            self.prefix = self.folder / 'snapshot' / 'train'
 
     def solver(self, constants: dict[str, Any], train: NetParameter,
                test: NetParameter) -> caffe.SGDSolver:
@@ -54,7 +60,8 @@ class Job:
         param.ClearField('train_net')
         param.train_net_param.CopyFrom(train)
         param.test_net_param.add().CopyFrom(test)
-        param.snapshot_prefix = str(self.prefix or self.folder / 'snapshot' / 'train')
+        param.snapshot_prefix = str(self.prefix)
+        snapshots.sweep(self.prefix)
         solver = caffe.SGDSolver(param)
         self._watch = _Watch(solver, self.folder)
         return solver
@@ -63,7 +70,8 @@ class Job:
         """Restore the snapshot that --resume names; False where there is none to restore."""
         if self.resume is None:
             return False
-        solver.restore(self.resume)
+        state = snapshots.latest(self.prefix) if self.resume == Path('latest') else self.resume
+        solver.restore(state)
         return True
 
     def rounds(self, solver: caffe.SGDSolver, count: int, step: int) -> Iterator[int]:
@@ -75,12 +83,23 @@ class Job:
         end, step = self.iterations or count * step, self.step or step
         stops = [*range((solver.iter // step + 1) * step, end, step), end]
         with self._watch.over(end):
+            if solver.iter in (end, *range(step, end, step)) and (
+                    solver.notes.get('scored') != solver.iter):
+                yield 0  # stopped after the snapshot, before or while scoring
             yield from (b - a for a, b in zip([solver.iter, *stops], stops) if b > a)
 
     def scored(self, solver: caffe.SGDSolver, scores: score.Scores,
                classes: Sequence[str]) -> None:
         """Print the table per class and keep the scores for the learning curve."""
         print(score.table(scores, classes), flush=True)
+        best = solver.notes.get('best')
+        if best is None or scores.mean_iu > best['mean_iu']:
+            solver.notes['best'] = {'iteration': solver.iter, 'mean_iu': scores.mean_iu}
+        solver.notes['scored'] = solver.iter
+        if solver.iter in (states := snapshots.states(self.prefix)):
+            memory.save(memory.beside(states[solver.iter]), solver)
+        if self.keep:
+            snapshots.prune(self.prefix, self.keep, solver.notes['best']['iteration'])
         self._watch.note(overall_accuracy=scores.overall_accuracy, test_loss=scores.loss,
                          mean_accuracy=scores.mean_accuracy, mean_iu=scores.mean_iu,
                          fwavacc=scores.fwavacc)
@@ -91,6 +110,13 @@ class Job:
         plot.panel(solver.test_nets[0], mean_bgr, self.folder / 'panel.png')
         print(f'Snapshots: {solver.param.snapshot_prefix}_iter_*; '
               f'learning curve and panel: {self.folder}/curve.png, panel.png')
+
+
+def _peak_memory() -> int:
+    """The most memory used so far, of the GPU where there is one, in bytes."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ids(net: caffe.Net) -> list[str]:
@@ -171,9 +197,9 @@ class _Watch:
             then, at = self._clock
             pace = (solver.iter - at) * solver.param.iter_size / (time.monotonic() - then)
             self._clock = time.monotonic(), solver.iter
-            self.bar.set_postfix_str(f'loss {loss:.5g}')
+            self.bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
             self.note(lr=solver.rate(), loss=float(solver.net.loss()), smoothed_loss=loss,
-                      images_per_second=pace)
+                      images_per_second=pace, memory_bytes=_peak_memory())
 
     def _take_action(self) -> str | None:
         action, self._action = self._action, None
@@ -222,7 +248,10 @@ def _parser(doc: str, name: str) -> argparse.ArgumentParser:
     add('--weights', type=Path, metavar='FILE',
         help=f'.caffemodel to start from (default: {WEIGHTS} in the project)')
     add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
-    add('--resume', type=Path, metavar='FILE', help='.solverstate to go on from')
+    add('--resume', type=Path, metavar='FILE',
+        help='.solverstate to go on from, or `latest` for the newest whole one of --output')
+    add('--keep', type=int, default=0, metavar='N',
+        help='keep the newest N snapshots and the best one (default: all)')
     add('--output', type=Path, metavar='DIR',
         help=f'where logs and pictures go (default: output/{name})')
     add('--snapshot-prefix', type=Path, metavar='PREFIX',
@@ -247,7 +276,7 @@ def _job(args: argparse.Namespace, name: str) -> Job:
         job = _sample_job(args, name)
     else:
         job = _real_job(args, name)
-    job.prefix = args.snapshot_prefix
+    job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
     return job
 
@@ -260,7 +289,7 @@ def _real_job(args: argparse.Namespace, name: str) -> Job:
             raise CaffeError(f'{folder}: no such folder; --{option.replace("_", "-")} says '
                              'where it is')
     weights = args.weights or ROOT / WEIGHTS
-    if args.resume and not args.resume.is_file():
+    if args.resume and args.resume != Path('latest') and not args.resume.is_file():
         raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate')
     if not args.resume and not weights.is_file():
         raise CaffeError(f'{weights}: no such file; --weights takes vgg16-fcn.caffemodel or the '

@@ -1,7 +1,13 @@
-"""Learning curves and pictures of predictions."""
+"""Learning curves and pictures of predictions.
 
-from __future__ import annotations
+python solve/plot.py RUN... draws loss and mean IU of the runs in these output folders.
+"""
+if __name__ == '__main__':  # as a script, from a bare checkout
+    import pathlib
+    import sys
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+import argparse
 import json
 from pathlib import Path
 from typing import Sequence
@@ -82,3 +88,19 @@ def _save(figure, out: Path) -> None:
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=110, format='png')
     plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Draw loss and mean IU of runs over iterations.')
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='output folder of a run')
+    parser.add_argument('--out', type=Path, default=Path('curve.png'), help='default: curve.png')
+    args = parser.parse_args()
+    try:
+        curve(args.runs, args.out)
+    except CaffeError as error:
+        parser.exit(2, f'error: {error}\n')
+    print(args.out)
+
+
+if __name__ == '__main__':
+    main()
