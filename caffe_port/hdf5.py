@@ -174,6 +174,5 @@ def _put_string(file: Any, name: str, text: str) -> None:
     data = text.encode('utf-8') + b'\0'
     kind = h5t.C_S1.copy()
     kind.set_size(len(data))
-    kind.set_strpad(h5t.STR_NULLTERM)
     dataset = h5d.create(file.id, name.encode(), kind, h5s.create(h5s.SCALAR))
     dataset.write(h5s.ALL, h5s.ALL, np.array(data, f'S{len(data)}'), kind)

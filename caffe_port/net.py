@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from caffe_port import caffemodel, mode, prototxt
+from caffe_port import caffemodel, mode
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule, Node
@@ -51,6 +51,8 @@ class Net:
     def __init__(self, proto: str | os.PathLike | NetParameter, *args,
                  phase: int | None = None, weights: str | os.PathLike | None = None,
                  level: int = 0, stages: Sequence[str] | None = None):
+        from caffe_port import prototxt  # late, so that `python -m caffe_port.prototxt` is first
+
         if len(args) == 2 and phase is None and weights is None and not isinstance(args[0], int):
             weights, phase = args
         elif args and phase is None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import caffemodel, memory, mode, prototxt, rng
+from caffe_port import caffemodel, memory, mode, rng
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
@@ -36,6 +36,8 @@ class SGDSolver:
     """
 
     def __init__(self, solver: str | os.PathLike | SolverParameter):
+        from caffe_port import prototxt  # late, as in net.py
+
         if isinstance(solver, SolverParameter):
             self.param, self._folder = solver, Path('.')
         else:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +89,8 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "z" }
 
 
 def assert_upgrades(old: str, new: str) -> None:
-    assert prototxt.to_text(prototxt.parse_net(old)) == prototxt.to_text(prototxt.parse_net(new))
+    expected = text_format.Parse(new, NetParameter())
+    assert prototxt.to_text(prototxt.parse_net(old)) == prototxt.to_text(expected)
 
 
 def refused(text: str, solver: bool = False) -> str:
@@ -128,7 +130,7 @@ def test_padding_folds_into_a_pooling_layer_too():
 
 
 @pytest.mark.parametrize('layer, words', [
-    ('layer { name: "x" type: "relu" } bottom: "p" top: "x"', 'x: padding layer "p" feeds a "relu"'),
+    ('layer { name: "x" type: "relu" } bottom: "p" top: "x"', 'x: padding layer "p" feeds'),
     ('layer { name: "x" type: "conv" } bottom: "p" bottom: "d" top: "x"', 'x: expected one bottom'),
     ('layer { name: "x" type: "conv" } bottom: "q" top: "x"', 'x: unknown bottom "q"'),
     ('layer { name: "x" type: "tanhh" } top: "x"', 'x: unknown V0 layer type "tanhh"'),
@@ -184,7 +186,7 @@ def test_current_data_layers_keep_their_fields_as_in_caffe():
 
 
 @pytest.mark.parametrize('shapes', [
-    'input_dim: [1, 3, 4, 5, 6, 1, 1, 1]',
+    'input_dim: [1, 3, 4, 5, 6, 1, 1, 1]', 'input_dim: [1, 3, 4, 5, 6, 1, 1, 1, 7, 7, 7, 7]',
     'input_shape { dim: [1, 3, 4, 5] } input_shape { dim: [6, 1, 1, 1] }',
     'input_shape { dim: [1, 3, 4, 5] } input_shape { dim: [6, 1, 1, 1] } input_dim: 9'])
 def test_inputs_become_one_layer_at_the_front(shapes):
@@ -254,10 +256,12 @@ def test_text_of_a_net_says_the_same_net(name):
 
 def test_lists_comments_strings_and_any_script_are_read(tmp_path):
     path = tmp_path / 'netz.prototxt'
-    path.write_text('# ü {{{{ "\nname: "größe \\"{<\'" \'日本\' # }\nlayer < name: "a" '
-                    'crop_param { offset: [1, 2] } >', encoding='utf-8')
+    braces = '{<' * 40
+    path.write_text(f'# ü {braces} "\nname: "größe \\"{braces}" \'{braces} 日本\' # }}\n'
+                    'layer < name: "a" crop_param { offset: [1, 2] } >', encoding='utf-8')
     net = prototxt.read_net(path)
-    assert net.name == 'größe "{<\'日本' and list(net.layer[0].crop_param.offset) == [1, 2]
+    assert net.name == f'größe "{braces}{braces} 日本'
+    assert list(net.layer[0].crop_param.offset) == [1, 2]
     prototxt.write(net, path)
     assert '日本' in path.read_text(encoding='utf-8') and prototxt.read_net(path) == net
 
