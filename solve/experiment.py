@@ -1,8 +1,7 @@
-"""What the experiments' scripts share: options, the sample, starting weights, keeping watch."""
+"""What a run of an experiment needs besides net and solver: places, rounds, keeping watch."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import resource
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 
@@ -22,13 +21,9 @@ import surgery
 from caffe_port import caffemodel, memory
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
-from solve import plot, sample, score, snapshots
+from solve import plot, score, snapshots
 from solve.progress import progress
 
-ROOT = Path(__file__).resolve().parent.parent
-# Where data and weights lie in the project, unless options say otherwise.
-PLACES = {'sbdd_dir': 'data/sbdd/dataset', 'voc_dir': 'data/pascal/VOC2011'}
-WEIGHTS = 'data/ilsvrc-nets/vgg16-fcn.caffemodel'
 LOG = logging.getLogger('caffe_port')
 
 
@@ -38,7 +33,7 @@ class Job:
 
     name: str
     folder: Path                     # where snapshots, logs and pictures go
-    weights: Path | None
+    weights: list[Path]              # to start from, usually one
     resume: Path | None = None
     net: dict[str, Any] = field(default_factory=dict)        # arguments of fcn()
     constants: dict[str, Any] = field(default_factory=dict)  # solver constants to replace
@@ -46,7 +41,6 @@ class Job:
     step: int | None = None          # between scorings, if not as published
     prefix: Path = Path()            # of snapshots; in the folder unless told otherwise
     keep: int = 0                    # snapshots to keep besides the best, 0 for all
-    sample: bool = False
 
     def __post_init__(self) -> None:
         if self.prefix == Path():
@@ -214,108 +208,3 @@ class _Watch:
 
     def _snapshot(self, *_) -> None:
         self._action = self._action or 'snapshot'
-
-
-# From the command line to a Job.
-
-def main(solve: Callable[[Job], None], doc: str, name: str) -> None:
-    """Run an experiment's script: options, then `solve`; errors in one line, exit status 2."""
-    args = _parser(doc, name).parse_args()
-    try:
-        _choose_device(args.gpu)
-        solve(_job(args, name))
-    except CaffeError as error:
-        sys.exit(_tell(error))
-    except KeyboardInterrupt as stop:
-        print(stop or 'stopped', file=sys.stderr)
-        sys.exit(130)
-
-
-def _tell(error: CaffeError) -> int:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-
-
-def _parser(doc: str, name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add('gpu', nargs='?', type=int, metavar='GPU',
-        help='number of the GPU (default: 0 if there is one, else the CPU)')
-    for option, folder in PLACES.items():
-        add('--' + option.replace('_', '-'), type=Path, metavar='DIR',
-            help=f'default: {folder} in the project')
-    add('--weights', type=Path, metavar='FILE',
-        help=f'.caffemodel to start from (default: {WEIGHTS} in the project)')
-    add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
-    add('--resume', type=Path, metavar='FILE',
-        help='.solverstate to go on from, or `latest` for the newest whole one of --output')
-    add('--keep', type=int, default=0, metavar='N',
-        help='keep the newest N snapshots and the best one (default: all)')
-    add('--output', type=Path, metavar='DIR',
-        help=f'where logs and pictures go (default: output/{name})')
-    add('--snapshot-prefix', type=Path, metavar='PREFIX',
-        help='default: snapshot/train in the output folder')
-    return parser
-
-
-def _choose_device(gpu: int | None) -> None:
-    if gpu is None and not torch.cuda.is_available():
-        print('No GPU found: computing on the CPU.', file=sys.stderr)
-        return
-    caffe.set_device(gpu or 0)
-    caffe.set_mode_gpu()
-
-
-def _job(args: argparse.Namespace, name: str) -> Job:
-    if args.iterations is not None and args.iterations < 1:
-        raise CaffeError(f'--iterations {args.iterations}: must be positive')
-    given = [getattr(args, option) for option in (*PLACES, 'weights', 'resume')]
-    defaults = [ROOT / folder for folder in (*PLACES.values(), WEIGHTS)]
-    if not any(given) and not any(path.exists() for path in defaults):
-        job = _sample_job(args, name)
-    else:
-        job = _real_job(args, name)
-    job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
-    job.iterations = args.iterations or job.iterations
-    return job
-
-
-def _real_job(args: argparse.Namespace, name: str) -> Job:
-    places = {option: getattr(args, option) or ROOT / folder
-              for option, folder in PLACES.items()}
-    for option, folder in places.items():
-        if not folder.is_dir():
-            raise CaffeError(f'{folder}: no such folder; --{option.replace("_", "-")} says '
-                             'where it is')
-    weights = args.weights or ROOT / WEIGHTS
-    if args.resume and args.resume != Path('latest') and not args.resume.is_file():
-        raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate')
-    if not args.resume and not weights.is_file():
-        raise CaffeError(f'{weights}: no such file; --weights takes vgg16-fcn.caffemodel or the '
-                         'VGG16 classifier\'s')
-    net = {option: str(folder) for option, folder in places.items()}
-    return Job(name, _fresh_folder(args.output or Path('output') / name, args.resume), weights,
-               args.resume, {**net, 'seg11valid_from': net['sbdd_dir']})
-
-
-def _sample_job(args: argparse.Namespace, name: str) -> Job:
-    print(f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
-          'spot.\nThe real experiment needs '
-          + ', '.join(f'--{option.replace("_", "-")}' for option in PLACES)
-          + ' and --weights (vgg16-fcn.caffemodel or VGG16\'s); see --help.')
-    folder = _fresh_folder(args.output or Path('output') / f'{name}-sample', None)
-    print(f'Output folder: {folder}', flush=True)
-    return Job(name, folder, sample=True, **sample.prepare(folder))
-
-
-def _fresh_folder(folder: Path, resume: Path | None) -> Path:
-    """Make the output folder; another number where a run has left its log already."""
-    chosen, number = folder, 2
-    while resume is None and (chosen / 'log.jsonl').exists():
-        chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
-    try:
-        chosen.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CaffeError(f'{chosen}: cannot be made: {error.strerror}') from error
-    return chosen

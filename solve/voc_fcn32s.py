@@ -14,7 +14,7 @@ if __name__ == '__main__':  # as a script, from a bare checkout
 
 import surgery
 from nets import voc_fcn32s
-from solve import experiment, score
+from solve import command, experiment, score
 from solve.datasets import voc
 
 SOLVER = dict(base_lr=1e-10, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
@@ -29,7 +29,7 @@ def solve(job: experiment.Job) -> None:
     solver = job.solver(SOLVER, train=voc_fcn32s.fcn('train', **job.net),
                         test=voc_fcn32s.fcn('seg11valid', **job.net))
     if not job.resumed(solver):
-        experiment.load_weights(solver.net, job.weights)
+        experiment.load_weights(solver.net, *job.weights)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
     surgery.check_filled(solver.net)
 
@@ -41,4 +41,4 @@ def solve(job: experiment.Job) -> None:
 
 
 if __name__ == '__main__':
-    experiment.main(solve, __doc__, 'voc_fcn32s')
+    command.run(solve, __doc__, voc, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')

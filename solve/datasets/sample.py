@@ -7,6 +7,7 @@ it as they read the real ones.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ _EDITION = 1
 _SETTINGS = 'sample.json'
 _SIDES = (80, 140)
 _BORDER = 5
+# How wide around a window's middle there is only one class: an object, or background.
+_INSIDE, _AWAY = 21, 43
 
 
 @dataclass(frozen=True)
@@ -70,27 +73,69 @@ def draw(folder: str | os.PathLike, train: int = 150, val: int = 40,
                       val)
 
 
-def draw_classification(count: int, size: int = 224,
-                        seed: int = 1337) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pictures of one object each, and of none, for training a classifier first.
+class Windows:
+    """Windows onto drawn scenes, to train a classifier to name what is in the middle.
 
-    Returns images, count x 3 x size x size float32, BGR minus VOC's mean, and labels,
-    count int64: VOC's class numbers, 0 where there is only a background. All classes
-    come equally often.
+    Beyond a scene's border a window is 0, as an FCN's padded image is. What it learns
+    here holds at every place of an image, which is what an FCN asks of a classifier.
     """
-    rng = np.random.RandomState(seed)
-    images = np.empty((count, 3, size, size), np.float32)
-    labels = np.empty(count, np.int64)
-    kinds = _deck(['background', *OBJECTS], count, rng)
-    for i, kind in enumerate(kinds):
-        rgb, _ = _scene(size, size, [kind] if kind in OBJECTS else [], rng)
-        images[i], labels[i] = bgr_blob(rgb, MEAN)[0], CLASSES.index(kind)
-    return images, labels
+
+    def __init__(self, scenes: int, size: int = 224, seed: int = 1337):
+        """Draw as many scenes; windows will measure size x size pixels."""
+        self._size, self._rng = size, np.random.RandomState(seed)
+        self._scenes: list[tuple[np.ndarray, np.ndarray]] = []
+        self._showing: dict[int, list[int]] = {}
+        for i, first in enumerate(_deck(list(OBJECTS), scenes, self._rng)):
+            rgb, labels = _any_scene((160, 200), first, self._rng)
+            middles = _middles(labels)
+            self._scenes.append((bgr_blob(rgb, MEAN)[0], middles))
+            for kind in np.setdiff1d(middles, VOID).tolist():
+                self._showing.setdefault(kind, []).append(i)
+        self._kinds = itertools.cycle(sorted(self._showing))
+
+    def batch(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut the next `count` windows, the classes in turn, the places at random.
+
+        Returns images, count x 3 x size x size float32, BGR minus VOC's mean, and labels,
+        count int64: VOC's class numbers, 0 where the middle is background.
+        """
+        images = np.zeros((count, 3, self._size, self._size), np.float32)
+        labels = np.empty(count, np.int64)
+        for i, kind in enumerate(itertools.islice(self._kinds, count)):
+            labels[i] = kind
+            self._cut(images[i], kind)
+        return images, labels
+
+    def _cut(self, window: np.ndarray, kind: int) -> None:
+        """Fill `window`, all 0, around a place of `kind`."""
+        showing = self._showing[kind]
+        image, middles = self._scenes[showing[self._rng.randint(len(showing))]]
+        places = np.argwhere(middles == kind)
+        down, right = self._size // 2 - places[self._rng.randint(len(places))]
+        (height, width), size = middles.shape, self._size
+        window[:, max(down, 0):max(down + height, 0), max(right, 0):max(right + width, 0)] = \
+            image[:, max(-down, 0):max(size - down, 0), max(-right, 0):max(size - right, 0)]
+
+
+def _middles(labels: np.ndarray) -> np.ndarray:
+    """The labels of places well inside an object or well away from all; VOID elsewhere."""
+    inside, away = (maximum_filter(labels, size) == minimum_filter(labels, size)
+                    for size in (_INSIDE, _AWAY))
+    return np.where(np.where(labels, inside, away), labels, np.uint8(VOID))
 
 
 def _deck(names: Sequence[str], count: int, rng: np.random.RandomState) -> list[str]:
     """`count` of `names`, each as often as the others, shuffled."""
     return [names[i % len(names)] for i in rng.permutation(count)]
+
+
+def _any_scene(size: Sequence[int], first: str,
+               rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene with `first` in it, up to `size` (short and long side), upright or not."""
+    short, long = (np.array(size) - rng.randint(0, 13, 2)).tolist()
+    width, height = (short, long) if rng.randint(2) else (long, short)
+    names = [first] if rng.randint(2) else [first, str(rng.choice(list(OBJECTS)))]
+    return _scene(width, height, names, rng)
 
 
 def _scene(width: int, height: int, names: Sequence[str],
@@ -155,10 +200,7 @@ def _draw_trees(folder: Path, settings: dict) -> None:
     ids = [f'sample_{number:04d}' for number in rng.permutation(train + val)]
     firsts = _deck(list(OBJECTS), train, rng) + _deck(list(OBJECTS), val, rng)
     for i, (name, first) in enumerate(zip(ids, firsts)):
-        short, long = (np.array(size) - rng.randint(0, 13, 2)).tolist()
-        width, height = (short, long) if rng.randint(2) else (long, short)
-        names = [first] if rng.randint(2) else [first, str(rng.choice(list(OBJECTS)))]
-        rgb, labels = _scene(width, height, names, rng)
+        rgb, labels = _any_scene(size, first, rng)
         jpeg = io.BytesIO()
         Image.fromarray(rgb).save(jpeg, 'JPEG', quality=92)
         (voc / 'JPEGImages' / f'{name}.jpg').write_bytes(jpeg.getvalue())

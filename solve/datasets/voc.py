@@ -18,6 +18,8 @@ CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus'
            'sheep', 'sofa', 'train', 'tvmonitor')
 MEAN = VOC_MEAN_BGR
 SEG11VALID_IMAGES = 736
+# Where the experiments look for it in the project, by the nets' names for the folders.
+PLACES = {'sbdd_dir': 'data/sbdd/dataset', 'voc_dir': 'data/pascal/VOC2011'}
 
 
 def palette() -> np.ndarray:

@@ -11,7 +11,7 @@ import caffe_port as caffe
 import surgery
 from caffe_port import caffemodel
 from nets import vgg16, voc_fcn32s as net_file
-from solve import experiment, voc_fcn32s
+from solve import command, experiment, voc_fcn32s
 from solve.datasets import sample, voc
 from tests.vectors import FACTS
 
@@ -36,7 +36,7 @@ def job_in(folder, places, **changes) -> experiment.Job:
     data, weights = places
     folder.mkdir(exist_ok=True)
     constants = dict(snapshot=2, display=1, random_seed=5)
-    return experiment.Job('test', folder, weights, net=dict(data, width=WIDTH, fc=FC),
+    return experiment.Job('test', folder, [weights], net=dict(data, width=WIDTH, fc=FC),
                           constants=constants, iterations=4, step=2, **changes)
 
 
@@ -80,7 +80,7 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
     job = job_in(tmp_path / 'stopped', places)
     train, test = (net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
     solver = job.solver(voc_fcn32s.SOLVER, train, test)
-    experiment.load_weights(solver.net, job.weights)
+    experiment.load_weights(solver.net, *job.weights)
     surgery.interp(solver.net, ['upscore'])
     solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match='iteration 1'):
@@ -99,7 +99,7 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        experiment.main(voc_fcn32s.solve, voc_fcn32s.__doc__, 'voc_fcn32s')
+        command.run(voc_fcn32s.solve, voc_fcn32s.__doc__, voc, 'data/vgg16-fcn.caffemodel')
     return end.value.code
 
 
