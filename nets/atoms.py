@@ -34,9 +34,9 @@ def lrn(bottom: Top) -> Top:
     return L.LRN(bottom, local_size=5, alpha=0.0001, beta=0.75)
 
 
-def dropout(bottom: Top) -> Top:
-    """Half of the elements dropped, in place."""
-    return L.Dropout(bottom, dropout_ratio=0.5, in_place=True)
+def dropout(bottom: Top, ratio: float = 0.5) -> Top:
+    """Half of the elements dropped, or another share, in place."""
+    return L.Dropout(bottom, dropout_ratio=ratio, in_place=True)
 
 
 def score(bottom: Top, classes: int) -> Top:

@@ -13,8 +13,11 @@ from nets.atoms import conv_relu, dropout, pixel_loss, score, upsample, write_pr
 
 
 def fcn(split: str, siftflow_dir: str = '../data/sift-flow', width: int = 64,
-        fc: int = 4096) -> NetParameter:
-    """The net for a split of SIFT Flow; 'deploy' has neither labels nor losses."""
+        fc: int = 4096, drop: float = 0.5) -> NetParameter:
+    """The net for a split of SIFT Flow; 'deploy' has neither labels nor losses.
+
+    The last three arguments serve narrow nets, which dropout of a half would starve.
+    """
     n = NetSpec()
     if split == 'deploy':
         n.data = data.image()
@@ -26,9 +29,9 @@ def fcn(split: str, siftflow_dir: str = '../data/sift-flow', width: int = 64,
     vgg16.trunk(n, n.relu1_1, width)
 
     n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=7, pad=0)
-    n.drop6 = dropout(n.relu6)
+    n.drop6 = dropout(n.relu6, drop)
     n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
-    n.drop7 = dropout(n.relu7)
+    n.drop7 = dropout(n.relu7, drop)
 
     # Semantic classes.
     n.score_fr_sem = score(n.drop7, 33)

@@ -30,7 +30,7 @@ def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '', **fillers
 
 def classifier(num_classes: int = 1000, width: int = 64, fc: int = 4096, size: int = 224,
                split: str = 'deploy', source: tuple[Top, Top] | None = None, batch: int = 10,
-               **fillers: Any) -> caffe_pb2.NetParameter:
+               drop: float = 0.5, **fillers: Any) -> caffe_pb2.NetParameter:
     """The whole image's class: VGG16 with fully connected fc6, fc7 and fc8.
 
     split 'deploy' ends in the probabilities `prob`, batch x num_classes; any other
@@ -38,6 +38,9 @@ def classifier(num_classes: int = 1000, width: int = 64, fc: int = 4096, size: i
     (data, label) to train on, from a layer of the caller's; without it they are
     inputs: batch x 3 x size x size, BGR, and batch. `fillers` (weight_filler=,
     bias_filler=) start every layer, for a net that is trained from nothing.
+
+    Narrow nets have little to spare: give them a `drop`, the share of fc6 and fc7 that
+    dropout takes, below the official half.
 
     At size 224 fc6 sees 7 x 7 pixels: its weights are those of an FCN's fc6.
     """
@@ -54,10 +57,10 @@ def classifier(num_classes: int = 1000, width: int = 64, fc: int = 4096, size: i
 
     n.fc6 = _fully_connected(n.pool5, fc, **fillers)
     n.relu6 = L.ReLU(n.fc6, in_place=True)
-    n.drop6 = dropout(n.relu6)
+    n.drop6 = dropout(n.relu6, drop)
     n.fc7 = _fully_connected(n.drop6, fc, **fillers)
     n.relu7 = L.ReLU(n.fc7, in_place=True)
-    n.drop7 = dropout(n.relu7)
+    n.drop7 = dropout(n.relu7, drop)
     n.fc8 = _fully_connected(n.drop7, num_classes, **fillers)
 
     if split == 'deploy':

@@ -14,8 +14,11 @@ from nets.atoms import conv_relu, dropout, pixel_loss, score, upsample, write_pr
 
 def fcn(split: str, sbdd_dir: str = '../data/sbdd/dataset',
         voc_dir: str = '../data/pascal/VOC2011', seg11valid_from: str | None = None,
-        width: int = 64, fc: int = 4096) -> NetParameter:
-    """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss."""
+        width: int = 64, fc: int = 4096, drop: float = 0.5) -> NetParameter:
+    """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss.
+
+    The last three arguments serve narrow nets, which dropout of a half would starve.
+    """
     n = NetSpec()
     if split == 'deploy':
         n.data = data.image()
@@ -27,9 +30,9 @@ def fcn(split: str, sbdd_dir: str = '../data/sbdd/dataset',
     vgg16.trunk(n, n.relu1_1, width)
 
     n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=7, pad=0)
-    n.drop6 = dropout(n.relu6)
+    n.drop6 = dropout(n.relu6, drop)
     n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
-    n.drop7 = dropout(n.relu7)
+    n.drop7 = dropout(n.relu7, drop)
     n.score_fr = score(n.drop7, 21)
 
     n.upscore = upsample(n.score_fr, 21, ks=64, stride=32)

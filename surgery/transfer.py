@@ -111,3 +111,22 @@ def expand_score(new_net: Any, new_layer: str, net: Any, layer: str) -> None:
     # Deviates: the release indexes biases as 1 x 1 x 1 x K. Only old files have those;
     # `flat` serves them and today's biases of one axis.
     new_blobs[1].data.flat[:classes] = blobs[1].data.flat
+
+
+def color_to_color_depth(new_net: Any, new_layer: str, net: Any, layer: str) -> None:
+    """Begin a first layer on color and depth with that of a net on color.
+
+    Weights O x 3 x k x k become O x 4 x k x k: color as it is, depth the mean over the
+    colors; biases as they are.
+
+    Raises CaffeError if a layer is missing or of other shapes; then nothing has been written.
+    """
+    blobs, new_blobs = blobs_of(net, layer), blobs_of(new_net, new_layer)
+    shape, new_shape = shape_of(blobs[0]), shape_of(new_blobs[0])
+    if len(shape) != 4 or new_shape != (shape[0], shape[1] + 1, *shape[2:]):
+        raise CaffeError(f'{layer} of shape {text(shape)} cannot begin {new_layer} of shape '
+                         f'{text(new_shape)}: expected one input channel more, the depth')
+    weight = blobs[0].data
+    new_blobs[0].data[:, :-1] = weight
+    new_blobs[0].data[:, -1] = weight.mean(1)
+    new_blobs[1].data[...] = blobs[1].data.reshape(new_blobs[1].shape)

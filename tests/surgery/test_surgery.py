@@ -194,3 +194,15 @@ def test_a_score_layer_without_bias_or_missing_is_refused():
         surgery.expand_score(new, 'new', net(score=[blob(2, 3, 1, 1)]), 'score')
     with pytest.raises(CaffeError, match='score: no layer of this name'):
         surgery.expand_score(new, 'new', net(fr=[blob(2, 3, 1, 1)]), 'score')
+
+
+def test_depth_begins_as_the_mean_of_the_colors():
+    color = net(conv1_1=[blob(5, 3, 3, 3, start=1), blob(5, start=7)])
+    new = net(conv1_1_bgrd=[blob(5, 4, 3, 3, start=None), blob(5, start=None)])
+    surgery.color_to_color_depth(new, 'conv1_1_bgrd', color, 'conv1_1')
+    (weight, bias), (before, before_bias) = new.params['conv1_1_bgrd'], color.params['conv1_1']
+    assert np.array_equal(weight.data[:, :3], before.data)
+    assert np.allclose(weight.data[:, 3], before.data.sum(1) / 3)
+    assert np.array_equal(bias.data, before_bias.data)
+    with pytest.raises(CaffeError, match='expected one input channel more'):
+        surgery.color_to_color_depth(color, 'conv1_1', color, 'conv1_1')
