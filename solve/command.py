@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,8 @@ def run(solve: Callable[[Job], None], doc: str, data: ModuleType, *weights: str)
     """
     name = Path(sys.argv[0]).stem
     args = _parser(doc, name, data, weights).parse_args()
+    # The progress line takes the place of Caffe's log lines, which go to a file.
+    logging.getLogger('caffe_port').handlers.clear()
     try:
         _choose_device(args.gpu)
         solve(_job(args, name, data, weights))

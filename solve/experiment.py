@@ -123,26 +123,35 @@ def solver_param(constants: dict[str, Any]) -> SolverParameter:
     return SolverParameter(**constants)
 
 
-def load_weights(net: caffe.Net, path: Path) -> None:
+def load_weights(net: caffe.Net, path: Path, suffix: str = '') -> None:
     """Copy weights from a file that fits, or transplant them from a classifier's.
 
     Fully connected layers of the classifier become convolutions (fc6 4096 x 25088
-    to 4096 x 512 x 7 x 7); layers that the net does not have are dropped.
+    to 4096 x 512 x 7 x 7); layers that the net does not have are dropped. `suffix` is
+    what the net's names have behind the file's.
+
+    Raises CaffeError if the file has no layer of the net, or one of another count.
     """
-    layers = [layer for layer in caffemodel.read(path) if layer.blobs]
-    known = [layer for layer in layers if layer.name in net.params]
+    source = stored_net(path)
+    known = [name for name in source.params if name + suffix in net.params]
     if not known:
         raise CaffeError(f'{path}: no layer of this net in it; it has '
-                         + (', '.join(layer.name for layer in layers) or 'no weights at all'))
-    fits = all(tuple(stored.shape) == blob.shape for layer in known
-               for stored, blob in zip(layer.blobs, net.params[layer.name]))
+                         + (', '.join(source.params) or 'no weights at all'))
+    fits = not suffix and all(tuple(stored.shape) == blob.shape for name in known
+                              for stored, blob in zip(source.params[name], net.params[name]))
     if fits:
         net.copy_from(path)
-    else:
-        try:
-            surgery.transplant(net, SimpleNamespace(params={l.name: l.blobs for l in layers}))
-        except CaffeError as error:
-            raise CaffeError(f'{path}: {error}') from error
+        return
+    try:
+        surgery.transplant(net, source, suffix)
+    except CaffeError as error:
+        raise CaffeError(f'{path}: {error}') from error
+
+
+def stored_net(path: Path) -> SimpleNamespace:
+    """A weight file as surgery sees a net: `params`, blobs by layer."""
+    return SimpleNamespace(params={layer.name: layer.blobs for layer in caffemodel.read(path)
+                                   if layer.blobs})
 
 
 class _Watch:
@@ -154,8 +163,7 @@ class _Watch:
         self._action: str | None = None
         solver.requested_action = self._take_action
         solver.add_callback(lambda: None, self._iteration)
-        for handler in list(LOG.handlers):
-            LOG.removeHandler(handler)
+        LOG.handlers.clear()
         handler = logging.FileHandler(folder / 'caffe.log')
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
         LOG.addHandler(handler)

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
-import scipy.io
 from PIL import Image
-from scipy.ndimage import maximum_filter, minimum_filter
 
-from caffe_port.errors import CaffeError, replacing
-from solve.datasets.drawings import OBJECTS, draw_object, draw_place, light, paste
+from solve.datasets.drawings import OBJECTS
 from solve.datasets.images import VOID, bgr_blob
+from solve.datasets.scenes import (any_scene, borders, deck, draw_whole, series, write_list,
+                                   write_mat)
 from solve.datasets.voc import CLASSES, MEAN, palette, segmentation_list
 
-# Change it with whatever changes the pictures of a seed.
-_EDITION = 1
-_SETTINGS = 'sample.json'
-_SIDES = (80, 140)
+_NUMBERS = {name: CLASSES.index(name) for name in OBJECTS}
 _BORDER = 5
 # How wide around a window's middle there is only one class: an object, or background.
 _INSIDE, _AWAY = 21, 43
@@ -61,14 +54,8 @@ def draw(folder: str | os.PathLike, train: int = 150, val: int = 40,
     Raises CaffeError if `folder` holds something else, or cannot be written.
     """
     folder = Path(folder)
-    settings = {'edition': _EDITION, 'train': train, 'val': val, 'size': list(size), 'seed': seed}
-    if train < 1 or val < 1 or not _SIDES[0] <= min(size):
-        raise CaffeError(f'sample data: {train} and {val} images of {size}; at least one of each '
-                         f'and {_SIDES[0]} pixels expected')
-    if not folder.exists():
-        _draw_whole(folder, settings)
-    _check_is_ours(folder, settings)
-    classes = (0, *sorted(CLASSES.index(name) for name in OBJECTS))
+    draw_whole(folder, {'train': train, 'val': val, 'size': list(size), 'seed': seed}, _draw_trees)
+    classes = (0, *sorted(_NUMBERS.values()))
     return SampleData(folder / 'sbdd' / 'dataset', folder / 'pascal' / 'VOC2011', classes, train,
                       val)
 
@@ -85,10 +72,10 @@ class Windows:
         self._size, self._rng = size, np.random.RandomState(seed)
         self._scenes: list[tuple[np.ndarray, np.ndarray]] = []
         self._showing: dict[int, list[int]] = {}
-        for i, first in enumerate(_deck(list(OBJECTS), scenes, self._rng)):
-            rgb, labels = _any_scene((160, 200), first, self._rng)
-            middles = _middles(labels)
-            self._scenes.append((bgr_blob(rgb, MEAN)[0], middles))
+        for i, first in enumerate(deck(list(OBJECTS), scenes, self._rng)):
+            scene = any_scene((160, 200), first, list(OBJECTS), self._rng)
+            middles = _middles(scene.labels(_NUMBERS))
+            self._scenes.append((bgr_blob(scene.rgb, MEAN)[0], middles))
             for kind in np.setdiff1d(middles, VOID).tolist():
                 self._showing.setdefault(kind, []).append(i)
         self._kinds = itertools.cycle(sorted(self._showing))
@@ -119,111 +106,35 @@ class Windows:
 
 def _middles(labels: np.ndarray) -> np.ndarray:
     """The labels of places well inside an object or well away from all; VOID elsewhere."""
-    inside, away = (maximum_filter(labels, size) == minimum_filter(labels, size)
-                    for size in (_INSIDE, _AWAY))
+    inside, away = (~borders(labels, size) for size in (_INSIDE, _AWAY))
     return np.where(np.where(labels, inside, away), labels, np.uint8(VOID))
 
 
-def _deck(names: Sequence[str], count: int, rng: np.random.RandomState) -> list[str]:
-    """`count` of `names`, each as often as the others, shuffled."""
-    return [names[i % len(names)] for i in rng.permutation(count)]
-
-
-def _any_scene(size: Sequence[int], first: str,
-               rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a scene with `first` in it, up to `size` (short and long side), upright or not."""
-    short, long = (np.array(size) - rng.randint(0, 13, 2)).tolist()
-    width, height = (short, long) if rng.randint(2) else (long, short)
-    names = [first] if rng.randint(2) else [first, str(rng.choice(list(OBJECTS)))]
-    return _scene(width, height, names, rng)
-
-
-def _scene(width: int, height: int, names: Sequence[str],
-           rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one or two objects, the second in front, in some place.
-
-    Returns H x W x 3 uint8 (RGB) and H x W uint8 (VOC's class numbers).
-    """
-    scene, labels = draw_place(width, height, rng), np.zeros((height, width), np.uint8)
-    for i, name in enumerate(names):
-        longest = min(_SIDES[1], width, height) if len(names) == 1 else _SIDES[0] + 25
-        side = rng.randint(min(_SIDES[0], longest), longest + 1)
-        x, y = _spot(width - side, height - side, i if len(names) == 2 else None, rng)
-        labels[paste(scene, draw_object(name, side, rng), x, y)] = CLASSES.index(name)
-    return light(scene, rng), labels
-
-
-def _spot(right: int, down: int, half: int | None, rng: np.random.RandomState) -> tuple[int, int]:
-    """Where to put an object that may be moved so far: in the lower part, or in one half.
-
-    Halves are left and right of a wide picture, upper and lower of an upright one.
-    """
-    if half is None or right >= down:
-        low = round(down * rng.uniform(0.35, 1))
-        return (rng.randint(right + 1) if half is None
-                else round(right * rng.uniform(0.85 * half, 0.85 * half + 0.15))), low
-    return rng.randint(right + 1), round(down * rng.uniform(*((0.2, 0.4), (0.9, 1))[half]))
-
-
-def _draw_whole(folder: Path, settings: dict) -> None:
-    """Draw beside `folder`, then rename."""
-    beside = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
-    try:
-        beside.mkdir(parents=True)
-        _draw_trees(beside, settings)
-        os.rename(beside, folder)
-    except OSError as error:
-        # Somebody may have drawn the same meanwhile; what is there is looked at next.
-        if not folder.exists():
-            raise CaffeError(f'{folder}: not drawn: {error.strerror or error}') from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _check_is_ours(folder: Path, settings: dict) -> None:
-    try:
-        found = json.loads((folder / _SETTINGS).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if found != settings:
-        raise CaffeError(f'{folder}: holds {"no sample data" if found is None else found}, '
-                         f'{settings} expected; remove it or give another folder')
-
-
 def _draw_trees(folder: Path, settings: dict) -> None:
-    train, val, size = settings['train'], settings['val'], settings['size']
-    rng = np.random.RandomState(settings['seed'])
     sbdd, voc = folder / 'sbdd' / 'dataset', folder / 'pascal' / 'VOC2011'
     lists = segmentation_list(voc, 'val').parent
     for path in (sbdd / 'img', sbdd / 'cls', voc / 'JPEGImages', voc / 'SegmentationClass', lists):
         path.mkdir(parents=True)
-    ids = [f'sample_{number:04d}' for number in rng.permutation(train + val)]
-    firsts = _deck(list(OBJECTS), train, rng) + _deck(list(OBJECTS), val, rng)
-    for i, (name, first) in enumerate(zip(ids, firsts)):
-        rgb, labels = _any_scene(size, first, rng)
+    ids, train = [], settings['train']
+    for name, for_training, scene in series(settings, list(OBJECTS)):
+        ids.append(name)
+        labels = scene.labels(_NUMBERS)
         jpeg = io.BytesIO()
-        Image.fromarray(rgb).save(jpeg, 'JPEG', quality=92)
+        Image.fromarray(scene.rgb).save(jpeg, 'JPEG', quality=92)
         (voc / 'JPEGImages' / f'{name}.jpg').write_bytes(jpeg.getvalue())
         _write_voc_label(voc / 'SegmentationClass' / f'{name}.png', labels)
-        if i < train:
+        if for_training:
             (sbdd / 'img' / f'{name}.jpg').write_bytes(jpeg.getvalue())
             _write_sbd_label(sbdd / 'cls' / f'{name}.mat', labels)
     both = max(1, train // 10)
-    _write_list(sbdd / 'train.txt', ids[:train])
-    _write_list(lists / 'train.txt', ids[both:train] or ids[:both])
-    _write_list(lists / 'val.txt', ids[:both] + ids[train:])
-    with replacing(folder / _SETTINGS) as path:
-        path.write_text(json.dumps(settings) + '\n', encoding='utf-8')
-
-
-def _write_list(path: Path, ids: Sequence[str]) -> None:
-    path.write_text(''.join(f'{name}\n' for name in sorted(ids)), encoding='utf-8')
+    write_list(sbdd / 'train.txt', ids[:train])
+    write_list(lists / 'train.txt', ids[both:train] or ids[:both])
+    write_list(lists / 'val.txt', ids[:both] + ids[train:])
 
 
 def _write_voc_label(path: Path, labels: np.ndarray) -> None:
     """VOC's label: a palette PNG with void around every object."""
-    edge = maximum_filter(labels, _BORDER) != minimum_filter(labels, _BORDER)
-    image = Image.fromarray(np.where(edge, np.uint8(VOID), labels))
+    image = Image.fromarray(np.where(borders(labels, _BORDER), np.uint8(VOID), labels))
     image.putpalette(palette().tobytes())
     image.save(path)
 
@@ -231,8 +142,4 @@ def _write_voc_label(path: Path, labels: np.ndarray) -> None:
 def _write_sbd_label(path: Path, labels: np.ndarray) -> None:
     """SBD's label: a struct GTcls, in which nothing is void."""
     present = np.setdiff1d(labels, 0)[:, np.newaxis]
-    content = io.BytesIO()
-    scipy.io.savemat(content, {'GTcls': {'Segmentation': labels, 'CategoriesPresent': present}},
-                     do_compression=True)
-    # The first 116 bytes are free text, in which scipy writes the date.
-    path.write_bytes(b'MATLAB 5.0 MAT-file'.ljust(116) + content.getvalue()[116:])
+    write_mat(path, {'GTcls': {'Segmentation': labels, 'CategoriesPresent': present}})

@@ -126,7 +126,7 @@ def test_a_draw_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(sample, '_write_list', full)
+    monkeypatch.setattr(sample, 'write_list', full)
     with pytest.raises(CaffeError, match='data: not drawn: No space left'):
         sample.draw(tmp_path / 'data', train=1, val=1)
     assert list(tmp_path.iterdir()) == []
@@ -152,22 +152,38 @@ def test_impossible_settings_are_refused(tmp_path, settings):
     assert not (tmp_path / 'data').exists()
 
 
-def test_classification_is_balanced_and_the_same_from_a_seed():
-    images, labels = sample.draw_classification(12, size=64, seed=3)
-    assert images.shape == (12, 3, 64, 64) and images.dtype == np.float32
+@pytest.fixture(scope='module')
+def batch():
+    return sample.Windows(10, size=193, seed=3).batch(24)
+
+
+def test_windows_come_in_turn_and_the_same_from_a_seed(batch):
+    images, labels = batch
+    assert images.shape == (24, 3, 193, 193) and images.dtype == np.float32
     assert labels.dtype == np.int64
-    assert np.bincount(labels, minlength=21)[[0, 5, 6, 16, 17, 20]].tolist() == [2] * 6
-    again = sample.draw_classification(12, size=64, seed=3)
-    assert (again[0] == images).all() and (again[1] == labels).all()
-    assert not (sample.draw_classification(12, size=64, seed=4)[0] == images).all()
+    assert np.bincount(labels, minlength=21)[[0, 5, 6, 16, 17, 20]].tolist() == [4] * 6
+    windows = sample.Windows(10, size=193, seed=3)
+    again = [windows.batch(12) for _ in range(2)]
+    assert (np.concatenate([part for part, _ in again]) == images).all()
+    assert (np.concatenate([part for _, part in again]) == labels).all()
+    assert not (sample.Windows(10, size=193, seed=4).batch(24)[0] == images).all()
 
 
-def test_classification_is_bgr_minus_mean():
-    images, labels = sample.draw_classification(24, size=64, seed=3)
+def test_windows_are_bgr_minus_mean_and_0_beyond_the_scene(batch):
+    images, labels = batch
+    beyond = (images == 0).all(1, keepdims=True)
     restored = images + np.array(voc.MEAN, np.float32)[:, np.newaxis, np.newaxis]
-    assert abs(restored - restored.round()).max() < 1e-4
-    assert restored.min() > -0.5 and restored.max() < 255.5
+    inside = np.where(beyond, 0, restored)
+    assert abs(inside - inside.round()).max() < 1e-4
+    assert inside.min() > -0.5 and inside.max() < 255.5
+    assert not beyond[:, :, 96, 96].any()
+    # Every scene is shorter than a window one way at least.
+    assert (beyond.all(3).any((1, 2)) | beyond.all(2).any((1, 2))).all()
+
+
+def test_windows_show_their_class_in_the_middle(batch):
+    images, labels = batch
     # Buses are red to yellow, screens blue.
-    centre = restored[:, :, 24:48, 16:48].mean((2, 3))
+    centre = images[:, :, 86:107, 86:107].mean((2, 3)) + np.array(voc.MEAN)
     blue, red = centre[:, 0], centre[:, 2]
-    assert (red - blue)[labels == 6].min() > 0 > (red - blue)[labels == 20].max()
+    assert np.median((red - blue)[labels == 6]) > 40 > 0 > np.median((red - blue)[labels == 20])

@@ -1,0 +1,113 @@
+"""A run that is killed, again and again, ends as if it had not been; so does a full disk."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import caffe_port as caffe
+from caffe_port.errors import WriteError
+from nets import vgg16
+from solve import snapshots
+from solve.datasets import sample, voc
+from tests.vectors import load
+from tests.caffe_port.test_solver import follow, solver_of
+
+RUN = '''
+import logging, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from solve import experiment, snapshots, voc_fcn32s
+logging.getLogger('caffe_port').handlers.clear()
+data, folder = map(Path, sys.argv[1:])
+folder.mkdir(exist_ok=True)
+job = experiment.Job('faults', folder, [data / 'vgg.caffemodel'], iterations=12, step=6,
+                     net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'), width=2, fc=8,
+                              voc_dir=str(data / 'sample/pascal/VOC2011')),
+                     constants=dict(snapshot=2, random_seed=5))
+if snapshots.states(job.prefix):
+    job.resume = Path('latest')
+voc_fcn32s.solve(job)
+'''
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('faults')
+    drawn = sample.draw(folder / 'sample', train=4, val=2)
+    listed = voc.seg11valid(drawn.voc_dir, drawn.sbdd_dir, expected=None)
+    voc.segmentation_list(drawn.voc_dir, 'seg11valid').write_text('\n'.join(listed))
+    caffe.set_random_seed(3)
+    net = caffe.Net(vgg16.classifier(21, 2, 8, 193, weight_filler=dict(type='msra')), caffe.TEST)
+    net.save(folder / 'vgg.caffemodel')
+    return folder
+
+
+def started(data, folder) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, '-c', RUN, str(data), str(folder)],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+
+
+def last(folder) -> bytes:
+    return (folder / 'snapshot/train_iter_12.caffemodel').read_bytes()
+
+
+def test_killed_at_random_moments_and_resumed_the_end_is_the_same_to_the_bit(data, tmp_path):
+    straight = started(data, tmp_path / 'straight')
+    error = straight.communicate(timeout=120)[1]
+    assert straight.returncode == 0, error
+    rng, killed = random.Random(7), tmp_path / 'killed'
+    for _ in range(3):
+        run = started(data, killed)
+        before = len(list(killed.glob('snapshot/*')))
+        while run.poll() is None and len(list(killed.glob('snapshot/*'))) <= before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+    end = started(data, killed)
+    error = end.communicate(timeout=120)[1]
+    assert end.returncode == 0, error
+    assert last(killed) == last(tmp_path / 'straight')
+    assert not list(killed.glob('snapshot/.*')), 'half-written files were swept'
+
+
+def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
+        tmp_path, monkeypatch, caplog):
+    vector = load('solver/snapshot.npz')
+    solver = solver_of(vector, tmp_path / 'run')
+    solver.param.snapshot = 2
+    follow(solver, {**vector, 'data': vector['data'][:2]})
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    follow(solver, {**vector, 'data': vector['data'][:4]})
+    assert 'No space left on device; training goes on' in caplog.text
+    assert kept == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(WriteError):
+        solver.snapshot()
+    monkeypatch.undo()
+    follow(solver, {**vector, 'data': vector['data'][:6]})
+    assert snapshots.latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
+
+
+def test_the_newest_whole_snapshot_is_found_and_broken_ones_are_not(tmp_path):
+    vector = load('solver/snapshot.npz')
+    solver = solver_of(vector, tmp_path / 'run')
+    solver.param.snapshot = 1
+    follow(solver, {**vector, 'data': vector['data'][:5]})
+    (tmp_path / 'run_iter_5.caffemodel').unlink()
+    broken = tmp_path / 'run_iter_4.solverstate'
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert snapshots.latest(tmp_path / 'run').name == 'run_iter_3.solverstate'
+    snapshots.prune(tmp_path / 'run', keep=2, best=1)
+    assert list(snapshots.states(tmp_path / 'run')) == [1, 4, 5]
