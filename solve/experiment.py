@@ -55,6 +55,8 @@ class Job:
         param.train_net_param.CopyFrom(train)
         param.test_net_param.add().CopyFrom(test)
         param.snapshot_prefix = str(self.prefix)
+        if self.iterations:
+            param.max_iter = self.iterations
         snapshots.sweep(self.prefix)
         solver = caffe.SGDSolver(param)
         self._watch = _Watch(solver, self.folder)

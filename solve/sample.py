@@ -26,7 +26,7 @@ CLASSIFIER = dict(base_lr=0.01, lr_policy='poly', power=1, momentum=0.9, weight_
 # In place of the published constants. The loss is a sum over some 30,000 pixels, hence the
 # small rate; gradients are clipped as the score layer, starting at 0, overshoots otherwise.
 FCN = dict(base_lr=3e-7, lr_policy='poly', power=1, momentum=0.9, clip_gradients=130000,
-           max_iter=200, snapshot=100)
+           max_iter=300, snapshot=100)
 
 
 def prepare(folder: Path, seed: int = SEED) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def prepare(folder: Path, seed: int = SEED) -> dict[str, Any]:
     chosen = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
     voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(chosen) + '\n')
     weights = folder / 'vgg16-narrow.caffemodel'
-    train_classifier(weights, seed)
+    if not weights.exists():  # else an earlier run, now to be resumed, has trained it
+        train_classifier(weights, seed)
     return dict(weights=[weights], iterations=FCN['max_iter'], step=FCN['snapshot'],
                 net=dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir), **NARROW),
                 constants=dict(random_seed=seed, **FCN))
