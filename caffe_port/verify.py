@@ -1,0 +1,95 @@
+"""Proof that a converted file is the one it came from, by its values and by what a net computes."""
+
+from __future__ import annotations
+
+import os
+from typing import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from caffe_port.errors import CaffeError
+from caffe_port.net import Net
+from caffe_port.stored import LayerBlobs
+from caffe_port.tensors import load_torch, refused
+
+SEED = 1337
+# As far as whole nets may be apart, relative to the largest output.
+TOLERANCE = 1e-4
+
+Outputs = dict[str, torch.Tensor]
+
+
+def verify(net: Net, source: Sequence[LayerBlobs], target: Sequence[LayerBlobs],
+           state_dict: str | os.PathLike | None = None) -> Iterator[str]:
+    """Compute with the weights of both sides and yield what was found, line by line.
+
+    `source` and `target` are fitted to `net`, whose inputs are filled with seeded normal
+    numbers times 50. With `state_dict`, a .pth of the target, the net's module must load
+    it too, strictly. One set of weights is in memory at a time.
+
+    Raises CaffeError if the outputs are further apart than whole nets may be.
+    """
+    same = sum(_same_bits(a.array(), b.array()) for left, right in zip(source, target)
+               for a, b in zip(left.blobs, right.blobs))
+    yield f'verify: {same} of {sum(len(layer.blobs) for layer in source)} blobs bit for bit'
+    inputs = _inputs(net)
+    expected = _computed(net, source, inputs)
+    yield from _compared('weights read back', expected, _computed(net, target, inputs))
+    if state_dict is not None and any('.' in name for name in net.params):
+        yield 'verify: load_state_dict not tried: PyTorch knows no modules with a dot in the name'
+    elif state_dict is not None:
+        _forget(net)
+        with refused(state_dict, 'load_state_dict'):
+            net.module.load_state_dict(load_torch(state_dict), strict=True)
+        yield from _compared('load_state_dict, strict', expected, _run(net, inputs))
+
+
+def _inputs(net: Net) -> Outputs:
+    if not net.inputs:
+        raise CaffeError(f'net "{net.name}" has no inputs to verify it with: take one for '
+                         'deployment')
+    random = np.random.RandomState(SEED)
+    return {name: torch.from_numpy((random.randn(*net.blobs[name].shape) * 50).astype(np.float32))
+            for name in net.inputs}
+
+
+def _computed(net: Net, layers: Sequence[LayerBlobs], inputs: Outputs) -> Outputs:
+    _forget(net)
+    for layer in layers:
+        for stored, blob in zip(layer.blobs, net.params[layer.name]):
+            blob.load(stored)
+    return _run(net, inputs)
+
+
+def _forget(net: Net) -> None:
+    """So that a weight which is not loaded shows."""
+    with torch.no_grad():
+        for parameter in net.module.parameters():
+            parameter.fill_(torch.nan)
+
+
+def _run(net: Net, inputs: Outputs) -> Outputs:
+    with torch.no_grad():
+        return net.module(**inputs)
+
+
+def _compared(what: str, expected: Outputs, found: Outputs) -> Iterator[str]:
+    for name, due in expected.items():
+        apart = _apart(due, found[name])
+        scale = float(due.abs().nan_to_num(0, posinf=0).max()) if due.numel() else 0.0
+        yield (f'verify: {what}: largest difference of {name} {apart:.3g}, '
+               f'largest value {scale:.3g}')
+        if not apart <= TOLERANCE * scale:
+            raise CaffeError(f'{name}: {what}: {apart:.3g} apart, expected at most '
+                             f'{TOLERANCE:g} of {scale:.3g}')
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference; nan and infinities differ by nothing from themselves."""
+    equal = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().masked_fill(equal, 0).max()) if a.numel() else 0.0
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
