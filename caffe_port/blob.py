@@ -26,8 +26,9 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
         raise CaffeError(f'{what}: {len(shape)} axes, at most 32')
     if any(dim < 0 for dim in shape):
         raise CaffeError(f'{what}: shape {shape} has a negative dimension')
-    if math.prod(shape) > MAX_COUNT:
-        raise CaffeError(f'{what}: shape {shape} has {math.prod(shape)} elements, '
+    count = math.prod(dim or 1 for dim in shape)  # beside a 0 no dim may be absurd either
+    if count > MAX_COUNT:
+        raise CaffeError(f'{what}: shape {shape} has {count} elements, '
                          f'a blob holds at most {MAX_COUNT}')
     return shape
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Callable
 
 import numpy as np
 
@@ -11,45 +12,71 @@ from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
 
+# More than twice VGG16's fc6; a few lines of prototxt should not fill the machine's memory.
+MAX_COUNT = 2**28
+# Values drawn at once: the stream gives float64, which would take twice the blob's memory.
+_CHUNK = 2**20
+
+
 def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     """Draw a float32 array of `shape` as `filler` says; its default is constant 0.
 
     Random types draw from the stream of rng.py. The distributions are Caffe's;
     the numbers are not, for Caffe's depend on the version of boost it was built with.
 
-    Raises CaffeError for an unknown type or a shape the type does not fit.
+    Raises CaffeError for an unknown type, a shape the type does not fit, and more
+    values than a blob that is not constant 0 may have.
     """
     if filler.type not in _FILLERS:
         raise CaffeError(f'filler type "{filler.type}" unknown; there are '
                          + ', '.join(sorted(_FILLERS)))
     if filler.sparse != -1 and filler.type != 'gaussian':
         raise CaffeError(f'filler type "{filler.type}" takes no `sparse`; only gaussian does')
-    return _FILLERS[filler.type](filler, shape).astype(np.float32, copy=False)
+    if math.prod(shape) > MAX_COUNT:
+        raise CaffeError(f'filler {filler.type}: {shape} are {math.prod(shape)} values, at most '
+                         f'{MAX_COUNT} are drawn; load weights over a constant 0 instead')
+    return _FILLERS[filler.type](filler, shape)
 
 
 def _constant(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, filler.value, np.float32)
 
 
+def _drawn(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> np.ndarray:
+    """An array of `shape` from draw(count), called for one stretch after the other."""
+    values = np.empty(math.prod(shape), np.float32)
+    for start in range(0, values.size, _CHUNK):
+        part = values[start:start + _CHUNK]
+        part[...] = draw(part.size)
+    return values.reshape(shape)
+
+
 def _uniform(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
-    return rng.stream().uniform(filler.min, filler.max, shape)
+    if not filler.min <= filler.max:
+        raise CaffeError(f'filler uniform: min {filler.min:g} exceeds max {filler.max:g}')
+    return _drawn(shape, lambda n: rng.stream().uniform(filler.min, filler.max, n))
 
 
 def _gaussian(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     """With `sparse` k, an output's weights are non-zero with probability k / outputs."""
-    if filler.std < 0:
+    if not filler.std >= 0:
         raise CaffeError(f'filler gaussian: std is {filler.std:g}, must not be negative')
-    values = rng.stream().normal(filler.mean, filler.std, shape)
-    if filler.sparse >= 0:
-        outputs = shape[0] if shape else 1
-        values *= rng.stream().uniform(size=shape) < filler.sparse / max(outputs, 1)
+    values = _drawn(shape, lambda n: rng.stream().normal(filler.mean, filler.std, n))
+    if filler.sparse != -1:
+        share = filler.sparse / max(shape[0] if shape else 1, 1)
+        if not 0 <= share <= 1:
+            raise CaffeError(f'filler gaussian: sparse {filler.sparse} of {shape}, must be -1 '
+                             'or 0 to the number of outputs')
+        values *= _drawn(shape, lambda n: rng.stream().uniform(size=n) < share)
     return values
 
 
 def _positive_unitball(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     """Positive weights that add up to 1 for each output."""
-    values = rng.stream().uniform(size=shape).reshape(shape[0] if shape else 1, -1)
-    return (values / values.sum(1, keepdims=True)).reshape(shape)
+    values = _drawn(shape, lambda n: rng.stream().uniform(size=n))
+    axes = tuple(range(1, len(shape)))
+    values /= values.sum(axes, keepdims=True, dtype=np.float64)
+    return values
 
 
 def _fan(filler: FillerParameter, shape: tuple[int, ...]) -> float:
@@ -64,21 +91,22 @@ def _fan(filler: FillerParameter, shape: tuple[int, ...]) -> float:
 
 def _xavier(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     bound = math.sqrt(3 / _fan(filler, shape))
-    return rng.stream().uniform(-bound, bound, shape)
+    return _drawn(shape, lambda n: rng.stream().uniform(-bound, bound, n))
 
 
 def _msra(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
-    return rng.stream().normal(0, math.sqrt(2 / _fan(filler, shape)), shape)
+    std = math.sqrt(2 / _fan(filler, shape))
+    return _drawn(shape, lambda n: rng.stream().normal(0, std, n))
 
 
 def _bilinear(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     """The upsampling kernel in every plane, diagonal or not, as Caffe fills it."""
-    if len(shape) != 4 or shape[2] != shape[3]:
+    if len(shape) != 4 or shape[2] != shape[3] or not shape[3]:
         raise CaffeError(f'filler bilinear: {shape} is not a stack of square filters')
     factor = math.ceil(shape[3] / 2)
-    center = (2 * factor - 1 - factor % 2) / (2 * factor)
+    center = (shape[3] - 1) / (2 * factor)
     line = 1 - np.abs(np.arange(shape[3]) / factor - center)
-    return np.broadcast_to(np.outer(line, line), shape)
+    return np.broadcast_to(np.outer(line, line).astype(np.float32), shape).copy()
 
 
 _FILLERS = {

@@ -30,6 +30,7 @@ class Node:
     """
 
     name: str
+    type: str
     op: Op
     bottoms: list[str]
     tops: list[str]
@@ -42,19 +43,24 @@ class Node:
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
         """Let errors from the layer bear its name and type."""
-        where = f'{self.name} ({self.op.param.type})'
+        where = f'{self.name} ({self.type})'
         try:
             yield
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}') from error
-        except (RuntimeError, IndexError, ValueError, TypeError, OverflowError) as error:
-            if self.op.param.type == 'Python':
+        except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError,
+                OSError) as error:
+            if self.type == 'Python':
                 raise  # the user's own code: its own exception tells more
-            raise CaffeError(f'{where}: {str(error).splitlines()[0]}') from error
+            text = str(error) or type(error).__name__
+            raise CaffeError(f'{where}: {text.splitlines()[0]}') from error
 
     def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         with self.named_in_errors():
             return as_tuple(self.op(*bottoms))
+
+
+MULTIPLIERS = 'lr_mult', 'decay_mult'
 
 
 @dataclass
@@ -64,6 +70,8 @@ class Learnable:
     parameter: nn.Parameter
     lr_mult: float
     decay_mult: float
+    # Which multipliers a layer has declared: those who share the parameter must agree on them.
+    declared: set[str] = field(default_factory=set)
 
 
 def _meets(state: NetState, rule: NetStateRule) -> bool:
@@ -126,7 +134,7 @@ class NetModule(nn.Module):
         for node in self.nodes:
             if not node.bottoms and all(top in inputs for top in node.tops):
                 continue
-            if node.op.param.type == 'Input':
+            if node.type == 'Input':
                 missing = [top for top in node.tops if top not in inputs]
                 raise CaffeError(f'input {", ".join(missing)} is not given')
             blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
@@ -154,8 +162,8 @@ class NetModule(nn.Module):
                 raise CaffeError(f'{own.name}: bottom "{bottom}" is not the top of a layer before')
             unread.pop(bottom, None)
         reads = [self._values[name] for name in own.bottom]
-        node = Node(own.name, op_type(own, own.phase, device), list(own.bottom), list(own.top),
-                    reads, [], self._loss_weights(own, op_type))
+        node = Node(own.name, own.type, op_type(own, own.phase, device), list(own.bottom),
+                    list(own.top), reads, [], self._loss_weights(own, op_type))
         with node.named_in_errors():
             shapes = [self.shapes[name] for name in own.bottom]
             node.op.setup(*shapes)
@@ -179,7 +187,7 @@ class NetModule(nn.Module):
         """The shape of every blob when those of source layers are as `given`."""
         shapes = dict(given)
         for node in self.nodes:
-            if node.op.param.type == 'Input':
+            if node.type == 'Input':
                 continue
             with node.named_in_errors():
                 tops = node.op.top_shapes(*[shapes[name] for name in node.bottoms])
@@ -227,7 +235,8 @@ class NetModule(nn.Module):
                 self._share(node, name, spec)
                 continue
             parameter = node.op._parameters[name]
-            learnable = Learnable(parameter, spec.lr_mult, spec.decay_mult)
+            learnable = Learnable(parameter, spec.lr_mult, spec.decay_mult,
+                                  {name for name in MULTIPLIERS if spec.HasField(name)})
             if not parameter.requires_grad:
                 learnable.lr_mult = 0.0
             parameter.requires_grad_(learnable.lr_mult != 0)
@@ -244,16 +253,15 @@ class NetModule(nn.Module):
                 raise CaffeError(f'{node.name}: param "{spec.name}" has shape {tuple(own.shape)}, '
                                  f'but {owner.name}, which owns it, has {tuple(shared.shape)}')
             node.op.views[name] = tuple(own.shape)
-        for field_name in ('lr_mult', 'decay_mult'):
-            owners = owner.op.param.param[i]
-            if not spec.HasField(field_name):
+        for multiplier in MULTIPLIERS:
+            if not spec.HasField(multiplier):
                 continue
-            value = getattr(spec, field_name)
-            if owners.HasField(field_name) and getattr(owners, field_name) != value:
-                raise CaffeError(f'{node.name}: param "{spec.name}" has {field_name} {value:g}, but '
-                                 f'{owner.name}, which owns it, has '
-                                 f'{getattr(owners, field_name):g}')
-            setattr(learnable, field_name, value)
+            value, before = getattr(spec, multiplier), getattr(learnable, multiplier)
+            if multiplier in learnable.declared and value != before:
+                raise CaffeError(f'{node.name}: param "{spec.name}" has {multiplier} {value:g}, '
+                                 f'but was declared with {before:g} before')
+            setattr(learnable, multiplier, value)
+            learnable.declared.add(multiplier)
         shared.requires_grad_(learnable.lr_mult != 0)
         node.op._parameters[name] = shared
 

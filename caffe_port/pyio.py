@@ -6,10 +6,12 @@ import it in the standard library's place.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Mapping, Sequence
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from PIL import Image
 from scipy import ndimage
 
@@ -160,7 +162,7 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> np.ndarray
         shape = (blob.num, blob.channels, blob.height, blob.width)
     else:
         shape = values.shape
-    if any(dim < 0 for dim in shape) or values.size != np.prod(shape, dtype=object):
+    if any(dim < 0 for dim in shape) or values.size != math.prod(shape):
         raise CaffeError(f'BlobProto: {values.size} values for shape {shape}')
     return values.reshape(shape)
 
@@ -183,8 +185,12 @@ def arraylist_to_blobprotovector_str(arraylist: Sequence[np.ndarray]) -> bytes:
 
 
 def blobprotovector_str_to_arraylist(string: bytes) -> list[np.ndarray]:
-    """The arrays of a serialized BlobProtoVector."""
-    return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(string).blobs]
+    """The arrays of a serialized BlobProtoVector; CaffeError if it is none."""
+    try:
+        blobs = BlobProtoVector.FromString(string).blobs
+    except DecodeError as error:
+        raise CaffeError(f'{len(string)} bytes are no BlobProtoVector: {error}') from error
+    return [blobproto_to_array(blob) for blob in blobs]
 
 
 def array_to_datum(arr: np.ndarray, label: int | None = None) -> Datum:
@@ -209,6 +215,6 @@ def datum_to_array(datum: Datum) -> np.ndarray:
     values = np.frombuffer(datum.data, np.uint8) if len(datum.data) else np.array(
         datum.float_data).astype(float)
     shape = datum.channels, datum.height, datum.width
-    if values.size != np.prod(shape):
+    if min(shape) < 0 or values.size != math.prod(shape):
         raise CaffeError(f'Datum: {values.size} values for shape {shape}')
     return values.reshape(shape)

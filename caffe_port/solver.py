@@ -301,7 +301,9 @@ class SGDSolver:
                 grad.add_(weight.sign(), alpha=decay / scale)
             decay = 0.0
         torch._fused_sgd_(
-            weights, grads, history, weight_decay=rate * decay, momentum=self.param.momentum,
+            weights, grads, history, weight_decay=rate * decay,
+            # At 0 the kernel would take no history; this is 0 once it is float32.
+            momentum=self.param.momentum or math.ulp(0.0),
             lr=1.0, dampening=0.0, nesterov=self.param.type == 'Nesterov', maximize=False,
             is_first_step=False,
             grad_scale=torch.full((), 1 / (rate * scale), device=weights[0].device))

@@ -39,6 +39,9 @@ class Op(nn.Module):
     def __init__(self, param: LayerParameter, phase: int, device: torch.device):
         super().__init__()
         self.param, self.phase = param, phase
+        # Plain values for forward: compilers of PyTorch do not see into messages.
+        self.top_count = len(param.top)
+        self.in_place = list(param.bottom) == list(param.top)
         # Where the layer is, as Module.to moves it; it has no other use.
         self.register_buffer('place', torch.empty(0, dtype=torch.uint8, device=device),
                              persistent=False)

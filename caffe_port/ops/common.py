@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffe_port.errors import CaffeError
 from caffe_port.ops.base import Op, Shape, axis_of
 from caffe_port.proto.caffe_pb2 import EltwiseParameter, ReductionParameter
 
@@ -44,16 +45,27 @@ class Eltwise(Op):
         return functools.reduce(operator.add, bottoms)
 
 
+def _either_axis(param, legacy: str, axes: int) -> int:
+    """The axis of Concat and Slice, by its own name or by its older one."""
+    if not param.HasField(legacy):
+        return axis_of(param.axis, axes)
+    if param.HasField('axis'):
+        raise CaffeError(f'give either axis or {legacy}, not both')
+    return axis_of(getattr(param, legacy), axes, legacy)
+
+
 class Concat(Op):
     """Bottoms one after the other along an axis, as concat_layer.cpp."""
 
     bottoms = (1, math.inf)
 
     def setup(self, *shapes: Shape) -> None:
-        p = self.param.concat_param
-        self.axis = axis_of(p.concat_dim if p.HasField('concat_dim') else p.axis, len(shapes[0]))
+        self.axis = _either_axis(self.param.concat_param, 'concat_dim', len(shapes[0]))
 
     def forward(self, *bottoms: Tensor) -> Tensor:
+        for bottom in bottoms:  # torch.cat passes over empty vectors, whatever their axes
+            self.require(bottom.dim() == bottoms[0].dim(),
+                         f'bottoms differ: {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}')
         return torch.cat(bottoms, self.axis)
 
 
@@ -63,14 +75,14 @@ class Slice(Op):
     tops = (1, math.inf)
 
     def setup(self, shape: Shape) -> None:
-        p, parts = self.param.slice_param, len(self.param.top)
-        self.axis = axis_of(p.slice_dim if p.HasField('slice_dim') else p.axis, len(shape))
+        p, parts = self.param.slice_param, self.top_count
+        self.axis = _either_axis(p, 'slice_dim', len(shape))
         self.points = list(p.slice_point)
         self.require(len(self.points) in (0, parts - 1),
                      f'{len(self.points)} slice_point for {parts} tops, expected {parts - 1}')
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
-        size, parts = bottom.shape[self.axis], len(self.param.top)
+        size, parts = bottom.shape[self.axis], self.top_count
         if not self.points:
             self.require(size % parts == 0,
                          f'axis {self.axis} of {tuple(bottom.shape)} does not divide by {parts}')
@@ -86,7 +98,7 @@ class Split(Op):
     tops = (1, math.inf)
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
-        return tuple(bottom.clone() for _ in self.param.top)
+        return tuple(bottom.clone() for _ in range(self.top_count))
 
 
 class Silence(Op):
@@ -103,11 +115,12 @@ class Tile(Op):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.tile_param
-        self.axis = axis_of(p.axis, len(shape))
+        self.axis, self.tiles = axis_of(p.axis, len(shape)), p.tiles
         self.require(p.tiles > 0, f'tiles {p.tiles} must be positive')
 
     def forward(self, bottom: Tensor) -> Tensor:
-        return torch.cat([bottom] * self.param.tile_param.tiles, self.axis)
+        return bottom.repeat([self.tiles if axis == self.axis else 1
+                              for axis in range(bottom.dim())])
 
 
 class Flatten(Op):
@@ -156,7 +169,7 @@ class InnerProduct(Op):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.inner_product_param
-        self.axis = axis_of(p.axis, len(shape))
+        self.axis, self.transpose = axis_of(p.axis, len(shape)), p.transpose
         self.require(p.num_output > 0, 'num_output must be positive')
         inputs = math.prod(shape[self.axis:])
         self.add_blob('weight', (inputs, p.num_output) if p.transpose else (p.num_output, inputs),
@@ -167,12 +180,12 @@ class InnerProduct(Op):
             self.bias = None
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p = self.param.inner_product_param
-        inputs = self.weight.shape[0 if p.transpose else 1]
+        inputs = self.weight.shape[0 if self.transpose else 1]
         flat = bottom.flatten(self.axis)
-        self.require(flat.shape[-1] == inputs, f'bottom {tuple(bottom.shape)} has {flat.shape[-1]} '
-                                               f'values from axis {self.axis} on, expected {inputs}')
-        return F.linear(flat, self.weight.t() if p.transpose else self.weight, self.bias)
+        self.require(flat.shape[-1] == inputs,
+                     f'bottom {tuple(bottom.shape)} has {flat.shape[-1]} values from axis '
+                     f'{self.axis} on, expected {inputs}')
+        return F.linear(flat, self.weight.t() if self.transpose else self.weight, self.bias)
 
 
 class Parameter(Op):
@@ -184,7 +197,7 @@ class Parameter(Op):
         self.add_blob('weight', self.param.parameter_param.shape.dim)
 
     def forward(self) -> Tensor:
-        return self.weight.view_as(self.weight)
+        return self.weight.view_as(self.weight)  # Caffe's top shares the blob's memory too
 
 
 class Softmax(Op):
@@ -212,17 +225,19 @@ class ArgMax(Op):
         self.axis = axis_of(p.axis, len(shape)) if p.HasField('axis') else None
         size = shape[self.axis] if self.axis is not None else math.prod(shape[1:])
         self.require(1 <= p.top_k <= size, f'top_k {p.top_k} must be 1 to {size}')
+        self.top_k, self.out_max_val = p.top_k, p.out_max_val
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p = self.param.argmax_param
         axis = 1 if self.axis is None else self.axis
-        values = (bottom.flatten(1) if self.axis is None else bottom).detach().flip(axis)
-        best, places = values.sort(axis, descending=True, stable=True)
-        best = best.narrow(axis, 0, p.top_k)
-        places = values.shape[axis] - 1 - places.narrow(axis, 0, p.top_k).to(bottom.dtype)
+        rows = bottom if self.axis is not None else bottom.reshape(
+            bottom.shape[0], math.prod(bottom.shape[1:]))
+        values = rows.detach().flip(axis)
+        best, places = values.sort(dim=axis, descending=True, stable=True)
+        best = best.narrow(axis, 0, self.top_k)
+        places = values.shape[axis] - 1 - places.narrow(axis, 0, self.top_k).to(bottom.dtype)
         if self.axis is not None:
-            return best if p.out_max_val else places
-        top = torch.stack([places, best] if p.out_max_val else [places], 1)
+            return best if self.out_max_val else places
+        top = torch.stack([places, best] if self.out_max_val else [places], 1)
         return top.reshape(*top.shape, *(1,) * (bottom.dim() - 3))
 
 
@@ -231,13 +246,16 @@ class Reduction(Op):
     times coeff, as reduction_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
-        self.axis = axis_of(self.param.reduction_param.axis, len(shape))
+        p = self.param.reduction_param
+        self.axis = axis_of(p.axis, len(shape))
+        self.operation, self.coeff = p.operation, p.coeff
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p = self.param.reduction_param
-        rows = bottom.flatten(self.axis) if bottom.dim() else bottom.reshape(1)
-        reduced = {ReductionParameter.SUM: lambda: rows.sum(-1),
-                   ReductionParameter.ASUM: lambda: rows.abs().sum(-1),
-                   ReductionParameter.SUMSQ: lambda: (rows * rows).sum(-1),
-                   ReductionParameter.MEAN: lambda: rows.mean(-1)}[p.operation]()
-        return reduced * p.coeff
+        rows = bottom.flatten(self.axis)
+        if self.operation == ReductionParameter.MEAN:
+            return rows.mean(-1) * self.coeff
+        if self.operation == ReductionParameter.ASUM:
+            rows = rows.abs()
+        elif self.operation == ReductionParameter.SUMSQ:
+            rows = rows * rows
+        return rows.sum(-1) * self.coeff

@@ -41,15 +41,21 @@ class DummyData(Op):
     bottoms, tops = (0, 0), (1, math.inf)
 
     def setup(self) -> None:
-        p, count = self.param.dummy_data_param, len(self.param.top)
-        legacy = list(zip(p.num, p.channels, p.height, p.width))
-        self.require(not (legacy and p.shape), 'give either shape or num, channels, height, width')
-        shapes = [tuple(s.dim) for s in p.shape] or legacy
-        fillers_ = list(p.data_filler) or [FillerParameter()]
-        for what, given in (('shapes', shapes), ('data_filler', fillers_)):
-            self.require(len(given) in (1, count), f'{len(given)} {what} for {count} tops')
-        self.shapes = [checked_shape(s, 'data') for s in shapes * (count if len(shapes) == 1 else 1)]
-        self.fillers = fillers_ * (count if len(fillers_) == 1 else 1)
+        p = self.param.dummy_data_param
+        legacy = {name: list(getattr(p, name)) for name in ('num', 'channels', 'height', 'width')}
+        if any(legacy.values()):
+            self.require(not p.shape, 'give either shape or num, channels, height, width')
+            shapes = list(zip(*(self._per_top(dims, name) for name, dims in legacy.items())))
+        else:
+            shapes = self._per_top([s.dim for s in p.shape], 'shape')
+        self.shapes = [checked_shape(shape, 'data') for shape in shapes]
+        self.fillers = self._per_top(list(p.data_filler) or [FillerParameter()], 'data_filler')
+
+    def _per_top(self, given: list, what: str) -> list:
+        """One entry per top: those given, or the only one for all."""
+        self.require(len(given) in (1, self.top_count),
+                     f'{len(given)} {what} for {self.top_count} tops: give one, or one each')
+        return given * (self.top_count if len(given) == 1 else 1)
 
     def top_shapes(self) -> list[Shape]:
         return self.shapes

@@ -34,8 +34,9 @@ class SoftmaxWithLoss(Op):
     """Multinomial logistic loss of the softmax over an axis, as softmax_loss_layer.cpp.
 
     Bottoms: scores N x C x ..., labels with one integer per position. Tops: the loss,
-    a scalar, and on request the probabilities. The value sees no probability below
-    1.17549435e-38, the gradient sees all; an image of ignored labels only gives 0.
+    a scalar, and on request the probabilities, without gradient. The loss sees no
+    probability below 1.17549435e-38, its gradient sees all; an image of ignored labels
+    only gives 0.
     """
 
     bottoms, tops = (2, 2), (1, 2)
@@ -68,7 +69,7 @@ class SoftmaxWithLoss(Op):
             nll, count = nll * valid.unsqueeze(self.axis), valid.sum()
         batch = math.prod(scores.shape[:self.axis])
         loss = nll.sum() / divisor(self.mode, positions, batch, count)
-        return (loss,) if len(self.param.top) == 1 else (loss, log_prob.exp())
+        return (loss,) if self.top_count == 1 else (loss, log_prob.detach().exp())
 
 
 class MultinomialLogisticLoss(Op):
@@ -106,7 +107,10 @@ class EuclideanLoss(Op):
 
 class SigmoidCrossEntropyLoss(Op):
     """Cross-entropy of sigmoid(x) against targets in [0, 1], as
-    sigmoid_cross_entropy_loss_layer.cpp; by default divided by the batch size."""
+    sigmoid_cross_entropy_loss_layer.cpp; by default divided by the batch size.
+
+    Targets whose integer part is ignore_label do not count.
+    """
 
     bottoms = (2, 2)
     loss = True
@@ -124,7 +128,7 @@ class SigmoidCrossEntropyLoss(Op):
         losses = F.binary_cross_entropy_with_logits(scores, targets, reduction='none')
         count: Tensor | int = scores.numel()
         if self.ignore is not None:
-            valid = targets != self.ignore
+            valid = targets.trunc() != self.ignore
             losses, count = losses.where(valid, 0.0), valid.sum()
         return losses.sum() / divisor(self.mode, scores.numel(), scores.shape[0], count)
 
@@ -143,6 +147,7 @@ class Accuracy(Op):
         p = self.param.accuracy_param
         self.axis = axis_of(p.axis, len(shape))
         self.ignore = p.ignore_label if p.HasField('ignore_label') else None
+        self.top_k = p.top_k
         self.require(1 <= p.top_k <= shape[self.axis],
                      f'top_k {p.top_k} must be 1 to {shape[self.axis]}')
 
@@ -155,9 +160,9 @@ class Accuracy(Op):
             target, dtype=torch.bool)
         target = target.where(valid, 0)
         better = (rows >= rows.gather(1, target[:, None])).sum(1) - 1
-        right = ((better < self.param.accuracy_param.top_k) & valid).to(scores.dtype)
+        right = ((better < self.top_k) & valid).to(scores.dtype)
         tops = [right.sum() / valid.sum().clamp(min=1)]
-        if len(self.param.top) == 2:
+        if self.top_count == 2:
             valid = valid.to(scores.dtype)
             per_class = torch.zeros(2, classes, dtype=scores.dtype, device=scores.device)
             per_class[0].index_add_(0, target, right)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,13 +31,11 @@ class Dropout(Op):
 
     def setup(self, shape: Shape) -> None:
         self.ratio = self.param.dropout_param.dropout_ratio
-        self.require(0 < self.ratio < 1, f'dropout_ratio {self.ratio:g} must lie in (0, 1)')
+        self.require(0 <= self.ratio < 1, f'dropout_ratio {self.ratio:g} must lie in [0, 1)')
 
     def forward(self, bottom: Tensor) -> Tensor:
-        if self.phase != TRAIN:
-            return bottom
-        if bottom.is_meta:
-            return bottom  # only shapes are asked for: draw nothing
+        if self.phase != TRAIN or bottom.is_meta:  # on meta only shapes are asked for: draw nothing
+            return bottom if self.in_place else bottom.clone()
         mask = rng.keep_mask(bottom.shape, 1 - self.ratio, bottom.device)
         return bottom * mask * (1 / (1 - self.ratio))
 
@@ -61,25 +60,29 @@ class Clip(Op):
     def setup(self, shape: Shape) -> None:
         p = self.param.clip_param
         self.require(p.IsInitialized(), 'clip_param needs min and max')
-        self.require(p.min < p.max, f'min {p.min:g} must be smaller than max {p.max:g}')
+        self.min, self.max = p.min, p.max
+        self.require(p.min <= p.max, f'min {p.min:g} must not exceed max {p.max:g}')
 
     def forward(self, bottom: Tensor) -> Tensor:
-        return bottom.clamp(self.param.clip_param.min, self.param.clip_param.max)
+        return bottom.clamp(self.min, self.max)
 
 
 class ELU(Op):
     """x where positive, else alpha * (exp(x) - 1), as elu_layer.cpp."""
 
+    def setup(self, shape: Shape) -> None:
+        self.alpha = self.param.elu_param.alpha
+
     def forward(self, bottom: Tensor) -> Tensor:
-        return F.elu(bottom, self.param.elu_param.alpha)
+        return F.elu(bottom, self.alpha)
 
 
 def _log_of_base(base: float) -> float:
     """The natural logarithm of a base field, where -1 stands for e."""
     if base == -1:
         return 1.0
-    if base <= 0 or base == 1:
-        raise CaffeError(f'base {base:g} must be -1 (for e) or positive and not 1')
+    if not 0 < base < math.inf:
+        raise CaffeError(f'base {base:g} must be -1 (for e) or positive')
     return math.log(base)
 
 
@@ -87,35 +90,44 @@ class Exp(Op):
     """base ** (shift + scale * x), as exp_layer.cpp; base -1 stands for e."""
 
     def setup(self, shape: Shape) -> None:
-        self.log_base = _log_of_base(self.param.exp_param.base)
+        p = self.param.exp_param
+        self.scale, self.shift, self.log_base = p.scale, p.shift, _log_of_base(p.base)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p = self.param.exp_param
-        return ((bottom * p.scale + p.shift) * self.log_base).exp()
+        return ((bottom * self.scale + self.shift) * self.log_base).exp()
 
 
 class Log(Op):
     """log(shift + scale * x) to a base, as log_layer.cpp; base -1 stands for e."""
 
     def setup(self, shape: Shape) -> None:
-        self.log_base = _log_of_base(self.param.log_param.base)
+        p = self.param.log_param
+        self.scale, self.shift, self.log_base = p.scale, p.shift, _log_of_base(p.base)
+        self.require(self.log_base != 0, 'base 1 has no logarithm')
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p = self.param.log_param
-        return (bottom * p.scale + p.shift).log() / self.log_base
+        return (bottom * self.scale + self.shift).log() / self.log_base
 
 
 class Power(Op):
-    """(shift + scale * x) ** power, as power_layer.cpp."""
+    """(shift + scale * x) ** power, as power_layer.cpp; with a power or scale of 0
+    the constant shift ** power, whatever x is.
+
+    Deviates: where shift + scale * x is 0, Caffe divides by it for the gradient of
+    powers but 1 and 2, and gets NaN; here it is the true limit.
+    """
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.power_param
+        self.power, self.scale, self.shift = p.power, p.scale, p.shift
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p = self.param.power_param
-        if p.power * p.scale == 0:
-            # A constant: Caffe gives it no gradient, not even where 0 ** -1 would.
-            value = 1.0 if p.power == 0 else p.shift ** p.power
-            return bottom * 0 + value
-        inner = bottom * p.scale + p.shift
-        return inner if p.power == 1 else inner ** p.power
+        if self.power * self.scale == 0:
+            shift = torch.full_like(bottom, self.shift)
+            # Python's own ** raises or turns complex where C gives inf or NaN.
+            return shift if self.power == 1 else shift ** self.power
+        inner = bottom * self.scale + self.shift
+        return inner if self.power == 1 else inner ** self.power
 
 
 class PReLU(Op):
@@ -141,8 +153,11 @@ class Sigmoid(Op):
 class Swish(Op):
     """x * sigmoid(beta * x), as swish_layer.cpp."""
 
+    def setup(self, shape: Shape) -> None:
+        self.beta = self.param.swish_param.beta
+
     def forward(self, bottom: Tensor) -> Tensor:
-        return bottom * (bottom * self.param.swish_param.beta).sigmoid()
+        return bottom * (bottom * self.beta).sigmoid()
 
 
 class TanH(Op):
@@ -157,5 +172,8 @@ class Threshold(Op):
 
     forceable = (False,)
 
+    def setup(self, shape: Shape) -> None:
+        self.threshold = self.param.threshold_param.threshold
+
     def forward(self, bottom: Tensor) -> Tensor:
-        return (bottom > self.param.threshold_param.threshold).to(bottom.dtype)
+        return (bottom > self.threshold).to(bottom.dtype)

@@ -102,7 +102,9 @@ class Python(Op):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         if not bottoms and not self.blob_names:
-            return self.run()
+            tops = self.run()
+            # The layer writes its tops anew next time: a graph must not hold on to them.
+            return tuple(top.clone() for top in tops) if torch.is_grad_enabled() else tops
         return _PythonFunction.apply(self, len(bottoms), *bottoms, *self.blobs())
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
@@ -129,8 +131,8 @@ class _PythonFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op: Python, count: int, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.op, ctx.count = op, count
-        # A view each, since a Function must not return its own earlier outputs.
-        return tuple(top.view_as(top) for top in op.run(*inputs[:count]))
+        # Copies, since the layer writes its tops anew next time.
+        return tuple(top.clone() for top in op.run(*inputs[:count]))
 
     @staticmethod
     def backward(ctx, *grads: Tensor):

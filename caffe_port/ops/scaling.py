@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,8 @@ class _Broadcast(Op):
 
     def _setup_factor(self, p, name: str, default: float, shapes: tuple[Shape, ...]) -> None:
         shape = shapes[0]
-        self.axis = axis_of(p.axis, len(shape)) if len(shape) else 0
+        scalar = len(shapes) == 2 and not shapes[1]
+        self.axis = 0 if scalar or not shape else axis_of(p.axis, len(shape))
         if len(shapes) == 2:
             return
         if p.num_axes == -1:
@@ -48,13 +51,14 @@ class Scale(_Broadcast):
     def setup(self, *shapes: Shape) -> None:
         p = self.param.scale_param
         self._setup_factor(p, 'weight', 1, shapes)
+        self.with_bias = p.bias_term
         if p.bias_term:
             shape = shapes[1] if len(shapes) == 2 else tuple(self.weight.shape)
             self.add_blob('bias', shape, p.bias_filler)
 
     def forward(self, bottom: Tensor, *factor: Tensor) -> Tensor:
         top = bottom * self._laid_along(bottom, factor[0] if factor else self.weight)
-        if self.param.scale_param.bias_term:
+        if self.with_bias:
             top = top + self._laid_along(bottom, self.bias)
         return top
 
@@ -80,6 +84,7 @@ class BatchNorm(Op):
     def setup(self, shape: Shape) -> None:
         p = self.param.batch_norm_param
         channels = shape[1] if len(shape) > 1 else 1
+        self.eps, self.fraction = p.eps, p.moving_average_fraction
         self.use_global = p.use_global_stats if p.HasField('use_global_stats') \
             else self.phase == TEST
         for spec in self.param.param:
@@ -90,7 +95,6 @@ class BatchNorm(Op):
 
     def forward(self, bottom: Tensor) -> Tensor:
         rows = bottom.reshape(bottom.shape[0], self.mean.shape[0], -1)
-        eps = self.param.batch_norm_param.eps
         if self.use_global:
             count = self.scale_factor.detach()
             factor = torch.where(count == 0, 0.0, 1 / count)
@@ -99,28 +103,38 @@ class BatchNorm(Op):
             mean = rows.mean((0, 2))
             variance = (rows - mean[:, None]).square().mean((0, 2))
             self._remember(mean.detach(), variance.detach(), rows.shape[0] * rows.shape[2])
-        top = (rows - mean[:, None]) / (variance[:, None] + eps).sqrt()
+        top = (rows - mean[:, None]) / (variance[:, None] + self.eps).sqrt()
         return top.reshape(bottom.shape)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        fraction = self.param.batch_norm_param.moving_average_fraction
         unbiased = count / (count - 1) if count > 1 else 1.0
         for blob, new in ((self.mean, mean), (self.variance, variance * unbiased),
                           (self.scale_factor, torch.ones_like(self.scale_factor))):
-            blob.mul_(fraction).add_(new)
+            blob.mul_(self.fraction).add_(new)
 
 
 class MVN(Op):
     """(x - mean) / (deviation + eps) per channel, or per sample across channels, as
-    mvn_layer.cpp; without normalize_variance only the mean is removed."""
+    mvn_layer.cpp; without normalize_variance only the mean is removed.
+
+    The gradient is Caffe's, which takes the divisor s = deviation + eps for the root
+    of variance plus a constant: ds = d variance / (2 s).
+    """
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.mvn_param
+        self.leading = 1 if p.across_channels else 2
+        self.normalize, self.eps = p.normalize_variance, p.eps
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p = self.param.mvn_param
-        rows = bottom.flatten(1 if p.across_channels else min(2, bottom.dim() - 1))
+        shape = bottom.shape
+        rows = bottom.reshape(*shape[:self.leading], math.prod(shape[self.leading:]))
         top = rows - rows.mean(-1, keepdim=True)
-        if p.normalize_variance:
-            # Below the clamp a constant row would have the gradient 0 * inf.
+        if self.normalize:
             variance = top.square().mean(-1, keepdim=True)
-            top = top / (variance.clamp(min=1e-37).sqrt() + p.eps)
-        return top.reshape(bottom.shape)
+            divisor = variance.detach().sqrt() + self.eps
+            # 1 in value, and of the derivative of the divisor's inverse.
+            passing = 1 + (variance.detach() - variance) / (2 * divisor * divisor)
+            top = top / divisor * passing
+        return top.reshape(shape)

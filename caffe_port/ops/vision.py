@@ -12,6 +12,8 @@ from caffe_port.ops.base import Op, Shape, axis_of, height_width, per_axis
 from caffe_port.proto.caffe_pb2 import LRNParameter, PoolingParameter
 
 LOWEST = torch.finfo(torch.float32).min
+# Pads and strides that pooling lays out in memory; nets in use have less than 10.
+MAX_PAD = 1024
 
 
 class _Filters(Op):
@@ -133,52 +135,73 @@ class Pooling(Op):
                      f'pad {self.pad} must be smaller than kernel {self.kernel}')
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
-        kernel = tuple(bottom.shape[2:]) if self.is_global else self.kernel
-        if all(s <= k and 2 * pad <= k for s, k, pad in zip(self.stride, kernel, self.pad)):
-            return self._pool(bottom, kernel, self.pad, self.ceil)
-        return self._padded(bottom, kernel)
+        if self.is_global:
+            return self._whole(bottom)
+        if not torch.compiler.is_exporting() and all(
+                s <= k and 2 * pad <= k for s, k, pad in zip(self.stride, self.kernel, self.pad)):
+            return self._pool(bottom, self.kernel, self.pad, self.ceil)
+        return self._padded(bottom, self.kernel)
 
-    def _pool(self, bottom: Tensor, kernel, pad, ceil: bool) -> tuple[Tensor, ...]:
+    def _whole(self, bottom: Tensor) -> tuple[Tensor, ...]:
+        """The image as the only window."""
+        if not self.is_max:
+            return bottom.mean((2, 3), keepdim=True),
+        best, place = bottom.flatten(2).max(-1)
+        tops = best, place.to(bottom.dtype)
+        return tuple(top[:, :, None, None] for top in tops[:self.top_count])
+
+    def _pool(self, bottom: Tensor, kernel: tuple[int, int], pad: tuple[int, int],
+              ceil: bool) -> tuple[Tensor, ...]:
         if not self.is_max:
             return F.avg_pool2d(bottom, kernel, self.stride, pad, ceil, True),
-        if len(self.param.top) == 1:
+        if self.top_count == 1:
             return F.max_pool2d(bottom, kernel, self.stride, pad, ceil_mode=ceil),
         top, mask = F.max_pool2d(bottom, kernel, self.stride, pad, ceil_mode=ceil,
                                  return_indices=True)
         return top, mask.to(bottom.dtype)
 
     def _padded(self, bottom: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, ...]:
-        """The geometries PyTorch refuses: strides past the window, pads past its half."""
-        extents = [self._extent(*axis) for axis in
-                   zip(bottom.shape[2:], kernel, self.stride, self.pad)]
-        (top_pad, bottom_pad), (left, right) = [
-            (pad, last - size - pad) for size, pad, last
-            in zip(bottom.shape[2:], self.pad, extents)]
-        lowest = LOWEST if self.is_max else 0
-        padded = F.pad(bottom, (left, right, top_pad, bottom_pad), value=lowest)
-        tops = self._pool(padded, kernel, (0, 0), False)
-        if self.is_max:
-            if len(tops) == 1:
-                return tops
-            width = padded.shape[3]
-            rows, columns = tops[1] // width - top_pad, tops[1] % width - left
-            return tops[0], rows * bottom.shape[3] + columns
-        # The mean counts zeros of the padding, but not what lies beyond it.
-        inside = F.pad(torch.ones_like(bottom[:1, :1]), (self.pad[1],) * 2 + (self.pad[0],) * 2,
-                       value=1.0)
-        inside = F.pad(inside, (0, max(0, padded.shape[3] - inside.shape[3]),
-                                0, max(0, padded.shape[2] - inside.shape[2])))
-        inside = inside[:, :, :padded.shape[2], :padded.shape[3]]
-        return tops[0] / F.avg_pool2d(inside, kernel, self.stride),
+        """What PyTorch refuses (strides past the window, pads past its half) or can't
+        export (rounding up): padding that is there, and no rounding.
 
-    def _extent(self, size: int, kernel: int, stride: int, pad: int) -> int:
-        """How far the last window reaches, counted from the start of the padding."""
-        span = size + 2 * pad - kernel
-        self.require(span >= 0, f'kernel {kernel} exceeds padded bottom of {size + 2 * pad}')
-        windows = (-(-span // stride) if self.ceil else span // stride) + 1
-        if pad and (windows - 1) * stride >= size + pad:
-            windows -= 1
-        return (windows - 1) * stride + kernel
+        As many windows fit after stride - 1 more pixels as rounding up gives.
+        """
+        size, extra = bottom.shape[2:], [s - 1 if self.ceil else 0 for s in self.stride]
+        (high, wide), (low, right) = self.pad, [p + e for p, e in zip(self.pad, extra)]
+        for axis in (0, 1):
+            reach = size[axis] + 2 * self.pad[axis] + extra[axis]
+            self.require(reach >= kernel[axis],
+                         f'kernel {kernel} exceeds padded bottom {tuple(bottom.shape)}')
+            self.require(max(self.pad[axis], extra[axis]) <= MAX_PAD,
+                         f'pad {self.pad} or stride {self.stride} exceeds {MAX_PAD}')
+        padded = F.pad(bottom, (wide, right, high, low), value=LOWEST if self.is_max else 0)
+        tops = self._pool(padded, kernel, (0, 0), False)
+        if not self.is_max:
+            area = kernel[0] * kernel[1]
+            tops = tops[0] * area / self._areas(bottom, kernel, tops[0]),
+        elif len(tops) == 2:
+            rows, columns = tops[1] // padded.shape[3] - high, tops[1] % padded.shape[3] - wide
+            inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+            tops = tops[0], torch.where(inside, rows * size[1] + columns, -1)
+        return tuple(self._without_last(top, bottom, kernel).contiguous() for top in tops)
+
+    def _areas(self, bottom: Tensor, kernel: tuple[int, int], top: Tensor) -> Tensor:
+        """The areas of the windows, clipped to the padded extent as Caffe clips them."""
+        sides = []
+        for axis in (0, 1):
+            starts = torch.arange(top.shape[2 + axis], device=top.device) * self.stride[axis]
+            ends = (starts + kernel[axis]).clamp(max=bottom.shape[2 + axis] + 2 * self.pad[axis])
+            sides.append((ends - starts).to(top.dtype))
+        return sides[0][:, None] * sides[1]
+
+    def _without_last(self, top: Tensor, bottom: Tensor, kernel: tuple[int, int]) -> Tensor:
+        """With any pad, a last window that starts past image and first pad is dropped."""
+        for axis, (s, k, pad) in enumerate(zip(self.stride, kernel, self.pad), 2):
+            # Windows that reach back into the image whatever its size need no look at it.
+            if any(self.pad) and pad + s > k and (
+                    (top.shape[axis] - 1) * s >= bottom.shape[axis] + pad):
+                top = top.narrow(axis, 0, top.shape[axis] - 1)
+        return top
 
 
 class LRN(Op):
@@ -201,8 +224,10 @@ class LRN(Op):
             # The mean divides by the window clipped to the padded extent, as AVE pooling.
             mean = F.avg_pool2d(squares, self.size, 1, half, count_include_pad=True)
             return bottom * (1 + self.alpha * mean) ** -self.beta
+        half = min(half, bottom.shape[1] - 1)  # further neighbours there are none
         planes = F.pad(squares.unsqueeze(1), (0, 0, 0, 0, half, half))
-        mean = F.avg_pool3d(planes, (self.size, 1, 1), stride=1).squeeze(1)
+        mean = F.avg_pool3d(planes, (2 * half + 1, 1, 1), stride=1,
+                            divisor_override=self.size).squeeze(1)
         return bottom * (self.k + self.alpha * mean) ** -self.beta
 
 
@@ -225,8 +250,13 @@ class Crop(Op):
         top = bottom
         for axis, offset in enumerate(self.offset, self.axis):
             size = like.shape[axis]
+            if torch.compiler.is_exporting():
+                # The program exported must serve sizes that nobody can check yet.
+                places = torch.arange(size, device=top.device) + offset
+                top = top.index_select(axis, places)
+                continue
             self.require(bottom.shape[axis] >= offset + size,
                          f'axis {axis} of {tuple(bottom.shape)} is too short for offset '
                          f'{offset} and {size} of {tuple(like.shape)}')
             top = top.narrow(axis, offset, size)
-        return top.contiguous()
+        return top.clone(memory_format=torch.contiguous_format)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from solve.datasets import voc
+from solve.datasets import nyud, pascalcontext, siftflow, voc
 
-_RELEASE_MODULES = {'voc_layers': voc}
+_RELEASE_MODULES = {'voc_layers': voc, 'nyud_layers': nyud, 'siftflow_layers': siftflow,
+                    'pascalcontext_layers': pascalcontext}
 
 for _name, _module in _RELEASE_MODULES.items():
     if _name not in sys.modules and importlib.util.find_spec(_name) is None:

@@ -7,7 +7,7 @@ is drawn on a square of its own, in coordinates from 0 to 1, right and down.
 from __future__ import annotations
 
 import math
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -16,6 +16,9 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 _FINER = 2
+ALL_PLACES = ('room', 'meadow', 'street')
+# What places are made of; draw_place's map holds their indices.
+REGIONS = ('wall', 'floor', 'sky', 'grass', 'building', 'sidewalk', 'road', 'line')
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -26,30 +29,43 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 class Pen:
-    """Draws on a transparent width x height picture in coordinates of 0..1."""
+    """Draws on a transparent width x height picture in coordinates of 0..1.
+
+    Whatever is drawn also goes to `regions`, as the index of the `region` it is part of.
+    """
 
     def __init__(self, width: int, height: int):
         self.image = Image.new('RGBA', (width * _FINER, height * _FINER))
-        self._draw = ImageDraw.Draw(self.image)
+        self.regions = Image.new('L', self.image.size)
+        self.region = REGIONS[0]
+        self._draw, self._map = ImageDraw.Draw(self.image), ImageDraw.Draw(self.regions)
+
+    def _both(self, colour: Colour) -> tuple[tuple[ImageDraw.ImageDraw, Colour | int], ...]:
+        return (self._draw, colour), (self._map, REGIONS.index(self.region))
 
     def _at(self, x: float, y: float) -> Point:
         return x * self.image.width, y * self.image.height
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour,
             radius: float = 0) -> None:
-        self._draw.rounded_rectangle((*self._at(x0, y0), *self._at(x1, y1)),
-                                     radius * self.image.width, colour)
+        for draw, ink in self._both(colour):
+            draw.rounded_rectangle((*self._at(x0, y0), *self._at(x1, y1)),
+                                   radius * self.image.width, ink)
 
     def disc(self, x: float, y: float, rx: float, colour: Colour, ry: float | None = None) -> None:
         ry = rx if ry is None else ry
-        self._draw.ellipse((*self._at(x - rx, y - ry), *self._at(x + rx, y + ry)), colour)
+        for draw, ink in self._both(colour):
+            draw.ellipse((*self._at(x - rx, y - ry), *self._at(x + rx, y + ry)), ink)
 
     def shape(self, points: Iterable[Point], colour: Colour) -> None:
-        self._draw.polygon([self._at(x, y) for x, y in points], colour)
+        corners = [self._at(x, y) for x, y in points]
+        for draw, ink in self._both(colour):
+            draw.polygon(corners, ink)
 
     def line(self, points: Iterable[Point], colour: Colour, width: float) -> None:
-        self._draw.line([self._at(x, y) for x, y in points], colour,
-                        max(1, round(width * self.image.width)), 'curve')
+        corners = [self._at(x, y) for x, y in points]
+        for draw, ink in self._both(colour):
+            draw.line(corners, ink, max(1, round(width * self.image.width)), 'curve')
 
 
 def _pick(rng: np.random.RandomState, *choices):
@@ -197,17 +213,24 @@ def draw_object(name: str, side: int, rng: np.random.RandomState) -> Image.Image
     return image.resize((side, side), Image.Resampling.BOX)
 
 
-def draw_place(width: int, height: int, rng: np.random.RandomState) -> Image.Image:
-    """Draw a background of width x height pixels, RGB: a room, a meadow or a street."""
+def draw_place(width: int, height: int, rng: np.random.RandomState,
+               places: Sequence[str] = ALL_PLACES) -> tuple[Image.Image, np.ndarray]:
+    """Draw a background of width x height pixels: one of `places`.
+
+    Returns the picture, RGB, and what is where: H x W uint8, indices of REGIONS.
+    """
     pen = Pen(width, height)
     horizon = rng.uniform(0.58, 0.72)
-    _pick(rng, _room, _meadow, _street)(pen, horizon, rng)
-    return pen.image.convert('RGB').resize((width, height), Image.Resampling.BOX)
+    _PLACES[_pick(rng, *places)](pen, horizon, rng)
+    regions = pen.regions.resize((width, height), Image.Resampling.NEAREST)
+    return (pen.image.convert('RGB').resize((width, height), Image.Resampling.BOX),
+            np.asarray(regions))
 
 
 def _room(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
     wall = _pick(rng, (214, 202, 186), (190, 204, 208), (216, 196, 196), (200, 206, 188))
     floor = _pick(rng, (168, 136, 108), (150, 128, 112), (182, 156, 124))
+    pen.region = 'wall'
     pen.box(0, 0, 1, 1, wall)
     pattern = rng.randint(3)
     for x in np.arange(0.02, 1, 0.09):
@@ -215,8 +238,11 @@ def _room(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
             pen.box(x, 0, x + 0.045, horizon, shade(wall, 0.95))
         for y in np.arange(0.03, horizon, 0.1) if pattern == 1 else ():
             pen.disc(x, y, 0.012, shade(wall, 0.9), 0.015)
+    pen.region = 'floor'
     pen.box(0, horizon, 1, 1, floor)
+    pen.region = 'wall'
     pen.box(0, horizon - 0.035, 1, horizon, shade(wall, 1.4))
+    pen.region = 'floor'
     for y in np.linspace(horizon, 1, 5)[1:]:
         pen.line([(0, y), (1, y)], shade(floor, 0.86), 0.006)
     for x in np.linspace(-0.6, 1.6, 12):
@@ -226,6 +252,7 @@ def _room(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
 def _meadow(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
     sky = _pick(rng, (178, 208, 226), (196, 214, 222), (226, 210, 196))
     grass = _pick(rng, (168, 180, 116), (178, 174, 112), (156, 172, 124))
+    pen.region = 'sky'
     for band in range(10):
         pen.box(0, horizon * band / 10, 1, 1, shade(sky, 1 + 0.05 * band))
     for _ in range(rng.randint(2, 4)):
@@ -233,6 +260,7 @@ def _meadow(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
         for dx, dy, r in ((-0.08, 0.015, 0.045), (0, 0, 0.06), (0.08, 0.015, 0.05)):
             pen.disc(x + dx, y + dy, r * 1.3, shade(sky, 1.6), r * 0.8)
     x = np.linspace(0, 1, 30)
+    pen.region = 'grass'
     for lift, factor in ((0.1, 0.9), (0.04, 1.0)):
         hills = horizon - lift * (0.5 + 0.5 * np.sin(x * rng.uniform(4, 8) + rng.uniform(0, 6)))
         pen.shape([(0, 1), *zip(x, hills), (1, 1)], shade(grass, factor))
@@ -245,7 +273,9 @@ def _meadow(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
 def _street(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
     sky = _pick(rng, (206, 216, 224), (224, 212, 204), (196, 208, 220))
     road = _pick(rng, (150, 150, 154), (162, 156, 150), (138, 142, 150))
+    pen.region = 'sky'
     pen.box(0, 0, 1, 1, sky)
+    pen.region = 'building'
     left = -0.05
     while left < 1:
         width, top = rng.uniform(0.14, 0.24), rng.uniform(0.12, 0.38)
@@ -256,10 +286,16 @@ def _street(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
             for x in np.arange(left + 0.025, left + width - 0.03, 0.06):
                 pen.box(x, y, x + 0.03, y + 0.055, shade(house, 0.86))
         left += width
+    pen.region = 'sidewalk'
     pen.box(0, horizon, 1, horizon + 0.07, shade(road, 1.4))
+    pen.region = 'road'
     pen.box(0, horizon + 0.07, 1, 1, road)
+    pen.region = 'line'
     for x in np.arange(rng.uniform(-0.2, 0), 1, 0.28):
         pen.box(x, 0.88, x + 0.15, 0.905, shade(road, 1.6))
+
+
+_PLACES = {'room': _room, 'meadow': _meadow, 'street': _street}
 
 
 def paste(scene: Image.Image, piece: Image.Image, x: int, y: int) -> np.ndarray:

@@ -1,0 +1,68 @@
+"""SIFT Flow: outdoor scenes, each with 33 semantic and 3 geometric classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from caffe_port.errors import CaffeError
+from solve.datasets.images import VOID, bgr_blob, label_blob, read_list, read_rgb
+from solve.datasets.labels import recoded, void_first
+from solve.datasets.layer import Params, SegDataLayer
+from solve.datasets.matfile import read_mat
+
+SEMANTIC = ('awning', 'balcony', 'bird', 'boat', 'bridge', 'building', 'bus', 'car', 'cow',
+            'crosswalk', 'desert', 'door', 'fence', 'field', 'grass', 'moon', 'mountain',
+            'person', 'plant', 'pole', 'river', 'road', 'rock', 'sand', 'sea', 'sidewalk', 'sign',
+            'sky', 'staircase', 'streetlight', 'sun', 'tree', 'window')
+GEOMETRIC = ('sky', 'horizontal', 'vertical')
+MEAN = (114.578, 115.294, 108.353)
+# Where the experiments look for it in the project, by the nets' names for the folders.
+PLACES = {'siftflow_dir': 'data/sift-flow'}
+# These two images lack annotations.
+UNLABELLED = ('highway_bost181', 'street_urb506')
+
+# Images and both kinds of labels lie in folders of this name.
+SCENES = 'spatial_envelope_256x256_static_8outdoorcategories'
+
+
+def read_semantic(path: Path) -> np.ndarray:
+    """Read labels, stored 1..33 with 0 for void, as 0..32 and 255: uint8, H x W."""
+    return recoded(read_mat(path, 'S'), void_first(len(SEMANTIC)), path,
+                   f'0 (void) or 1..{len(SEMANTIC)}')
+
+
+def read_geometric(path: Path) -> np.ndarray:
+    """Read labels, stored 1..3 with -1, or 0, for void, as 0..2 and 255: uint8, H x W."""
+    return recoded(read_mat(path, 'S'), {-1: VOID, **void_first(len(GEOMETRIC))}, path,
+                   f'-1 or 0 (void) or 1..{len(GEOMETRIC)}')
+
+
+class SIFTFlowSegDataLayer(SegDataLayer):
+    """Images of SIFT Flow with both their labels.
+
+    Tops, float32: data, 1 x 3 x H x W, BGR minus mean; sem, 1 x 1 x H x W, 0..32 and geo,
+    1 x 1 x H x W, 0..2, both with 255 for void. param_str: siftflow_dir, split, mean, seed,
+    randomize. The two images without annotations are left out of every split.
+    """
+
+    top_names = ('data', 'sem', 'geo')
+
+    def open(self, params: Params) -> list[str]:
+        self._folder = Path(params.text('siftflow_dir'))
+        self._mean = params.mean(MEAN)
+        path = self._folder / f'{self.split}.txt'
+        ids = [name for name in read_list(path) if name not in UNLABELLED]
+        if not ids:
+            raise CaffeError(f'{path}: no images but {" and ".join(UNLABELLED)}, which have no '
+                             'labels')
+        return ids
+
+    def load(self, name: str) -> tuple[np.ndarray, ...]:
+        rgb = read_rgb(self._folder / 'Images' / SCENES / f'{name}.jpg')
+        sem = self._folder / 'SemanticLabels' / SCENES / f'{name}.mat'
+        geo = self._folder / 'GeoLabels' / SCENES / f'{name}.mat'
+        return (bgr_blob(rgb, self._mean),
+                label_blob(read_semantic(sem), len(SEMANTIC), sem, rgb),
+                label_blob(read_geometric(geo), len(GEOMETRIC), geo, rgb))

@@ -1,0 +1,284 @@
+"""Scripts as they are written for pycaffe, with `import caffe_port as caffe`."""
+
+import gc
+import inspect
+
+import numpy as np
+import pytest
+
+import caffe_port as caffe
+from caffe_port import layers as L, params as P
+from surgery import upsample_filt
+
+CLASSES = 4
+
+
+def conv_relu(bottom, nout, ks=3, stride=1, pad=1):
+    conv = L.Convolution(bottom, kernel_size=ks, stride=stride, num_output=nout, pad=pad,
+                         weight_filler=dict(type='msra'),
+                         param=[dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)])
+    return conv, L.ReLU(conv, in_place=True)
+
+
+def fcn(size=(12, 12), loss=True):
+    n = caffe.NetSpec()
+    n.data = L.Input(shape=dict(dim=[1, 3, *size]))
+    if loss:
+        n.label = L.Input(shape=dict(dim=[1, 1, *size]))
+    n.conv1, n.relu1 = conv_relu(n.data, 8)
+    n.pool1 = L.Pooling(n.relu1, pool=P.Pooling.MAX, kernel_size=2, stride=2)
+    n.drop1 = L.Dropout(n.pool1, dropout_ratio=0.5, in_place=True)
+    n.score_fr = L.Convolution(n.drop1, num_output=CLASSES, kernel_size=1,
+                               weight_filler=dict(type='xavier'))
+    n.upscore = L.Deconvolution(n.score_fr, convolution_param=dict(
+        num_output=CLASSES, kernel_size=4, stride=2, bias_term=False), param=[dict(lr_mult=0)])
+    n.score = L.Crop(n.upscore, n.data, crop_param=dict(axis=2, offset=1))
+    if loss:
+        n.loss = L.SoftmaxWithLoss(n.score, n.label,
+                                   loss_param=dict(normalize=False, ignore_label=255))
+    return n.to_proto()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Prototxts and a solver as the release lays them out, in a folder."""
+    (tmp_path / 'train.prototxt').write_text(str(fcn()))
+    (tmp_path / 'val.prototxt').write_text(str(fcn()))
+    (tmp_path / 'deploy.prototxt').write_text(str(fcn(loss=False)))
+    (tmp_path / 'solver.prototxt').write_text('''
+        train_net: "train.prototxt"
+        test_net: "val.prototxt"
+        test_iter: 1
+        test_interval: 999999999  # do not test in the solver
+        display: 2
+        average_loss: 2
+        lr_policy: "fixed"
+        base_lr: 0.001
+        momentum: 0.9
+        iter_size: 1
+        max_iter: 100
+        weight_decay: 0.0005
+        random_seed: 1337
+        snapshot: 4
+        snapshot_prefix: "%s/snap"
+        test_initialization: false
+    ''' % tmp_path)
+    return tmp_path
+
+
+def image(seed=0, size=(12, 12)):
+    return np.random.RandomState(seed).randn(3, *size).astype(np.float32)
+
+
+def feed(net, seed=0):
+    """An image whose right half is brighter, and labelled 1."""
+    right = np.arange(12) >= 6
+    net.blobs['data'].data[0, ...] = image(seed) + 3 * right
+    net.blobs['label'].data[0, 0] = right
+
+
+def interp(net, layers):
+    for name in layers:
+        m, k, h, w = net.params[name][0].data.shape
+        assert m == k and h == w
+        net.params[name][0].data[range(m), range(k), :, :] = upsample_filt(h)
+
+
+def fast_hist(a, b, n):
+    k = (a >= 0) & (a < n)
+    return np.bincount(n * a[k].astype(int) + b[k], minlength=n ** 2).reshape(n, n)
+
+
+def compute_hist(net, count, layer='score', gt='label'):
+    n_cl = net.blobs[layer].channels
+    hist, loss = np.zeros((n_cl, n_cl)), 0
+    for i in range(count):
+        feed(net, i)
+        net.forward()
+        hist += fast_hist(net.blobs[gt].data[0, 0].flatten(),
+                          net.blobs[layer].data[0].argmax(0).flatten(), n_cl)
+        loss += net.blobs['loss'].data.flat[0]
+    return hist, loss / count
+
+
+def test_solve_as_the_release_does(files):
+    caffe.set_mode_cpu()
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    interp_layers = [k for k in solver.net.params.keys() if 'up' in k]
+    assert interp_layers == ['upscore']
+    interp(solver.net, interp_layers)
+    feed(solver.net)
+    losses = []
+    for _ in range(15):
+        solver.step(2)
+        losses.append(float(solver.net.blobs['loss'].data))
+    assert solver.iter == 30 and np.mean(losses[-3:]) < 0.7 * losses[0]
+    assert (files / 'snap_iter_4.caffemodel').exists()
+    solver.test_nets[0].share_with(solver.net)
+    hist, loss = compute_hist(solver.test_nets[0], 2)
+    assert hist.sum() == 2 * 144 and loss > 0
+    assert np.diag(hist).sum() / hist.sum() > 0.8
+    resumed = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    resumed.restore(str(files / 'snap_iter_28.solverstate'))
+    assert resumed.iter == 28
+
+
+def test_infer_as_the_release_does(files):
+    train = caffe.Net(str(files / 'train.prototxt'), caffe.TRAIN)
+    interp(train, ['upscore'])
+    train.save(str(files / 'net.caffemodel'))
+    net = caffe.Net(str(files / 'deploy.prototxt'), str(files / 'net.caffemodel'), caffe.TEST)
+    in_ = image(3, (17, 23))
+    net.blobs['data'].reshape(1, *in_.shape)
+    net.blobs['data'].data[...] = in_
+    net.forward()
+    out = net.blobs['score'].data[0].argmax(axis=0)
+    assert out.shape == (17, 23) and len(np.unique(out)) > 1
+    for name, blobs in train.params.items():
+        for one, other in zip(blobs, net.params[name]):
+            assert np.array_equal(one.data, other.data)
+
+
+def test_transplant_as_loops_over_params():
+    net, new_net = (caffe.Net(fcn(), caffe.TEST) for _ in range(2))
+    for p in net.params:
+        for i in range(len(net.params[p])):
+            new_net.params[p][i].data.flat = net.params[p][i].data.flat
+    for each in (net, new_net):
+        feed(each)
+    assert np.array_equal(net.forward()['loss'], new_net.forward()['loss'])
+
+
+def test_net_surgery_on_data_in_place():
+    net = caffe.Net(fcn(), caffe.TEST)
+    net.params['conv1'][0].data[0] *= 0
+    net.params['conv1'][1].data[0] = 5
+    net.forward()
+    assert (net.blobs['conv1'].data[0, 0] == 5).all()
+
+
+def test_forward_and_backward_take_starts_ends_kwargs_and_lists():
+    net = caffe.Net(fcn(), caffe.TRAIN)
+    out = net.forward(blobs=['conv1', 'pool1'], data=image()[None], label=np.zeros((1, 1, 12, 12)))
+    assert set(out) == {'loss', 'conv1', 'pool1'}
+    assert list(net.forward(end='pool1')) == ['pool1']
+    assert list(net.forward(start='score_fr')) == ['loss']
+    assert list(net.forward(['score'], 'score_fr', 'upscore')) == ['upscore', 'score']
+    net.forward()
+    diffs = net.backward(diffs=['score'])
+    assert {'score'} <= set(diffs) and diffs['score'].shape == (1, CLASSES, 12, 12)
+    top = np.ones_like(net.blobs['upscore'].data)
+    assert list(net.backward(start='upscore', end='score_fr', upscore=top)) == ['pool1']
+
+
+def test_argument_orders_are_pycaffes():
+    def names(function):
+        return [name for name in inspect.signature(function).parameters if name != 'self']
+    assert names(caffe.Net.forward) == ['blobs', 'start', 'end', 'inputs']
+    assert names(caffe.Net.backward) == ['diffs', 'start', 'end', 'tops']
+    assert names(caffe.SGDSolver.add_callback) == ['before', 'after']
+    assert names(caffe.Layer.backward) == ['top', 'propagate_down', 'bottom']
+    assert names(caffe.io.blobproto_to_array) == ['blob', 'return_diff']
+    assert names(caffe.io.Transformer.preprocess)[0] == 'in_'
+
+
+@pytest.mark.parametrize('name', [
+    'Net', 'SGDSolver', 'get_solver', 'Layer', 'NetSpec', 'layers', 'params', 'to_proto',
+    'coord_map', 'proto', 'io', 'TRAIN', 'TEST', 'set_mode_cpu', 'set_mode_gpu', 'set_device',
+    'set_random_seed', 'layer_type_list'])
+def test_the_package_has_pycaffes_names(name):
+    assert hasattr(caffe, name)
+
+
+def test_imports_as_pycaffe_code_writes_them():
+    from caffe_port import Layer, Net, SGDSolver  # noqa: F401
+    from caffe_port.coord_map import coord_map_from_to, crop  # noqa: F401
+    from caffe_port.io import Transformer  # noqa: F401
+    from caffe_port.proto import caffe_pb2
+    import caffe_port.io
+    assert caffe_port.io is caffe.io and caffe_pb2.NetParameter is type(fcn())
+
+
+def test_the_nets_parts_have_their_types_and_orders():
+    net = caffe.Net(fcn(), caffe.TEST)
+    assert net.layer_dict['conv1'].type == 'Convolution'
+    assert net.layers == [net.layer_dict[name] for name in net._layer_names]
+    assert net.inputs == ['data', 'label'] and net.outputs == ['loss']
+    assert net.top_names['pool1'] == ['pool1'] and net.bottom_names['score'] == ['upscore', 'data']
+    blob = net.blobs['score']
+    assert (blob.num, blob.channels, blob.height, blob.width) == (1, CLASSES, 12, 12)
+    assert blob.count == CLASSES * 144 and blob.data.dtype == blob.diff.dtype == np.float32
+
+
+def test_blobs_and_params_outlive_their_net():
+    net = caffe.Net(fcn(), caffe.TEST)
+    feed(net)
+    net.forward()
+    score, blob, weight = net.blobs['score'].data, net.blobs['conv1'], net.params['conv1'][0]
+    kept = [array.copy() for array in (score, blob.data, weight.data)]
+    del net
+    gc.collect()
+    for array, copy in zip((score, blob.data, weight.data), kept):
+        assert np.array_equal(array, copy)
+
+
+def test_nets_outlive_their_solver(files):
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    net, test_net = solver.net, solver.test_nets[0]
+    del solver
+    gc.collect()
+    for each in (net, test_net):
+        feed(each)
+        assert each.forward()['loss'] > 0
+
+
+def test_callbacks_stand_before_forward_and_after_backward(files):
+    solver = caffe.get_solver(str(files / 'solver.prototxt'))
+    interp(solver.net, ['upscore'])
+    feed(solver.net)
+    seen = []
+    solver.add_callback(lambda: seen.append(('before', solver.iter)),
+                        lambda: seen.append(('after', solver.iter,
+                                             solver.net.params['conv1'][0].diff.any())))
+    solver.step(2)
+    assert seen == [('before', 0), ('after', 0, True), ('before', 1), ('after', 1, True)]
+
+
+def test_an_update_by_hand_is_one_of_the_solvers(files):
+    by_hand, stepped = (caffe.SGDSolver(str(files / 'solver.prototxt')) for _ in range(2))
+    for solver in (by_hand, stepped):
+        interp(solver.net, ['upscore'])
+        feed(solver.net)
+    caffe.set_random_seed(5)
+    by_hand.net.clear_param_diffs()
+    by_hand.net.forward()
+    by_hand.net.backward()
+    by_hand.apply_update()
+    caffe.set_random_seed(5)
+    stepped.step(1)
+    for name, blobs in by_hand.net.params.items():
+        for one, other in zip(blobs, stepped.net.params[name]):
+            assert np.array_equal(one.data, other.data)
+
+
+def test_layer_types_are_listed():
+    types = caffe.layer_type_list()
+    assert types == sorted(types)
+    assert {'Convolution', 'Deconvolution', 'Crop', 'SoftmaxWithLoss', 'Python'} <= set(types)
+
+
+def test_deep_dream_sets_a_diff_and_goes_back():
+    proto = fcn(loss=False)
+    proto.force_backward = True
+    net = caffe.Net(proto, caffe.TEST)
+    src, dst = net.blobs['data'], net.blobs['conv1']
+    src.data[0] = image()
+    net.forward(end='conv1')
+    dst.diff[:] = dst.data
+    net.backward(start='conv1')
+    g = src.diff[0]
+    assert g.any()
+    before = (dst.data ** 2).sum()
+    src.data[:] += 0.1 / np.abs(g).mean() * g
+    net.forward(end='conv1')
+    assert (dst.data ** 2).sum() > before

@@ -1,0 +1,203 @@
+"""net.module as a torch.nn.Module: moved, cast, compiled, exported, saved."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import caffe_port as caffe
+from nets import voc_fcn8s
+from tests.vectors import net_of
+
+SMALL = '''
+layer { name: "data" type: "Input" top: "data" input_param {
+        shape { dim: 1 dim: 2 dim: 9 dim: 9 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+        num_output: 4 kernel_size: 3 weight_filler { type: "msra" } bias_filler { value: 0.1 } } }
+layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "norm" }
+layer { name: "scale" type: "Scale" bottom: "norm" top: "norm" scale_param { bias_term: true } }
+layer { name: "relu" type: "PReLU" bottom: "norm" top: "norm" }
+layer { name: "lrn" type: "LRN" bottom: "norm" top: "lrn" }
+layer { name: "pool" type: "Pooling" bottom: "lrn" top: "pool" pooling_param {
+        kernel_size: 3 stride: 2 } }
+layer { name: "drop" type: "Dropout" bottom: "pool" top: "pool" }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip" inner_product_param {
+        num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+'''
+
+
+class Score(torch.nn.Module):
+    """One input, one output: what exporters like best."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.net = module
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        return self.net(data=data)['score']
+
+
+@pytest.fixture
+def fcn() -> torch.nn.Module:
+    module = caffe.Net(voc_fcn8s.fcn('deploy', width=2, fc=8), caffe.TEST).module
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.15, generator=generator)
+    return module
+
+
+def small(phase=caffe.TEST) -> caffe.Net:
+    caffe.set_random_seed(2)
+    return net_of(SMALL, phase)
+
+
+def image(*size, seed=0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_parameters_are_the_blobs_memory_both_ways():
+    net = small()
+    weight = net.module.get_parameter('conv.weight')
+    net.params['conv'][0].data[...] = 3
+    assert (weight == 3).all()
+    with torch.no_grad():
+        weight.fill_(4)
+    assert (net.params['conv'][0].data == 4).all()
+
+
+def test_a_torch_optimizer_moves_what_the_blobs_show():
+    net = small(caffe.TRAIN)
+    before = net.params['ip'][0].data.copy()
+    optimizer = torch.optim.SGD(net.module.parameters(), lr=0.1)
+    net.module(data=image(1, 2, 9, 9))['prob'][0, 0].backward()
+    grad = net.params['ip'][0].diff.copy()
+    optimizer.step()
+    assert grad.any() and np.allclose(net.params['ip'][0].data, before - 0.1 * grad)
+
+
+def test_state_dict_keys_are_layer_and_blob_and_come_back(tmp_path):
+    net = small()
+    assert list(net.module.state_dict()) == [
+        'conv.weight', 'conv.bias', 'norm.mean', 'norm.variance', 'norm.scale_factor',
+        'scale.weight', 'scale.bias', 'relu.weight', 'ip.weight', 'ip.bias']
+    torch.save(net.module.state_dict(), tmp_path / 'net.pt')
+    caffe.set_random_seed(9)
+    other = net_of(SMALL)
+    loaded = torch.load(tmp_path / 'net.pt', weights_only=True)
+    other.module.load_state_dict(loaded)
+    x = image(1, 2, 9, 9)
+    assert torch.equal(other.module(data=x)['prob'], net.module(data=x)['prob'])
+    assert np.array_equal(other.params['ip'][0].data, net.params['ip'][0].data)
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+                         ids=['deepcopy', 'pickle'])
+def test_copies_compute_the_same_and_are_apart(copied):
+    module = small().module
+    other, x = copied(module), image(1, 2, 9, 9)
+    expected = module(data=x)['prob']
+    assert torch.equal(other(data=x)['prob'], expected)
+    with torch.no_grad():
+        other.get_parameter('ip.weight').zero_()
+    assert torch.equal(module(data=x)['prob'], expected)
+
+
+def test_double_is_close_to_single():
+    single, double = small().module, small().module.double()
+    x = image(1, 2, 9, 9)
+    expected = single(data=x)['prob']
+    assert torch.allclose(double(data=x.double())['prob'].float(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_half_precision_runs_and_stays_near(fcn, dtype, tolerance):
+    x = image(1, 3, 40, 52)
+    with torch.no_grad():
+        expected = fcn(data=x)['score']
+        found = fcn.to(dtype)(data=x.to(dtype))['score']
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_on_meta_only_shapes_are_computed(fcn):
+    out = fcn.to('meta')(data=torch.empty(2, 3, 2000, 3000, device='meta'))
+    assert out['score'].shape == (2, 21, 2000, 3000) and out['score'].is_meta
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_losses_and_measures_follow_the_dtype(dtype):
+    shapes = ('x', 'dim: 2 dim: 3 dim: 4'), ('y', 'dim: 2 dim: 4')
+    text = ''.join(f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ '
+                   f'shape {{ {dims} }} }} }}' for name, dims in shapes)
+    for type_ in ('SoftmaxWithLoss', 'Accuracy'):
+        module = net_of(text + f'layer {{ name: "l" type: "{type_}" bottom: "x" bottom: "y" '
+                        'top: "l" }').module.to(dtype)
+        out = module(x=image(2, 3, 4).to(dtype), y=torch.ones(2, 4, dtype=dtype))
+        assert out['l'].dtype == dtype
+
+
+@pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+def test_the_module_compiles_into_one_graph(fcn, backend):
+    x = image(1, 3, 40, 52)
+    compiled = torch.compile(fcn, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(data=x)['score'], fcn(data=x)['score'])
+
+
+def test_a_compiled_module_has_the_same_gradients(fcn):
+    x = image(1, 3, 40, 52)
+    grads = []
+    for module in (fcn, torch.compile(fcn, backend='aot_eager', fullgraph=True)):
+        fcn.zero_grad()
+        module(data=x)['score'].square().sum().backward()
+        grads.append(fcn.get_parameter('conv1_1.weight').grad.clone())
+    assert grads[0].any() and torch.allclose(*grads, rtol=1e-4)
+
+
+def test_small_layers_compile_too():
+    module, x = small().module, image(1, 2, 9, 9)
+    compiled = torch.compile(module, backend='eager', fullgraph=True)
+    assert torch.allclose(compiled(data=x)['prob'], module(data=x)['prob'], atol=1e-6)
+
+
+def test_an_exported_fcn_serves_images_of_any_size(fcn):
+    height, width = (torch.export.Dim(name, min=32, max=2000) for name in ('height', 'width'))
+    program = torch.export.export(Score(fcn), (image(1, 3, 64, 80),),
+                                  dynamic_shapes={'data': {2: height, 3: width}}).module()
+    for size in ((64, 80), (75, 91), (33, 32), (120, 57)):
+        x = image(1, 3, *size)
+        with torch.no_grad():
+            assert torch.equal(program(x), fcn(data=x)['score']), size
+
+
+@pytest.mark.parametrize('settings', [
+    'kernel_size: 3 stride: 2', 'kernel_size: 3 stride: 2 pad: 1 pool: AVE',
+    'kernel_size: 2 stride: 2 pool: AVE', 'global_pooling: true pool: AVE'])
+def test_exported_pooling_rounds_up_as_the_module_does(settings):
+    net = net_of('layer { name: "d" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 '
+                 'dim: 9 dim: 9 } } } layer { name: "p" type: "Pooling" bottom: "data" '
+                 'top: "score" '
+                 f'pooling_param {{ {settings} }} }}')
+    size = torch.export.Dim('size', min=8, max=100)
+    program = torch.export.export(Score(net.module), (image(1, 2, 12, 9),),
+                                  dynamic_shapes={'data': {2: size}}).module()
+    for height in range(8, 16):
+        x = image(1, 2, height, 9)
+        assert torch.allclose(program(x), net.module(data=x)['score'], atol=1e-6)
+
+
+def test_inputs_are_asked_for_by_name():
+    module = small().module
+    with pytest.raises(caffe.CaffeError, match='input data is not given'):
+        module()
+    with pytest.raises(caffe.CaffeError, match='no blob named image; inputs are data'):
+        module(image=image(1, 2, 9, 9))
+
+
+def test_a_wrong_tensor_names_the_layer_it_does_not_fit():
+    with pytest.raises(caffe.CaffeError, match=r'^conv \(Convolution\): .*must have 2 channels'):
+        small().module(data=image(1, 3, 9, 9))

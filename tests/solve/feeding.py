@@ -1,0 +1,53 @@
+"""What the tests of data layers share: layers run as nets run them, and files to feed them."""
+
+import json
+
+import numpy as np
+
+from caffe_port import Blob
+from tests.vectors import FACTS
+
+GIF = b'GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;'
+BROKEN = {'empty': lambda whole: b'', 'truncated': lambda whole: whole[:len(whole) * 3 // 5],
+          'head only': lambda whole: whole[:20],
+          'random': lambda whole: np.random.RandomState(0).bytes(len(whole)),
+          'of another kind': lambda whole: GIF}
+
+
+def make(layer_class, count, /, **params):
+    """Set up a layer of `count` tops as a net does: setup, then one reshape."""
+    layer, blobs = layer_class(), [Blob() for _ in range(count)]
+    layer.param_str = repr(params)
+    layer.setup([], blobs)
+    layer.reshape([], blobs)
+    return layer, blobs
+
+
+def step(layer, blobs):
+    """One forward pass; returns the id that was fed."""
+    layer.reshape([], blobs)
+    layer.forward([], blobs)
+    return layer.current
+
+
+def fed(layer, blobs, count):
+    return [step(layer, blobs) for _ in range(count)]
+
+
+def noise(name, *shape):
+    """uint8 noise that belongs to an id."""
+    seed = sum(map(ord, name))
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+def facts(data_set):
+    return json.loads((FACTS / 'datasets.json').read_text())[data_set]
+
+
+def official_params(module):
+    """param_str and number of tops of every official layer of a module."""
+    nets = json.loads((FACTS / 'official_nets.json').read_text())
+    return [(dict(layer['python_param']['param_str']), len(layer['top']))
+            for net in nets.values() for phase in ('train_net', 'test_net')
+            for layer in net[phase]
+            if layer['type'] == 'Python' and layer['python_param']['module'] == module]
