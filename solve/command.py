@@ -113,6 +113,10 @@ def _real_job(args: argparse.Namespace, name: str, data: ModuleType,
 
 
 def _sample_job(args: argparse.Namespace, name: str, data: ModuleType) -> Job:
+    if name not in sample.EXPERIMENTS:
+        options = ', '.join(map(_option, data.PLACES))
+        raise CaffeError(f'no data and no weights found: give {options} and --weights, see '
+                         f'--help; only {", ".join(sample.EXPERIMENTS)} has a sample')
     print(f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
           'spot.\nThe real experiment needs '
           f'{", ".join(map(_option, data.PLACES))} and --weights; see --help.')

@@ -11,6 +11,8 @@ from nets import vgg16
 from solve.datasets import sample, voc
 from solve.progress import progress
 
+# Those whose sample is known to learn.
+EXPERIMENTS = ('voc_fcn32s',)
 # A VGG16 of an eighth of the width, so that two CPU cores see it through in minutes.
 # Of so few units dropout takes a fifth: with a half the classifier was slower to learn.
 NARROW = dict(width=8, fc=512, drop=0.2)

@@ -64,7 +64,7 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
 
     Raises CaffeError if it is missing, broken, of another format or above 64 Mpixel.
     """
-    return np.asarray(_picture(path, ('JPEG', 'PNG'), 'RGB'))
+    return np.asarray(picture(path, ('JPEG', 'PNG'), 'RGB'))
 
 
 def read_label_png(path: str | os.PathLike) -> np.ndarray:
@@ -74,14 +74,14 @@ def read_label_png(path: str | os.PathLike) -> np.ndarray:
 
     Raises CaffeError as read_rgb does, and if the PNG holds colours.
     """
-    image = _picture(path, ('PNG',))
+    image = picture(path, ('PNG',))
     if image.mode not in ('P', 'L'):
         raise CaffeError(f'{path}: PNG of mode {image.mode}, must be palette (P) or grey (L): '
                          'the labels are its indices')
     return np.asarray(image)
 
 
-def _picture(path: str | os.PathLike, formats: tuple[str, ...],
+def picture(path: str | os.PathLike, formats: tuple[str, ...],
              mode: str | None = None) -> Image.Image:
     path = existing(path)
     wanted = ' or '.join(formats)

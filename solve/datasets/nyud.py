@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import CaffeError
-from solve.datasets.images import _picture, bgr_blob, read_list, read_rgb
+from solve.datasets.images import picture, bgr_blob, read_list, read_rgb
 from solve.datasets.labels import recoded, void_first
 from solve.datasets.layer import Params, SegDataLayer
 from solve.datasets.matfile import read_mat
@@ -37,7 +37,7 @@ def read_depth(path: Path) -> np.ndarray:
     filled in; the release would feed a net minus infinity there, and its loss be NaN
     from then on.
     """
-    image = _picture(path, ('PNG',))
+    image = picture(path, ('PNG',))
     # Older Pillows say I where newer ones say I;16; no PNG has more than 16 bits.
     if not image.mode.startswith('I'):
         raise CaffeError(f'{path}: PNG of mode {image.mode}, must be grey of 16 bits: '
