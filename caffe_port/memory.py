@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterator
 import numpy as np
 import torch
 
-from caffe_port import rng
+from caffe_port import mode, rng
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.ops.python import Layer, Python
 
@@ -34,15 +34,20 @@ def _layers(solver: 'SGDSolver') -> Iterator[tuple[str, Layer]]:
                 yield f'{number}:{node.name}', node.op.layer
 
 
-def save(path: Path, solver: 'SGDSolver') -> None:
-    """Write the memory of a solver as it stands between two iterations."""
-    content = {
+def collect(solver: 'SGDSolver') -> dict:
+    """The memory of a solver as it stands between two iterations."""
+    return {
         'iter': solver.iter,
         'streams': rng.get_state(),
         'layers': {name: layer.state() for name, layer in _layers(solver)},
         'losses': [float(loss) for loss in solver.losses],
         'notes': solver.notes,
     }
+
+
+def save(path: Path, solver: 'SGDSolver') -> None:
+    """Write the memory of a solver as it stands between two iterations."""
+    content = collect(solver)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, default=_plain))
 
@@ -84,11 +89,14 @@ def load(path: Path, iteration: int) -> dict | None:
 
 
 def recall(content: dict, solver: 'SGDSolver') -> None:
-    """Put layers, streams, losses and notes back to what `content` says."""
+    """Put layers, streams, losses and notes back to what `content` says.
+
+    Raises CaffeError if it is of other data; what came before that has changed then.
+    """
     for name, layer in _layers(solver):
         if name in content['layers']:
             layer.set_state(content['layers'][name])
     rng.set_state(content['streams'])
     solver.losses.clear()
-    solver.losses.extend(torch.tensor(loss) for loss in content['losses'])
+    solver.losses.extend(torch.tensor(loss, device=mode.device()) for loss in content['losses'])
     solver.notes = content['notes']

@@ -299,8 +299,8 @@ class Net:
                                  f'found {len(layer.blobs)}')
             for i, (stored, blob) in enumerate(zip(layer.blobs, target)):
                 if not _same_shape(stored.shape, blob.shape):
-                    hint = ('; the counts agree: surgery.transplant from a net of the file\'s '
-                            'shapes coerces them') if stored.count == blob.count else ''
+                    hint = ('; the counts agree: run surgery.transplant from a net of the '
+                            'file\'s shapes') if stored.count == blob.count else ''
                     raise CaffeError(f'{weights}: {layer.name}: blob {i}: expected {blob.shape}, '
                                      f'found {stored.shape}{hint}')
                 planned.append((stored, blob))

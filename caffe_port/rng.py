@@ -8,6 +8,8 @@ import secrets
 import numpy as np
 import torch
 
+from caffe_port.errors import CaffeError
+
 _stream = np.random.RandomState(secrets.randbits(32))
 _device_streams: dict[torch.device, torch.Generator] = {}
 _device_seed = secrets.randbits(63)
@@ -58,13 +60,24 @@ def get_state() -> dict:
 
 
 def set_state(state: dict) -> None:
-    """Put the streams back to what get_state returned."""
-    global _device_seed
-    _stream.set_state(('MT19937', state['key'], state['position'],
-                       state['has_gauss'], state['gauss']))
-    _device_seed = state['device_seed']
+    """Put the streams back to what get_state returned; those of GPUs that are not here stay out.
+
+    Raises CaffeError, and changes nothing, if `state` is not one.
+    """
+    global _stream, _device_seed
+    stream, devices = np.random.RandomState(), {}
+    try:
+        stream.set_state(('MT19937', state['key'], state['position'],
+                          state['has_gauss'], state['gauss']))
+        for name, saved in state['devices'].items():
+            device = torch.device(name)
+            if (device.index or 0) < torch.cuda.device_count():
+                devices[device] = torch.Generator(device)
+                devices[device].set_state(torch.from_numpy(np.array(saved)))
+        seed = int(state['device_seed'])
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError,
+            RuntimeError) as error:
+        raise CaffeError(f'not a state of the random streams: {error}') from error
+    _stream, _device_seed = stream, seed
     _device_streams.clear()
-    for name, saved in state['devices'].items():
-        device = torch.device(name)
-        _device_streams[device] = torch.Generator(device)
-        _device_streams[device].set_state(torch.from_numpy(np.array(saved)))
+    _device_streams.update(devices)

@@ -372,15 +372,20 @@ class SGDSolver:
         state = caffemodel.read_state(path)
         self._check_history(path, state.history)
         remembered = memory.load(memory.beside(path), state.iter)
-        if remembered is not None:
-            memory.recall(remembered, self)
-        else:
+        before = memory.collect(self)
+        try:
+            if remembered is not None:
+                memory.recall(remembered, self)
+            if state.learned_net:
+                named = Path(state.learned_net)
+                beside = Path(path).parent / named.name
+                self.net.copy_from(beside if not named.exists() and beside.exists() else named)
+        except CaffeError:
+            memory.recall(before, self)
+            raise
+        if remembered is None:
             LOG.info('%s has no %s: data order and random streams start anew, as in Caffe',
                      path, memory.beside(path).name)
-        if state.learned_net:
-            named = Path(state.learned_net)
-            beside = Path(path).parent / named.name
-            self.net.copy_from(beside if not named.exists() and beside.exists() else named)
         self.iter, self.current_step = state.iter, state.current_step
         self._history = {}
         stored = {id(item): blob for item, blob in zip(self.learnable, state.history)}

@@ -38,7 +38,7 @@ def run(solve: Callable[[Job], None], doc: str, data: ModuleType, *weights: str)
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(stop or 'stopped', file=sys.stderr)
+        print(str(stop) or 'stopped', file=sys.stderr)
         sys.exit(130)
 
 
@@ -82,9 +82,13 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
         raise CaffeError(f'--iterations {args.iterations}: must be positive')
     if args.resume not in (None, LATEST) and not args.resume.is_file():
         raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate or `latest`')
+    if args.keep < 0:
+        raise CaffeError(f'--keep {args.keep}: must not be negative')
     named = [getattr(args, option) for option in (*data.PLACES, 'weights')]
     defaults = [ROOT / path for path in (*data.PLACES.values(), *weights)]
-    if any(named) or any(path.exists() for path in defaults):
+    resumed_sample = args.resume and sample.is_in(args.output or _sample_folder(name))
+    if any(named) or any(path.exists() for path in defaults) or (
+            args.resume and not resumed_sample):
         job = _real_job(args, name, data, weights)
     else:
         job = _sample_job(args, name, data)
@@ -109,6 +113,8 @@ def _real_job(args: argparse.Namespace, name: str, data: ModuleType,
     net = {place: str(path) for place, path in places.items()}
     if 'sbdd_dir' in net:  # VOC's own folder has no list of seg11valid: it follows from SBD's
         net['seg11valid_from'] = net['sbdd_dir']
+    for remark in getattr(data, 'remarks', lambda **_: ())(**places):
+        print(f'Note: {remark}', file=sys.stderr)
     return Job(name, folder, start, args.resume, net)
 
 
@@ -120,9 +126,13 @@ def _sample_job(args: argparse.Namespace, name: str, data: ModuleType) -> Job:
     print(f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
           'spot.\nThe real experiment needs '
           f'{", ".join(map(_option, data.PLACES))} and --weights; see --help.')
-    folder = _fresh_folder(args.output or Path('output') / f'{name}-sample', args.resume)
+    folder = _fresh_folder(args.output or _sample_folder(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
     return Job(name, folder, resume=args.resume, **sample.prepare(folder))
+
+
+def _sample_folder(name: str) -> Path:
+    return Path('output') / f'{name}-sample'
 
 
 def _fresh_folder(folder: Path, resume: Path | None) -> Path:

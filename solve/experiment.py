@@ -19,7 +19,7 @@ import torch
 import caffe_port as caffe
 import surgery
 from caffe_port import caffemodel, memory
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from solve import plot, score, snapshots
 from solve.progress import progress
@@ -78,7 +78,7 @@ class Job:
         """
         end, step = self.iterations or count * step, self.step or step
         stops = [*range((solver.iter // step + 1) * step, end, step), end]
-        with self._watch.over(end):
+        with self._watch.over(stops):
             if solver.iter in (end, *range(step, end, step)) and (
                     solver.notes.get('scored') != solver.iter):
                 yield 0  # stopped after the snapshot, before or while scoring
@@ -92,8 +92,10 @@ class Job:
         if best is None or scores.mean_iu > best['mean_iu']:
             solver.notes['best'] = {'iteration': solver.iter, 'mean_iu': scores.mean_iu}
         solver.notes['scored'] = solver.iter
-        if solver.iter in (states := snapshots.states(self.prefix)):
-            memory.save(memory.beside(states[solver.iter]), solver)
+        try:
+            memory.save(memory.beside(snapshots.states(self.prefix)[solver.iter]), solver)
+        except (KeyError, WriteError) as error:  # the disk is full, or was for the snapshot
+            LOG.error('scores of iteration %d are not in its snapshot: %s', solver.iter, error)
         if self.keep:
             snapshots.prune(self.prefix, self.keep, solver.notes['best']['iteration'])
         self._watch.note(overall_accuracy=scores.overall_accuracy, test_loss=scores.loss,
@@ -163,17 +165,22 @@ class _Watch:
         self.solver, self.folder = solver, folder
         self.bar = None
         self._action: str | None = None
+        self._stops: set[int] = set()
         solver.requested_action = self._take_action
         solver.add_callback(lambda: None, self._iteration)
         LOG.handlers.clear()
-        handler = logging.FileHandler(folder / 'caffe.log')
+        try:
+            handler = logging.FileHandler(folder / 'caffe.log')
+        except OSError as error:
+            raise CaffeError(f'{folder}: not written to: {error.strerror}') from error
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
         LOG.addHandler(handler)
 
     @contextmanager
-    def over(self, end: int) -> Iterator[None]:
-        """Watch the run until iteration `end`."""
-        self.bar = progress(total=end, initial=self.solver.iter, unit='it', desc='iteration')
+    def over(self, stops: Sequence[int]) -> Iterator[None]:
+        """Watch the run until the last of `stops`, the iterations at which it is scored."""
+        self._stops = set(stops)
+        self.bar = progress(total=stops[-1], initial=self.solver.iter, unit='it', desc='iteration')
         self._clock = time.monotonic(), self.solver.iter
         handlers = {signal.SIGINT: self._stop}
         if hasattr(signal, 'SIGHUP'):
@@ -187,10 +194,14 @@ class _Watch:
             self.bar.close()
 
     def note(self, **values: float) -> None:
-        """Add a line to log.jsonl."""
+        """Add a line to log.jsonl, and count the time from here for images per second."""
         line = {'iteration': self.solver.iter, 'time': time.time(), **values}
-        with open(self.folder / 'log.jsonl', 'a') as log:
-            log.write(json.dumps(line) + '\n')
+        try:
+            with open(self.folder / 'log.jsonl', 'a') as log:
+                log.write(json.dumps(line) + '\n')
+        except OSError as error:  # a full disk must not end the run
+            LOG.error('log.jsonl: not written: %s', error.strerror)
+        self._clock = time.monotonic(), self.solver.iter
 
     def _iteration(self) -> None:
         solver = self.solver
@@ -200,16 +211,19 @@ class _Watch:
             loss = solver.smoothed_loss
             then, at = self._clock
             pace = (solver.iter - at) * solver.param.iter_size / (time.monotonic() - then)
-            self._clock = time.monotonic(), solver.iter
             self.bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
             self.note(lr=solver.rate(), loss=float(solver.net.loss()), smoothed_loss=loss,
                       images_per_second=pace, memory_bytes=_peak_memory())
 
     def _take_action(self) -> str | None:
+        """What a signal asked for; a snapshot where scoring comes next, which may take long."""
         action, self._action = self._action, None
-        return action
+        return action or ('snapshot' if self.solver.iter in self._stops else None)
 
     def _stop(self, *_) -> None:
+        iteration = self.solver.iter
+        if iteration in snapshots.states(Path(self.solver.param.snapshot_prefix)):
+            raise KeyboardInterrupt(f'stopped after iteration {iteration}, which is saved')
         if self._action == 'stop':
             raise KeyboardInterrupt('stopped at once')
         self._action = 'stop'

@@ -23,12 +23,18 @@ SCENES, BATCH, ROUNDS = 300, 8, 130
 # 1, so each of the 16 layers takes its share, which also balances the layers' gradients.
 GAIN = 60 ** (-1 / 16)
 SEED = 1337
+WEIGHTS = 'vgg16-narrow.caffemodel'
 CLASSIFIER = dict(base_lr=0.01, lr_policy='poly', power=1, momentum=0.9, weight_decay=0.0005,
                   clip_gradients=4, max_iter=ROUNDS, average_loss=20)
 # In place of the published constants. The loss is a sum over some 30,000 pixels, hence the
 # small rate; gradients are clipped as the score layer, starting at 0, overshoots otherwise.
 FCN = dict(base_lr=3e-7, lr_policy='poly', power=1, momentum=0.9, clip_gradients=130000,
            max_iter=300, snapshot=100)
+
+
+def is_in(folder: Path) -> bool:
+    """Whether a run of the sample has left its data in `folder`."""
+    return (folder / 'data').is_dir() and (folder / WEIGHTS).is_file()
 
 
 def prepare(folder: Path, seed: int = SEED) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def prepare(folder: Path, seed: int = SEED) -> dict[str, Any]:
     data = sample.draw(folder / 'data')
     chosen = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
     voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(chosen) + '\n')
-    weights = folder / 'vgg16-narrow.caffemodel'
+    weights = folder / WEIGHTS
     if not weights.exists():  # else an earlier run, now to be resumed, has trained it
         train_classifier(weights, seed)
     return dict(weights=[weights], iterations=FCN['max_iter'], step=FCN['snapshot'],

@@ -60,6 +60,15 @@ def seg11valid(voc_dir: str | os.PathLike, sbdd_dir: str | os.PathLike,
     return left
 
 
+def remarks(voc_dir: str | os.PathLike, **_: object) -> list[str]:
+    """What of these folders is not as published, though it may be meant so."""
+    path = segmentation_list(voc_dir, 'seg11valid')
+    count = len(read_list(path)) if path.is_file() else SEG11VALID_IMAGES
+    return [] if count == SEG11VALID_IMAGES else [
+        f'{path} has {count} images, the official list {SEG11VALID_IMAGES}: scores will not '
+        'compare with published ones']
+
+
 class SBDDSegDataLayer(SegDataLayer):
     """Images and labels of SBD.
 
