@@ -75,7 +75,7 @@ def set_state(state: dict) -> None:
                 devices[device] = torch.Generator(device)
                 devices[device].set_state(torch.from_numpy(np.array(saved)))
         seed = int(state['device_seed'])
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError,
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError,
             RuntimeError) as error:
         raise CaffeError(f'not a state of the random streams: {error}') from error
     _stream, _device_seed = stream, seed

@@ -29,7 +29,7 @@ CLASSIFIER = dict(base_lr=0.01, lr_policy='poly', power=1, momentum=0.9, weight_
 # In place of the published constants. The loss is a sum over some 30,000 pixels, hence the
 # small rate; gradients are clipped as the score layer, starting at 0, overshoots otherwise.
 FCN = dict(base_lr=3e-7, lr_policy='poly', power=1, momentum=0.9, clip_gradients=130000,
-           max_iter=300, snapshot=100)
+           max_iter=500, snapshot=100)
 
 
 def is_in(folder: Path) -> bool:

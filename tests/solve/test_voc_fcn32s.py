@@ -9,9 +9,9 @@ import pytest
 
 import caffe_port as caffe
 import surgery
-from caffe_port import caffemodel
+from caffe_port import caffemodel, memory, rng
 from nets import vgg16, voc_fcn32s as net_file
-from solve import command, experiment, voc_fcn32s
+from solve import command, experiment, snapshots, voc_fcn32s
 from solve.datasets import sample, voc
 from tests.vectors import FACTS
 
@@ -96,6 +96,78 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
     assert ends[0] == ends[1]
 
 
+def solver_in(job):
+    solver = job.solver(voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net)
+                                             for split in ('train', 'seg11valid')))
+    experiment.load_weights(solver.net, job.weights[0])
+    return solver
+
+
+def test_what_is_scored_is_saved_before_also_between_intervals(places, tmp_path):
+    job = job_in(tmp_path / 'run', places)
+    job.iterations, job.step, job.constants['snapshot'] = 3, 2, 1000
+    solver = solver_in(job)
+    for iterations in job.rounds(solver, 2, 2):
+        solver.step(iterations)
+        assert solver.iter in snapshots.states(job.prefix)
+    assert snapshots.latest(job.prefix).name == 'train_iter_3.solverstate'
+
+
+def test_a_stop_signal_while_scoring_stops_at_once(places, tmp_path):
+    job = job_in(tmp_path / 'run', places)
+    solver = solver_in(job)
+    with pytest.raises(KeyboardInterrupt, match='iteration 2, which is saved'):
+        for iterations in job.rounds(solver, 2, 2):
+            solver.step(iterations)
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):
+                pass
+            pytest.fail('scoring went on')
+
+
+def test_a_log_that_the_disk_refuses_does_not_end_the_run(places, tmp_path):
+    job = job_in(tmp_path / 'run', places)
+    solver = solver_in(job)
+    (tmp_path / 'run/log.jsonl').mkdir()
+    for iterations in job.rounds(solver, 1, 2):
+        solver.step(iterations)
+    assert solver.iter == 4
+    assert 'log.jsonl: not written' in (tmp_path / 'run/caffe.log').read_text()
+
+
+def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_path):
+    job = job_in(tmp_path / 'run', places)
+    solver = solver_in(job)
+    watched = job.rounds(solver, 2, 2)
+    next(watched)
+    solver.step(1)
+    state = solver.snapshot()
+    solver.step(1)
+    before = memory.collect(solver)
+    caffemodel.write(snapshots.model_of(state), solver.net.module.param,
+                     {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]})
+    with pytest.raises(caffe.CaffeError, match='fc7: blob 0: expected'):
+        solver.restore(state)
+    after = memory.collect(solver)
+    assert solver.iter == 2 and after['layers'] == before['layers']
+    assert np.array_equal(after['streams']['key'], before['streams']['key'])
+    assert after['streams']['position'] == before['streams']['position']
+    assert after['losses'] == before['losses']
+
+
+def test_memory_of_a_gpu_that_is_not_here_and_of_broken_streams(places, tmp_path):
+    state = rng.get_state()
+    rng.set_state({**state, 'devices': {'cuda:99': np.zeros(16, np.uint8)}})
+    with pytest.raises(caffe.CaffeError, match='not a state of the random streams'):
+        rng.set_state({**state, 'key': np.zeros(3, np.uint32)})
+    assert np.array_equal(rng.get_state()['key'], state['key'])
+
+
+def test_a_list_of_another_length_is_remarked_on(places):
+    remark, = voc.remarks(**places[0])
+    assert 'seg11valid.txt has 2 images, the official list 736' in remark
+
+
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
@@ -116,6 +188,9 @@ def test_options_that_name_missing_things_end_in_one_line_and_status_2(
             ([*trees, '--weights', empty], 'empty.caffemodel'),
             ([*trees, '--weights', weights, '--resume', 'x'], 'x: no such file'),
             ([*trees, '--weights', weights], 'vgg.caffemodel: conv1_1 0 of shape 2 x 3 x 3 x 3'),
+            (['--resume', weights], 'no such folder; --sbdd-dir'),
+            (['--resume', 'latest'], 'no such folder; --sbdd-dir'),
+            (['--keep', '-1'], '--keep -1: must not be negative'),
             (['--iterations', '0'], '--iterations 0: must be positive')):
         assert run(monkeypatch, *arguments) == 2
         error = capsys.readouterr().err.splitlines()[-1]
