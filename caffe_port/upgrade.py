@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import (LayerParameter, NetParameter, SolverParameter,
-                                        V0LayerParameter, V1LayerParameter)
+                                        V1LayerParameter)
 
 LOG = logging.getLogger('caffe_port')
 

@@ -14,10 +14,9 @@ import torch
 import caffe_port as caffe
 from caffe_port.errors import CaffeError
 from solve import sample
-from solve.experiment import Job
+from solve.experiment import LATEST, Job
 
 ROOT = Path(__file__).resolve().parent.parent
-LATEST = Path('latest')
 
 
 def run(solve: Callable[[Job], None], doc: str, data: ModuleType, *weights: str) -> None:

@@ -25,6 +25,8 @@ from solve import plot, score, snapshots
 from solve.progress import progress
 
 LOG = logging.getLogger('caffe_port')
+# As a file to resume from: the newest whole snapshot of the run's own.
+LATEST = Path('latest')
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Job:
         """Restore the snapshot that --resume names; False where there is none to restore."""
         if self.resume is None:
             return False
-        state = snapshots.latest(self.prefix) if self.resume == Path('latest') else self.resume
+        state = snapshots.latest(self.prefix) if self.resume == LATEST else self.resume
         solver.restore(state)
         return True
 

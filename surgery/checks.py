@@ -23,4 +23,4 @@ def check_filled(net: Any) -> None:
                              f'interpolation: surgery.interp(net, [{name!r}])')
         raise CaffeError(f'{name}: all zero, so nothing would be learned; start from weights: '
                          '--weights vgg16-fcn.caffemodel, or the VGG16 classifier\'s, or a '
-                         'snapshot (in code: net.copy_from(file) or surgery.transplant(net, other))')
+                         'snapshot (in code: net.copy_from or surgery.transplant)')
