@@ -77,11 +77,13 @@ class _Half:
 class Blob:
     """An N-d array of float32 with its gradient, as pycaffe shows it.
 
-    Memory comes with the first use, so a blob that is only declared costs nothing.
+    Memory comes with the first use, all of `value`, so a blob that is only declared
+    costs nothing.
     """
 
-    def __init__(self, shape: Sequence[int] = (), device: torch.device | str = 'cpu'):
-        self._shape = checked_shape(shape, 'blob')
+    def __init__(self, shape: Sequence[int] = (), device: torch.device | str = 'cpu',
+                 value: float = 0.0):
+        self._shape, self._value = checked_shape(shape, 'blob'), value
         self._device = torch.device(device)
         self._data, self._diff = _Half(), _Half()
 
@@ -130,7 +132,8 @@ class Blob:
 
     def _need(self, half: _Half) -> None:
         if half.tensor is None:
-            half.replace(torch.zeros(self._shape, device=self._device))
+            value = self._value if half is self._data else 0.0
+            half.replace(torch.full(self._shape, value, device=self._device))
 
     # What nets use: the same memory as tensors.
 

@@ -23,6 +23,7 @@ from caffe_port.stored import (Arrays, LayerBlobs, State, StoredBlob, declared_s
 # A compressed dataset may be larger than its file, a forged one without bound.
 MAX_INFLATION = 32
 _MIN_BOUND = 1 << 26
+_GROWTH = 1 << 24  # bytes by which a file in memory grows
 
 
 def read(path: str | os.PathLike) -> list[LayerBlobs]:
@@ -106,9 +107,17 @@ def _open(path: str | os.PathLike) -> Iterator[Any]:
 
 @contextmanager
 def _create(path: str | os.PathLike) -> Iterator[Any]:
+    """An HDF5 file to fill, written whole when done.
+
+    It grows in memory: the library ends the process where a disk refuses its writes.
+    """
     h5py = _h5py(path)
-    with replacing(path) as temporary, h5py.File(temporary, 'w') as file:
+    with h5py.File(os.fspath(path), 'w', driver='core', backing_store=False,
+                   block_size=_GROWTH) as file:
         yield file
+        file.flush()
+        with replacing(path) as temporary:
+            temporary.write_bytes(file.id.get_file_image())
 
 
 def _group(file: Any, name: str, due: str, path: str | os.PathLike) -> Any:

@@ -140,6 +140,14 @@ class NetModule(nn.Module):
             blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
         return {name: blobs[name] for name in self.outputs}
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing,
+                              unexpected, errors) -> None:
+        # Names of layers may hold dots, which PyTorch would take for modules within modules.
+        if strict:
+            own = {prefix + key for key in self.state_dict(keep_vars=True)}
+            unexpected.extend(key for key in state_dict
+                              if key.startswith(prefix) and key not in own)
+
     # How the net is put together.
 
     def _append(self, layer: LayerParameter, phase: int, device: torch.device,

@@ -83,6 +83,9 @@ class Net:
         self._tape: dict[int, _Step] = {}
         self.blobs = OrderedDict((name, Blob(shape, device))
                                  for name, shape in module.shapes.items())
+        for node in self._nodes:
+            self.blobs.update((name, blob) for name, blob in zip(node.tops, node.op.kept_tops)
+                              if blob is not None)
         faces: dict[int, ParamBlob] = {}
         self.layers: list[LayerFace] = []
         for node in self._nodes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Iterable, Iterator, Sequence
@@ -96,7 +95,8 @@ def write(path: str | os.PathLike, layers: Sequence[LayerBlobs], net: NetParamet
     A .caffemodel holds every layer of `net`; without one it holds the layers given,
     by name, type (if known) and blobs, which is what Caffe copies weights from.
     `names` are a net's own names for the blobs of its layers; `read` fetches a blob.
-    A .caffemodel and a .pth are put together in memory; the others are written blob by blob.
+    A .caffemodel, a .caffemodel.h5 and a .pth are put together in memory; the others are
+    written blob by blob.
     """
     kind = kind_of(path)
     if kind in WRITERS:
@@ -108,7 +108,6 @@ def write(path: str | os.PathLike, layers: Sequence[LayerBlobs], net: NetParamet
         if kind == '.caffemodel':
             caffemodel.write(path, net or bare, _Arrays(layers, read))
         else:
-            _check_room(path, nbytes(layers))
             caffemodel.write_hdf5(path, bare, _Arrays(layers, read))
 
 
@@ -120,12 +119,6 @@ def blob_names(layer: LayerBlobs) -> list[str]:
     known = {'BatchNorm': ['mean', 'variance', 'scale_factor'], 'Bias': ['bias']}
     names = known.get(layer.type, ['weight', 'bias'])
     return names[:count] + [str(i) for i in range(len(names), count)]
-
-
-def _check_room(path: str | os.PathLike, size: int) -> None:
-    """Find a full disk out beforehand: HDF5's library crashes if it can't close its file."""
-    with tempfile.TemporaryFile(dir=os.path.dirname(path) or '.') as probe:
-        os.posix_fallocate(probe.fileno(), 0, size + (1 << 20))
 
 
 class _Arrays(Mapping):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import fillers
-from caffe_port.blob import checked_shape
+from caffe_port.blob import Blob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
@@ -47,6 +47,8 @@ class Op(nn.Module):
                              persistent=False)
         self.blob_names: list[str] = []
         self.views: dict[str, Shape] = {}
+        # Tops that a layer without bottoms keeps itself; a net shows these very blobs.
+        self.kept_tops: list[Blob | None] = []
 
     def __getattr__(self, name: str):
         value = super().__getattr__(name)
@@ -85,6 +87,12 @@ class Op(nn.Module):
     def blobs(self) -> list[nn.Parameter]:
         """The parameter blobs in Caffe's order."""
         return [self._parameters[name] for name in self.blob_names]
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing,
+                              unexpected, errors) -> None:
+        # NetModule names what is unexpected: keys of a layer "a.b" look so to a layer "a".
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, [],
+                                      errors)
 
     def require(self, condition: bool, message: str) -> None:
         """Raise CaffeError with `message` unless `condition` holds."""

@@ -25,8 +25,8 @@ class Eltwise(Op):
         self.operation, self.coeff = p.operation, list(p.coeff)
         self.require(len(self.coeff) in (0, len(shapes)),
                      f'{len(self.coeff)} coeff for {len(shapes)} bottoms')
-        self.require(not self.coeff or self.operation == EltwiseParameter.SUM,
-                     'coeff goes with operation SUM only')
+        self.require(not self.coeff or self.operation != EltwiseParameter.PROD,
+                     'coeff does not go with operation PROD')
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         for bottom in bottoms:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caffe_port import fillers
-from caffe_port.blob import checked_shape
+from caffe_port.blob import Blob, checked_shape
 from caffe_port.ops.base import Op, Shape
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
@@ -36,7 +36,10 @@ class Input(Op):
 
 
 class DummyData(Op):
-    """Tops drawn by fillers, anew each time unless constant, as dummy_data_layer.cpp."""
+    """Tops drawn by fillers, anew each time unless constant, as dummy_data_layer.cpp.
+
+    A constant top is filled once, when the net is built, and keeps what is written to it.
+    """
 
     bottoms, tops = (0, 0), (1, math.inf)
 
@@ -50,6 +53,9 @@ class DummyData(Op):
             shapes = self._per_top([s.dim for s in p.shape], 'shape')
         self.shapes = [checked_shape(shape, 'data') for shape in shapes]
         self.fillers = self._per_top(list(p.data_filler) or [FillerParameter()], 'data_filler')
+        self.kept_tops = [Blob(shape, self.device, filler.value)
+                          if filler.type == 'constant' else None
+                          for filler, shape in zip(self.fillers, self.shapes)]
 
     def _per_top(self, given: list, what: str) -> list:
         """One entry per top: those given, or the only one for all."""
@@ -61,5 +67,6 @@ class DummyData(Op):
         return self.shapes
 
     def forward(self) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(fillers.fill(filler, shape)).to(self.device)
-                     for filler, shape in zip(self.fillers, self.shapes))
+        return tuple((torch.from_numpy(fillers.fill(filler, shape)) if kept is None
+                      else kept.tensor).to(self.device)
+                     for filler, shape, kept in zip(self.fillers, self.shapes, self.kept_tops))

@@ -98,6 +98,8 @@ class Python(Op):
         self.layer.__init__()
         self.bottom = [Blob(shape, self.device) for shape in shapes]
         self.top = [Blob((), self.device) for _ in self.param.top]
+        if not shapes:
+            self.kept_tops = self.top
         self.layer.setup(self.bottom, self.top)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:

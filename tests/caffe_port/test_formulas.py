@@ -196,6 +196,13 @@ def test_eltwise_of_three(operation, formula, stable):
           formula, *(draw(2, 3, seed=i) for i in range(3)))
 
 
+def test_eltwise_passes_over_the_coeff_of_a_maximum_and_refuses_that_of_a_product():
+    a, b = draw(2, 3), draw(2, 3, seed=1)
+    check('Eltwise', 'eltwise_param { operation: MAX coeff: 2 coeff: 3 }', np.maximum, a, b)
+    with pytest.raises(caffe.CaffeError, match='coeff does not go with operation PROD'):
+        layer_net('Eltwise', 'eltwise_param { operation: PROD coeff: 2 coeff: 3 }', [a, b])
+
+
 def test_eltwise_max_gives_a_tie_to_one_bottom():
     ones = np.ones((1, 2), np.float32)
     net = run('Eltwise', 'eltwise_param { operation: MAX }', ones, ones, ones)

@@ -45,6 +45,13 @@ def test_dummy_data_draws_anew_unless_constant():
     assert (net.blobs['t1'].data == 3).all()
 
 
+def test_constant_dummy_data_stands_before_the_first_forward_and_keeps_what_is_written():
+    net = dummy('shape { dim: 2 } data_filler { value: 3 }')
+    assert net.blobs['t0'].data.tolist() == [3, 3]
+    net.blobs['t0'].data[0] = 7
+    assert net.forward()['t0'].tolist() == [7, 3] and net.blobs['t1'].data.tolist() == [3, 3]
+
+
 # What layers refuse.
 
 @pytest.mark.parametrize('type_, settings, message', [

@@ -95,6 +95,20 @@ class Counting(Phased):
         top[0].data[...] = self.count
 
 
+class Fed(Phased):
+    """Leaves its top to whoever writes there."""
+
+    def setup(self, bottom, top):
+        top[0].reshape(2)
+        top[0].data[...] = 5
+
+    def reshape(self, bottom, top):
+        pass
+
+    def forward(self, bottom, top):
+        pass
+
+
 class Bare(caffe.Layer):
     pass
 
@@ -106,7 +120,7 @@ class NoLayer:
 @pytest.fixture(autouse=True)
 def toy_layers(monkeypatch):
     module = types.ModuleType('toy_layers')
-    for item in (Gain, Distance, Growing, Phased, Counting, Bare, NoLayer):
+    for item in (Gain, Distance, Growing, Phased, Counting, Fed, Bare, NoLayer):
         setattr(module, item.__name__, item)
     monkeypatch.setitem(sys.modules, 'toy_layers', module)
     SEEN.clear()
@@ -205,6 +219,16 @@ def test_each_forward_of_the_module_keeps_its_own_values():
     one, two = module()['ip'], module()['ip']
     (one + two).sum().backward()
     assert module.get_parameter('ip.weight').grad.tolist() == [[1 + 2]]
+
+
+def test_tops_hold_what_setup_and_others_wrote_before_the_first_forward():
+    net = net_of(python('fed', 'Fed', '', 'x'))
+    assert net.blobs['x'].data.tolist() == [5, 5]
+    net.blobs['x'].data[1] = 6
+    assert net.forward()['x'].tolist() == [5, 6]
+    net.blobs['x'].reshape(3)
+    net.blobs['x'].data[...] = 7
+    assert net.forward()['x'].tolist() == [7, 7, 7]
 
 
 def test_a_layer_knows_its_phase():

@@ -94,6 +94,20 @@ def test_state_dict_keys_are_layer_and_blob_and_come_back(tmp_path):
     assert np.array_equal(other.params['ip'][0].data, net.params['ip'][0].data)
 
 
+def test_names_with_dots_load_strictly_and_strangers_are_named():
+    text = SMALL.replace('"conv"', '"a"').replace('"ip"', '"a.b"').replace('"relu"', '"a.b.c"')
+    net = net_of(text)
+    state = {key: value + 1 for key, value in net.module.state_dict().items()}
+    assert {'a.weight', 'a.b.weight', 'a.b.c.weight'} <= set(state)
+    net.module.load_state_dict(state)
+    assert all(torch.equal(value, state[key]) for key, value in net.module.state_dict().items())
+    torch.nn.ModuleList([net.module]).load_state_dict({f'0.{key}': state[key] for key in state})
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "a.b.bogus", "z"'):
+        net.module.load_state_dict({**state, 'a.b.bogus': state['a.bias'], 'z': state['a.bias']})
+    with pytest.raises(RuntimeError, match='Missing key.*"a.b.bias"'):
+        net.module.load_state_dict({key: state[key] for key in state if key != 'a.b.bias'})
+
+
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
                          ids=['deepcopy', 'pickle'])
 def test_copies_compute_the_same_and_are_apart(copied):
