@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from caffe_port import caffemodel, mode
+from caffe_port import caffemodel, debug, mode
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule, Node
@@ -44,6 +44,7 @@ class Net:
 
     blobs, params and layer_dict are ordered by name; params holds lists of blobs,
     weight first. Unlike Caffe's, blobs has no copies made by Split layers.
+    While debug_info is set, forward and backward log every layer's magnitudes.
 
     Raises CaffeError, naming file and layer, for whatever is wrong with them.
     """
@@ -72,6 +73,7 @@ class Net:
             self.module = NetModule(param, state)
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}' if where else str(error)) from error
+        self.debug_info = False
         self._build_faces()
         if weights is not None:
             self.copy_from(weights)
@@ -155,18 +157,22 @@ class Net:
             self._tape.clear()
         for i in range(first, last + 1):
             node = self._nodes[i]
-            if node.op.param.type == 'Input':
-                continue
-            self._tape.pop(i, None)
-            bottoms = [self.blobs[name].tensor for name in node.bottoms]
-            if node.need_backward and torch.is_grad_enabled():
-                tops = self._record(i, node, bottoms)
-            else:
-                with torch.no_grad():
-                    tops = node.run(*bottoms)
-            for name, top in zip(node.tops, tops):
-                self.blobs[name].tensor = top.detach()
+            if node.type != 'Input':
+                self._run(i, node)
+            if self.debug_info:
+                debug.forward(self, node)
         self._seed_losses()
+
+    def _run(self, i: int, node: Node) -> None:
+        self._tape.pop(i, None)
+        bottoms = [self.blobs[name].tensor for name in node.bottoms]
+        if node.need_backward and torch.is_grad_enabled():
+            tops = self._record(i, node, bottoms)
+        else:
+            with torch.no_grad():
+                tops = node.run(*bottoms)
+        for name, top in zip(node.tops, tops):
+            self.blobs[name].tensor = top.detach()
 
     def _record(self, i: int, node: Node, bottoms: list[Tensor]) -> tuple[Tensor, ...]:
         """Run a node so that its own backward can follow, apart from all others'."""
@@ -221,6 +227,10 @@ class Net:
                 raise CaffeError(f'{node.name}: backward without a forward before it')
             step = self._tape[i] if keep else self._tape.pop(i)
             self._step_back(node, step, arrived, keep)
+            if self.debug_info:
+                debug.backward(self, node)
+        if self.debug_info and last == 0 and first == len(self._nodes) - 1:
+            debug.all_params(self)
 
     def _step_back(self, node: Node, step: _Step, arrived: dict[int, Tensor],
                    keep: bool) -> None:
