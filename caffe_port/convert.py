@@ -54,7 +54,7 @@ examples:
     convert.py trained.pth trained.caffemodel --prototxt deploy.prototxt
   the VGG16 classifier for an FCN, fc6 and fc7 made convolutional:
     convert.py VGG_ILSVRC_16_layers.caffemodel vgg16-conv.caffemodel \\
-        --prototxt vgg16-conv.prototxt --fully-conv
+        --net vgg16 --fully-conv
   torchvision's VGG16 in Caffe's names, BGR and 0 to 255:
     convert.py vgg16-397923af.pth vgg16.caffemodel --from-torchvision
 
@@ -129,7 +129,7 @@ def _prepared(options: argparse.Namespace) -> Work:
         layers = from_torchvision(layers)
     net = None
     if options.prototxt or options.net:
-        net = Net(options.prototxt or net_by_name(options.net), TEST)
+        net = Net(options.prototxt or net_by_name(options.net, options.fully_conv), TEST)
         layers = _fitted(layers, net, options.source, options.fully_conv, tell=True).layers
     written = to_torchvision(layers) if options.to_torchvision else layers
     if options.from_torchvision or options.to_torchvision:
@@ -137,8 +137,10 @@ def _prepared(options: argparse.Namespace) -> Work:
     return Work(layers, written, net)
 
 
-def net_by_name(name: str) -> NetParameter:
+def net_by_name(name: str, fully_conv: bool = False) -> NetParameter:
     """The deployed net of nets/<name>.py: an experiment, or a classifier as `vgg16`.
+
+    With `fully_conv` a classifier's fully connected layers are convolutions.
 
     The package `nets` is imported here and nowhere else in caffe_port, which works
     without it. Raises CaffeError if there is no such net.
@@ -152,9 +154,9 @@ def net_by_name(name: str) -> NetParameter:
     if hasattr(module, 'fcn'):
         return module.fcn('deploy')
     if hasattr(module, 'classifier'):
-        return module.classifier()
+        return module.fully_conv() if fully_conv else module.classifier()
     raise CaffeError(f'--net {name}: no such net; there are '
-                     + ', '.join(each for each in known if '_fcn' in each))
+                     + ', '.join(each for each in known if each not in ('atoms', 'data')))
 
 
 def _fitted(layers: Sequence[LayerBlobs], net: Net, path: str, fully_conv: bool = False,
@@ -228,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     net.add_argument('--prototxt', metavar='FILE',
                      help='hold every layer\'s name and shape against this net (in phase TEST)')
     net.add_argument('--net', metavar='NAME',
-                     help='the same against nets/NAME.py, as deployed: voc_fcn8s, ...')
+                     help='the same against nets/NAME.py, as deployed: voc_fcn8s, vgg16, ...')
     parser.add_argument('--fully-conv', action='store_true',
                         help='make fully connected layers the convolutions that the net has')
     parser.add_argument('--verify', action='store_true',

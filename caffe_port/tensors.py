@@ -140,7 +140,10 @@ def write_torch(path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]]
     """Write a state_dict of float32 tensors that torch.load(weights_only=True) takes."""
     state = {key: torch.from_numpy(read(blob)) for key, blob in blobs}
     with _writing(path) as out:
-        torch.save(state, out)
+        try:
+            torch.save(state, out)
+        except RuntimeError as error:  # the disk's own words stand behind torch's
+            raise error.__context__ or error from None
 
 
 # safetensors: 8 bytes of length, a JSON header, the values without a gap.

@@ -10,6 +10,7 @@ from typing import Any, Callable
 
 from caffe_port.net_spec import NetSpec, Top, layers as L
 from caffe_port.proto.caffe_pb2 import NetParameter
+from nets import data
 from nets.atoms import LEARNT, dropout, lrn, max_pool
 
 ConvRelu = Callable[..., tuple[Top, Top]]
@@ -35,13 +36,34 @@ def trunk(n: NetSpec, relu1: Top, width: int = 96, conv_relu: ConvRelu = conv_re
     return _upper_trunk(n, n.norm2, width, conv_relu)
 
 
-def classifier(num_classes: int = 1000) -> NetParameter:
+def classifier(num_classes: int = 1000, width: int = 96, fc: int = 4096) -> NetParameter:
     """CaffeNet as deployed: `data`, 10 x 3 x 227 x 227 BGR, to `prob`, 10 x num_classes."""
     n = NetSpec()
     n.data = L.Input(shape=dict(dim=[10, 3, 227, 227]))
-    n.conv1, n.relu1 = conv_relu(n.data, 96, ks=11, stride=4)
-    trunk(n, n.relu1)
-    return _classified(n, num_classes)
+    n.conv1, n.relu1 = conv_relu(n.data, width, ks=11, stride=4)
+    trunk(n, n.relu1, width)
+    return _classified(n, num_classes, fc)
+
+
+def fully_conv(num_classes: int = 1000, width: int = 96, fc: int = 4096) -> NetParameter:
+    """CaffeNet as deployed, for an image of any size from 227 x 227 on.
+
+    `prob` has num_classes channels and a pixel for every step of 32 pixels that a window
+    of 227 x 227 can take; see vgg16. The weights are the classifier's, fc6, fc7 and fc8
+    as convolutions.
+    """
+    n = NetSpec()
+    n.data = data.image()
+    n.conv1, n.relu1 = conv_relu(n.data, width, ks=11, stride=4)
+    trunk(n, n.relu1, width)
+
+    n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=6)
+    n.drop6 = dropout(n.relu6)
+    n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1)
+    n.drop7 = dropout(n.relu7)
+    n.fc8 = L.Convolution(n.drop7, kernel_size=1, num_output=num_classes)
+    n.prob = L.Softmax(n.fc8)
+    return n.to_proto()
 
 
 def alexnet(num_classes: int = 1000) -> NetParameter:
@@ -56,7 +78,7 @@ def alexnet(num_classes: int = 1000) -> NetParameter:
     n.norm2 = lrn(n.relu2)
     n.pool2 = max_pool(n.norm2, ks=3)
     _upper_trunk(n, n.pool2, 96, learnt)
-    return _classified(n, num_classes, param=LEARNT)
+    return _classified(n, num_classes, 4096, param=LEARNT)
 
 
 def _upper_trunk(n: NetSpec, bottom: Top, width: int, conv_relu: ConvRelu) -> Top:
@@ -72,11 +94,11 @@ def _narrow(width: int) -> int:
     return 2 * (4 * width // 3)
 
 
-def _classified(n: NetSpec, num_classes: int, **settings: Any) -> NetParameter:
-    n.fc6 = L.InnerProduct(n.pool5, num_output=4096, **settings)
+def _classified(n: NetSpec, num_classes: int, fc: int, **settings: Any) -> NetParameter:
+    n.fc6 = L.InnerProduct(n.pool5, num_output=fc, **settings)
     n.relu6 = L.ReLU(n.fc6, in_place=True)
     n.drop6 = dropout(n.relu6)
-    n.fc7 = L.InnerProduct(n.drop6, num_output=4096, **settings)
+    n.fc7 = L.InnerProduct(n.drop6, num_output=fc, **settings)
     n.relu7 = L.ReLU(n.fc7, in_place=True)
     n.drop7 = dropout(n.relu7)
     n.fc8 = L.InnerProduct(n.drop7, num_output=num_classes, **settings)

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from caffe_port.net_spec import NetSpec, Top, layers as L, params as P
 from caffe_port.proto.caffe_pb2 import NetParameter
+from nets import data
 from nets.atoms import LEARNT, lrn, max_pool
+
+LAST = dict(param=LEARNT, weight_filler=dict(type='xavier'),
+            bias_filler=dict(type='constant', value=0))
 
 
 def conv_relu(n: NetSpec, group: str, name: str, bottom: Top, nout: int, ks: int, std: float,
@@ -41,7 +45,27 @@ def classifier(num_classes: int = 1000) -> NetParameter:
     """GoogLeNet as deployed: `data`, 10 x 3 x 224 x 224 BGR, to `prob`, 10 x num_classes."""
     n = NetSpec()
     n.data = L.Input(shape=dict(dim=[10, 3, 224, 224]))
+    n['loss3/classifier'] = L.InnerProduct(trunk(n), num_output=num_classes, **LAST)
+    n.prob = L.Softmax(n['loss3/classifier'])
+    return n.to_proto()
 
+
+def fully_conv(num_classes: int = 1000) -> NetParameter:
+    """GoogLeNet as deployed, for an image of any size from 224 x 224 on.
+
+    `prob` has num_classes channels and a pixel for every step of 32 pixels that a window
+    of 224 x 224 can take; see vgg16. The weights are the classifier's, the last layer
+    as a convolution.
+    """
+    n = NetSpec()
+    n.data = data.image()
+    n['loss3/classifier'] = L.Convolution(trunk(n), kernel_size=1, num_output=num_classes, **LAST)
+    n.prob = L.Softmax(n['loss3/classifier'])
+    return n.to_proto()
+
+
+def trunk(n: NetSpec) -> Top:
+    """Add all but the last layer on top of `n.data` and return the means of 7 x 7 windows."""
     top = conv_relu(n, 'conv1', '7x7_s2', n.data, 64, ks=7, std=0.1, pad=3, stride=2)
     top = n['pool1/3x3_s2'] = max_pool(top, ks=3)
     top = n['pool1/norm1'] = lrn(top)
@@ -64,8 +88,4 @@ def classifier(num_classes: int = 1000) -> NetParameter:
 
     top = n['pool5/7x7_s1'] = L.Pooling(top, pool=P.Pooling.AVE, kernel_size=7, stride=1)
     top = n['pool5/drop_7x7_s1'] = L.Dropout(top, dropout_ratio=0.4, in_place=True)
-    top = n['loss3/classifier'] = L.InnerProduct(
-        top, num_output=num_classes, param=LEARNT, weight_filler=dict(type='xavier'),
-        bias_filler=dict(type='constant', value=0))
-    n.prob = L.Softmax(top)
-    return n.to_proto()
+    return top

@@ -9,7 +9,8 @@ from typing import Any
 
 from caffe_port.net_spec import NetSpec, Top, layers as L
 from caffe_port.proto import caffe_pb2
-from nets.atoms import LEARNT, conv_relu, dropout, max_pool
+from nets import data
+from nets.atoms import LEARNT, conv_relu, dropout, max_pool, score
 
 
 def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '', **fillers: Any) -> Top:
@@ -67,6 +68,28 @@ def classifier(num_classes: int = 1000, width: int = 64, fc: int = 4096, size: i
         n.prob = L.Softmax(n.fc8)
     else:
         n.loss = L.SoftmaxWithLoss(n.fc8, n.label)
+    return n.to_proto()
+
+
+def fully_conv(num_classes: int = 1000, width: int = 64, fc: int = 4096) -> caffe_pb2.NetParameter:
+    """The deployed classifier for an image of any size from 224 x 224 on.
+
+    `prob` has num_classes channels and a pixel for every step of 32 pixels that a window
+    of 224 x 224 can take. At its edge a window sees its neighbours, where a crop of its
+    own would be padded with zeros. The weights are the classifier's, fc6, fc7 and fc8
+    as convolutions (see surgery.transplant).
+    """
+    n = NetSpec()
+    n.data = data.image()
+    n.conv1_1, n.relu1_1 = conv_relu(n.data, width)
+    trunk(n, n.relu1_1, width)
+
+    n.fc6, n.relu6 = conv_relu(n.pool5, fc, ks=7, pad=0)
+    n.drop6 = dropout(n.relu6)
+    n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
+    n.drop7 = dropout(n.relu7)
+    n.fc8 = score(n.drop7, num_classes)
+    n.prob = L.Softmax(n.fc8)
     return n.to_proto()
 
 

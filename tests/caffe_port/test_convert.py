@@ -1,7 +1,6 @@
 """The converter: every pair of kinds bit for bit, nets held against files, errors in one line."""
 
 import functools
-import pathlib
 import resource
 import subprocess
 import sys
@@ -303,7 +302,7 @@ def test_full_disk_leaves_no_half_file(tmp_path, capsys, tiny, kind):
         line = refused(capsys, tiny[0], tmp_path / f'b{kind}', '--force')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert f'b{kind}: not written' in line
+    assert line.endswith(f'b{kind}: not written: File too large')
     assert (tmp_path / f'b{kind}').read_text() == 'before'
 
 
@@ -313,9 +312,22 @@ def test_missing_h5py_is_told(tmp_path, capsys, tiny, monkeypatch):
     assert 'need h5py, which is not installed: pip install h5py' in line
 
 
-def test_command_runs_from_any_folder(tmp_path, tiny):
-    script = pathlib.Path(convert.__file__)
-    done = subprocess.run([sys.executable, script, tiny[0], 'b.pth', '--net', 'voc_fcn8s'],
-                          cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and 'does not fit the net: 21 layers missing' in done.stderr
-    assert 'missing: conv1_1: 64 x 3 x 3 x 3, 64' in done.stdout
+def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_file(tmp_path, tiny):
+    (tmp_path / 'folder.pth').mkdir()
+    before = sorted(tmp_path.iterdir())
+    little_room = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (600, 600))
+    running = [(words, subprocess.Popen(
+        [sys.executable, convert.__file__, *arguments.split()], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit))
+        for arguments, words, limit in (
+            ('tiny.caffemodel b.onnx', 'b.onnx: expected a name that ends in .caffemodel', None),
+            ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
+            ('none.pth b.npz', 'none.pth: No such file or directory', None),
+            ('folder.pth b.npz', 'folder.pth: expected a file, found a directory', None),
+            ('tiny.caffemodel b.pth', 'b.pth: not written: File too large', little_room))]
+    for words, process in running:
+        told, errors = process.communicate()
+        assert process.returncode == 2 and words in errors
+        assert errors.startswith('error: ') and errors.count('\n') == 1
+        assert ('missing: conv1/7x7_s2: 64 x 3 x 7 x 7, 64' in told) == ('fit the net' in words)
+    assert sorted(tmp_path.iterdir()) == before

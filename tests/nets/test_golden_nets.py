@@ -109,3 +109,18 @@ def test_blob_shapes_are_caffes_at_every_size(name):
         for blob, shape in blobs.items():
             found = net.blobs[without_split(blob, net)].shape
             assert list(found[2:]) == shape, (size, blob)
+
+
+@pytest.mark.parametrize('name', sorted(SHAPES))
+def test_a_deployed_net_scores_every_pixel_of_an_image_of_any_size(name):
+    module = importlib.import_module('nets.' + name.replace('-', '_'))
+    net = caffe.Net(module.fcn('deploy', width=4, fc=4), caffe.TEST)
+    draw_weights(net, np.random.RandomState(0))
+    for size in (1, 1), (37, 70):
+        for top in net.inputs:
+            net.blobs[top].reshape(1, net.blobs[top].channels, *size)
+            net.blobs[top].data[...] = 50
+        scores = net.forward()
+        assert all(name.startswith('score') for name in scores)
+        assert all(values.shape[2:] == size and values.any((0, 1)).all()
+                   for values in scores.values())

@@ -168,6 +168,25 @@ def test_vgg16_s_trunk_is_that_of_the_fcn_but_for_the_padding():
     assert list(net.layer[0].input_param.shape[0].dim) == [10, 3, 224, 224]
 
 
+@pytest.mark.parametrize('net, convolutions', [
+    (vgg16, dict(fc6=(7, 4096), fc7=(1, 4096), fc8=(1, 1000))),
+    (caffenet, dict(fc6=(6, 4096), fc7=(1, 4096), fc8=(1, 1000))),
+    (googlenet, {'loss3/classifier': (1, 1000)})])
+def test_a_fully_convolutional_form_is_the_classifier_but_for_its_convolutions(net, convolutions):
+    layers, before = ({layer.name: layer for layer in param.layer}
+                      for param in (net.fully_conv(), net.classifier()))
+    assert list(layers) == list(before)
+    assert [name for name in layers if layers[name] != before[name]] == ['data', *convolutions]
+    for name, (size, outputs) in convolutions.items():
+        new, old = layers[name].convolution_param, before[name].inner_product_param
+        assert (layers[name].type, new.kernel_size, new.num_output) == (
+            'Convolution', [size], outputs)
+        assert set(new.pad) <= {0} and set(new.stride) <= {1}
+        assert (new.weight_filler, new.bias_filler) == (old.weight_filler, old.bias_filler)
+        assert (layers[name].bottom, layers[name].top, list(layers[name].param)) == (
+            before[name].bottom, before[name].top, list(before[name].param))
+
+
 def test_vgg16_can_be_trained_from_nothing():
     net = vgg16.classifier(20, width=8, fc=32, size=96, split='train', batch=4,
                            weight_filler=dict(type='msra'))
