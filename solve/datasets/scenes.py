@@ -50,7 +50,7 @@ def compose(width: int, height: int, names: Sequence[str], rng: np.random.Random
     picture, regions = draw_place(width, height, rng, places)
     objects = []
     for i, name in enumerate(names):
-        longest = min(SIDES[1], width, height) if len(names) == 1 else SIDES[0] + 25
+        longest = min(SIDES[1] if len(names) == 1 else SIDES[0] + 25, width, height)
         side = rng.randint(min(SIDES[0], longest), longest + 1)
         x, y = _spot(width - side, height - side, i if len(names) == 2 else None, rng)
         objects.append((name, paste(picture, draw_object(name, side, rng), x, y)))

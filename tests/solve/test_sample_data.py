@@ -145,6 +145,13 @@ def test_two_draws_at_once_leave_one_whole_set(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['data']
 
 
+@pytest.mark.parametrize('size', [(80, 80), (80, 100), (112, 140)])
+def test_small_images_are_drawn_too(tmp_path, size):
+    data = sample.draw(tmp_path / 'data', train=8, val=4, size=size)
+    sizes = [Image.open(path).size for path in (data.sbdd_dir / 'img').iterdir()]
+    assert len(sizes) == 8 and all(sorted(found) <= list(size) for found in sizes)
+
+
 @pytest.mark.parametrize('settings', [{'train': 0}, {'val': 0}, {'size': (79, 200)}])
 def test_impossible_settings_are_refused(tmp_path, settings):
     with pytest.raises(CaffeError, match='at least one of each and 80 pixels'):
