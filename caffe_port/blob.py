@@ -42,32 +42,39 @@ class _Half:
     once the device has written the tensor anew.
     """
 
-    __slots__ = ('tensor', '_host', '_host_ref')
+    __slots__ = ('tensor', '_host', '_host_ref', '_version')
 
     def __init__(self, tensor: Tensor | None = None):
-        self.tensor = tensor
-        self._host: np.ndarray | None = None
-        self._host_ref = None
+        self.replace(tensor)
+
+    def __reduce__(self):  # a copy has its own host array
+        return _Half, (self.on_device(),)
 
     def array(self) -> np.ndarray:
         if self.tensor.device.type == 'cpu':
             return self.tensor.detach().numpy()
-        host = self._host if self._host is not None else self._held()
+        host = self._held()
         if host is None:
             host = self.tensor.detach().cpu().numpy()
-            self._host_ref = weakref.ref(host)
-        self._host = host
+            self._host_ref, self._version = weakref.ref(host), self._written()
+        self._host = host  # kept until it is sent, even if nobody else holds it
         return host
 
     def _held(self) -> np.ndarray | None:
-        return self._host_ref() if self._host_ref is not None else None
+        """The host array, unless nobody holds it or the device has written since."""
+        if self._host_ref is None or self._version != self._written():
+            return None
+        return self._host_ref()
+
+    def _written(self) -> int:
+        """How often the device has written the tensor in place, as autograd counts it."""
+        return 0 if self.tensor.is_inference() else self.tensor._version
 
     def on_device(self) -> Tensor | None:
-        host = self._host if self._host is not None else self._held()
+        host, self._host = self._held(), None
         if host is not None:
-            with torch.no_grad():
-                self.tensor.copy_(torch.from_numpy(host))
-            self._host = None
+            # By way of .data, which is not counted: autograd saw no such write on the CPU either.
+            self.tensor.data.copy_(torch.from_numpy(host))
         return self.tensor
 
     def replace(self, tensor: Tensor | None) -> None:
@@ -185,13 +192,22 @@ class ParamBlob(Blob):
         parameter = self.parameter
         if half is self._diff and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        tensor = parameter.data if half is self._data else parameter.grad
+        is_data = half is self._data
+        tensor = (parameter if is_data else parameter.grad).detach()
         if half.tensor is None or half.tensor.data_ptr() != tensor.data_ptr():
-            half.replace(tensor.view(self._view) if self._view else tensor)
+            setattr(self, '_data' if is_data else '_diff',
+                    _Half(tensor.view(self._view) if self._view else tensor))
 
     @property
     def tensor(self) -> Tensor:
-        return self.parameter.data
+        self.flush()
+        return self.parameter.detach()
+
+    def share(self, other: 'ParamBlob') -> None:
+        """Use the memory of `other`'s values, and so its host array."""
+        other._need(other._data)
+        self.parameter.data = other.parameter.data
+        self._data = other._data
 
     def load(self, stored) -> None:
         """Read the values from a stored blob of the same count, straight into place."""
@@ -201,11 +217,10 @@ class ParamBlob(Blob):
             values = torch.from_numpy(stored.array()).reshape(self.parameter.shape)
             with torch.no_grad():
                 self.parameter.copy_(values)
-        self.written()
 
     def written(self) -> None:
-        """Forget host arrays: the device has written the parameter anew."""
-        self._data.replace(None)
+        """Forget host arrays: the device has written the parameter where nobody counts it."""
+        self._data.replace(self._data.tensor)  # which another net may share
         self._diff.replace(None)
 
     def flush(self) -> None:
@@ -221,4 +236,4 @@ class ParamBlob(Blob):
         parameter.data = (parameter.data.reshape(shape) if same
                           else torch.zeros(shape, device=parameter.device))
         parameter.grad = None
-        self.written()
+        self._data, self._diff = _Half(), _Half()

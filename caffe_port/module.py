@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import mode
-from caffe_port.blob import checked_shape
+from caffe_port.blob import ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op
 from caffe_port.ops.base import Shape, as_tuple
@@ -111,6 +111,7 @@ class NetModule(nn.Module):
         self.learnable: list[Learnable] = []
         self.inputs: list[str] = []
         self.shapes: dict[str, Shape] = {}
+        self.faces: list[ParamBlob] = []  # the params as a Net shows them
         self._owners: dict[str, tuple[Node, int, Learnable]] = {}
         self._values: dict[str, int] = {}
         self._numbers = itertools.count()
@@ -125,7 +126,26 @@ class NetModule(nn.Module):
         self.outputs = list(unread)
         self._decide_backward(param.force_backward)
 
+    def flush(self) -> None:
+        """Send what was written to host arrays of the params to the device."""
+        for blob in self.faces:
+            blob.flush()
+
+    def _apply(self, fn, recurse: bool = True) -> 'NetModule':
+        self.flush()  # before what .to() moves
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        self.flush()  # before what copies and pickles take
+        return self.__dict__
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        self.flush()
+        return super().state_dict(*args, **kwargs)
+
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        if not torch.compiler.is_compiling():
+            self.flush()
         unknown = set(inputs) - set(self._values)
         if unknown:
             raise CaffeError(f'no blob named {", ".join(sorted(unknown))}; '

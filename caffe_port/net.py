@@ -88,7 +88,10 @@ class Net:
         for node in self._nodes:
             self.blobs.update((name, blob) for name, blob in zip(node.tops, node.op.kept_tops)
                               if blob is not None)
-        faces: dict[int, ParamBlob] = {}
+        # A Python layer sees its own params through the very blobs that the net shows.
+        faces: dict[int, ParamBlob] = {
+            id(blob.parameter): blob for node in self._nodes if node.type == 'Python'
+            for blob in node.op.layer.blobs}
         self.layers: list[LayerFace] = []
         for node in self._nodes:
             blobs = []
@@ -100,6 +103,7 @@ class Net:
                     blobs.append(faces.setdefault(id(parameter), ParamBlob(parameter)))
             self.layers.append(LayerFace(node.op.param.type, blobs))
         self._param_blobs = [blob for layer in self.layers for blob in layer.blobs]
+        module.faces = self._param_blobs
         self._layer_names = [node.name for node in self._nodes]
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers))
         self.params = OrderedDict((name, layer.blobs) for name, layer
@@ -218,6 +222,7 @@ class Net:
         A blob's diff is the sum over its readers, or what stands in it where no reader
         took part. With `keep`, the same forward can be followed by another backward.
         """
+        self.module.flush()  # gradients are added to what stands in the diffs
         arrived: dict[int, Tensor] = {}
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
@@ -335,8 +340,7 @@ class Net:
                                      f'found {other.shape}')
         for name, own in self.params.items():
             for blob, other in zip(own, net.params.get(name, ())):
-                blob.parameter.data = other.parameter.data
-                blob.written()
+                blob.share(other)
 
     # Helpers.
 
@@ -362,9 +366,7 @@ class Net:
                 blob.to(device)
             self._device = device
             self._tape.clear()
-        if device.type != 'cpu':
-            for blob in self._param_blobs:
-                blob.flush()
+        self.module.flush()
 
 
 def _same_shape(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:

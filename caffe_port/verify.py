@@ -8,6 +8,7 @@ from typing import Iterator, Sequence
 import numpy as np
 import torch
 
+from caffe_port import mode
 from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.stored import LayerBlobs
@@ -51,7 +52,7 @@ def _inputs(net: Net) -> Outputs:
                          'deployment')
     random = np.random.RandomState(SEED)
     return {name: torch.from_numpy((random.randn(*net.blobs[name].shape) * 50).astype(np.float32))
-            for name in net.inputs}
+            .to(mode.device()) for name in net.inputs}
 
 
 def _computed(net: Net, layers: Sequence[LayerBlobs], inputs: Outputs) -> Outputs:
