@@ -9,6 +9,7 @@ from caffe_port.blob import Blob
 from caffe_port.ops.python import Layer
 from caffe_port.net import Net
 from caffe_port.net_spec import NetSpec, layers, params, to_proto
+from caffe_port.parallel import solver_count, solver_rank
 from caffe_port.rng import set_random_seed
 from caffe_port.solver import SGDSolver, get_solver
 from caffe_port import coord_map, ops, proto
@@ -31,4 +32,5 @@ def layer_type_list() -> list[str]:
 
 __all__ = ['Blob', 'CaffeError', 'Layer', 'Net', 'NetSpec', 'SGDSolver', 'TEST', 'TRAIN',
            'coord_map', 'get_solver', 'io', 'layer_type_list', 'layers', 'params', 'proto',
-           'set_device', 'set_mode_cpu', 'set_mode_gpu', 'set_random_seed', 'to_proto']
+           'set_device', 'set_mode_cpu', 'set_mode_gpu', 'set_random_seed', 'solver_count',
+           'solver_rank', 'to_proto']

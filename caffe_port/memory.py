@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Iterator
 import numpy as np
 import torch
 
-from caffe_port import mode, rng
+from caffe_port import mode, parallel, rng
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.ops.python import Layer, Python
 
 if TYPE_CHECKING:
     from caffe_port.solver import SGDSolver
 
+LOG = logging.getLogger('caffe_port')
 _MAX_BYTES = 16 * 2**20
 
 
@@ -35,19 +37,23 @@ def _layers(solver: 'SGDSolver') -> Iterator[tuple[str, Layer]]:
 
 
 def collect(solver: 'SGDSolver') -> dict:
-    """The memory of a solver as it stands between two iterations."""
+    """The memory of a solver as it stands between two iterations; collective.
+
+    Random streams are those of every rank, all else is the same on all.
+    """
+    streams, *others = parallel.gather(rng.get_state())
     return {
         'iter': solver.iter,
-        'streams': rng.get_state(),
+        'streams': streams,
+        'streams_of_other_ranks': others,
         'layers': {name: layer.state() for name, layer in _layers(solver)},
         'losses': [float(loss) for loss in solver.losses],
         'notes': solver.notes,
     }
 
 
-def save(path: Path, solver: 'SGDSolver') -> None:
-    """Write the memory of a solver as it stands between two iterations."""
-    content = collect(solver)
+def save(path: Path, content: dict) -> None:
+    """Write what `collect` has returned."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, default=_plain))
 
@@ -67,10 +73,10 @@ def load(path: Path, iteration: int) -> dict | None:
         if path.stat().st_size > _MAX_BYTES:
             raise CaffeError(f'{path}: larger than any memory file ({_MAX_BYTES} bytes)')
         content = json.loads(path.read_text())
-        streams = content['streams']
-        streams['key'] = np.array(streams['key'], np.uint32)
-        streams['devices'] = {name: np.array(state, np.uint8)
-                              for name, state in streams['devices'].items()}
+        for streams in [content['streams'], *content.setdefault('streams_of_other_ranks', [])]:
+            streams['key'] = np.array(streams['key'], np.uint32)
+            streams['devices'] = {name: np.array(state, np.uint8)
+                                  for name, state in streams['devices'].items()}
         found = content['iter']
         content['losses'], content['layers'], content['notes']
     except FileNotFoundError:
@@ -91,12 +97,18 @@ def load(path: Path, iteration: int) -> dict | None:
 def recall(content: dict, solver: 'SGDSolver') -> None:
     """Put layers, streams, losses and notes back to what `content` says.
 
+    Another number of ranks goes on in the data order, but each with the streams it has.
     Raises CaffeError if it is of other data; what came before that has changed then.
     """
     for name, layer in _layers(solver):
         if name in content['layers']:
             layer.set_state(content['layers'][name])
-    rng.set_state(content['streams'])
+    streams = [content['streams'], *content['streams_of_other_ranks']]
+    if len(streams) == parallel.solver_count():
+        rng.set_state(streams[parallel.solver_rank()])
+    else:
+        LOG.warning('Snapshot of %d processes, now there are %d: the data order goes on, random '
+                    'streams start anew', len(streams), parallel.solver_count())
     solver.losses.clear()
     solver.losses.extend(torch.tensor(loss, device=mode.device()) for loss in content['losses'])
     solver.notes = content['notes']

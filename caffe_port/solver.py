@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import caffemodel, memory, mode, rng
+from caffe_port import caffemodel, memory, mode, parallel, rng
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
 from caffe_port.schedule import learning_rate
+from caffe_port.update import Update
 
 LOG = logging.getLogger('caffe_port')
 
@@ -28,6 +29,9 @@ class SGDSolver:
 
     Takes a solver prototxt or a SolverParameter. The nets that a prototxt names are
     looked for from the working directory, as in Caffe, then beside the prototxt.
+
+    With many processes (see parallel) each has a solver and all take each step together;
+    rank 0 alone displays, tests and writes snapshots.
 
     `requested_action` is asked after each iteration and may answer 'snapshot' or 'stop'.
     `notes` holds what a script wants snapshots to remember, as JSON can hold it.
@@ -45,7 +49,7 @@ class SGDSolver:
         self.where = 'solver' if isinstance(solver, SolverParameter) else os.fspath(solver)
         self._check()
         if self.param.random_seed >= 0:
-            rng.set_random_seed(self.param.random_seed)
+            rng.set_random_seed(self.param.random_seed + parallel.solver_rank())
         self.net = self._train_net()
         self.test_nets = self._test_nets()
         for weights in self.param.weights:
@@ -53,11 +57,10 @@ class SGDSolver:
                 self.net.copy_from(name)
         self.iter = 0
         self.current_step = 0
-        self.learnable = self.net.module.learnable
-        self._moved = [item for item in self.learnable if item.lr_mult != 0]
-        self._history: dict[int, Tensor] = {}
+        self._update = Update(self.param, self.net.module.learnable)
+        self._in_step = False  # whether all ranks have the same parameters
         self.losses: deque[Tensor] = deque(maxlen=max(self.param.average_loss, 1))
-        self._unchecked: list[tuple[int, str, Tensor]] = []
+        self._unchecked: list[tuple[int, str, Tensor, Tensor]] = []
         self._callbacks: list[tuple[Callable, Callable]] = []
         self._display_clock = time.monotonic(), 0
         self.requested_action: Callable[[], str | None] = lambda: None
@@ -135,6 +138,7 @@ class SGDSolver:
         Raises KeyboardInterrupt where requested_action() answers 'stop'.
         """
         p = self.param
+        self._get_in_step()
         for _ in range(count):
             self.net.clear_param_diffs()
             if p.test_interval and self.iter % p.test_interval == 0 and (
@@ -142,9 +146,11 @@ class SGDSolver:
                 self.test_all()
             for before, _ in self._callbacks:
                 before()
-            loss = self._forward_backward()
+            own = self._forward_backward()
+            loss = own.clone()
+            parallel.average([loss])
             self.losses.append(loss)
-            self._unchecked.append((self.iter, self._images(), loss))
+            self._unchecked.append((self.iter, self._images(), own, loss))
             if loss.device.type == 'cpu':
                 self.check_losses()
             if p.display and self.iter % p.display == 0:
@@ -153,12 +159,25 @@ class SGDSolver:
                 after()
             self.apply_update()
             self.iter += 1
-            action = self.requested_action()
+            action = self._agreed_action()
             if action == 'stop':
                 self.snapshot()
                 raise KeyboardInterrupt(f'stopped at iteration {self.iter}')
             if action == 'snapshot' or p.snapshot and self.iter % p.snapshot == 0:
                 self._try_snapshot()
+
+    def _get_in_step(self) -> None:
+        """Begin with the parameters of rank 0 on every rank, as random fillers differ."""
+        if not self._in_step and parallel.solver_count() > 1:
+            self.net._follow_device()
+            parallel.broadcast([item.parameter.data for item in self.net.module.learnable])
+            self.net.params_written()
+        self._in_step = True
+
+    def _agreed_action(self) -> str | None:
+        """What requested_action() of any rank asks for."""
+        actions = (None, 'snapshot', 'stop')
+        return actions[parallel.agree(actions.index(self.requested_action()))]
 
     def _forward_backward(self) -> Tensor:
         """iter_size passes, gradients added up; returns the mean loss as a scalar tensor."""
@@ -172,11 +191,13 @@ class SGDSolver:
 
     @property
     def smoothed_loss(self) -> float:
-        """The mean loss of the last average_loss iterations.
+        """The mean loss of the last average_loss iterations, and of all ranks.
 
-        Deviates: Caffe starts the window anew with each call of step.
+        Deviates: Caffe starts the window anew with each call of step, and shows rank 0's.
         """
-        return float(torch.stack(list(self.losses)).mean()) if self.losses else math.nan
+        # The device may have been changed under way.
+        losses = [loss.to(mode.device()) for loss in self.losses]
+        return float(torch.stack(losses).mean()) if losses else math.nan
 
     def _images(self) -> str:
         """The images in the net now, as far as its data layers tell."""
@@ -184,25 +205,28 @@ class SGDSolver:
         return ', '.join(str(layer.current) for layer in layers if hasattr(layer, 'current'))
 
     def check_losses(self) -> None:
-        """Raise CaffeError if a loss since the last check is NaN or infinite.
+        """Raise CaffeError if a loss since the last check is NaN or infinite on any rank.
 
         It waits for the device, so on a GPU it runs at display and before snapshots only.
         """
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked:
             return
-        for (iteration, images, _), loss in zip(unchecked,
-                                                torch.stack([u[2] for u in unchecked]).tolist()):
+        losses = torch.stack([mean.to(mode.device()) for *_, mean in unchecked]).tolist()
+        for (iteration, images, own, _), loss in zip(unchecked, losses):
             if not math.isfinite(loss):
                 on = f' on image {images}' if images else ''
+                if parallel.solver_count() > 1:
+                    on += f' (rank {parallel.solver_rank()})'
+                of_all = parallel.gather((float(own), on))
+                loss, on = min(of_all, key=lambda of: math.isfinite(of[0]))
                 raise CaffeError(f'{self.where}: iteration {iteration}: the loss is {loss}{on}; '
                                  f'{self._largest_change()}; resume from the last snapshot with '
                                  'a smaller base_lr, or look at the image')
 
     def _largest_change(self) -> str:
         names = {id(p): node.name for node in self.net.module.nodes for p in node.op.blobs()}
-        changes = [(float(tensor.abs().max()), names[id(self._moved[i].parameter)])
-                   for i, tensor in self._history.items()]
+        changes = [(change, names[id(parameter)]) for change, parameter in self._update.largest()]
         broken = [name for change, name in changes if not math.isfinite(change)]
         if broken:
             return f'the last change of {broken[0]} was not finite'
@@ -213,6 +237,8 @@ class SGDSolver:
 
     def _display(self) -> None:
         self.check_losses()
+        if parallel.solver_rank():
+            return
         then, at = self._display_clock
         now = time.monotonic()
         pace = ''
@@ -238,7 +264,9 @@ class SGDSolver:
                 number += 1
 
     def test_all(self) -> None:
-        """Run each test net test_iter times and log the means of its outputs."""
+        """Run each test net test_iter times and log the means of its outputs; rank 0 does."""
+        if parallel.solver_rank():
+            return
         for number, (net, passes) in enumerate(zip(self.test_nets, self.param.test_iter)):
             LOG.info('Iteration %d, Testing net (#%d)', self.iter, number)
             net.share_with(self.net)
@@ -260,66 +288,15 @@ class SGDSolver:
         return learning_rate(self.param, self.iter, self.current_step, self.where)
 
     def apply_update(self) -> None:
-        """Move the parameters: history = momentum * history + rate * (diff + decay * w);
-        w -= history, with each parameter's lr_mult and decay_mult."""
+        """Average the gradients over ranks, clip them and move the parameters, as Update says."""
         p = self.param
         while (p.lr_policy == 'multistep' and self.current_step < len(p.stepvalue)
                and self.iter >= p.stepvalue[self.current_step]):
             self.current_step += 1
             LOG.info('MultiStep Status: Iteration %d, step = %d', self.iter, self.current_step)
-        scale = self._clip() / p.iter_size
-        groups: dict[tuple[float, float], list[int]] = {}
-        for i, item in enumerate(self._moved):
-            if item.parameter.grad is None:
-                item.parameter.grad = torch.zeros_like(item.parameter)
-            groups.setdefault((item.lr_mult, item.decay_mult), []).append(i)
-        for (lr_mult, decay_mult), members in groups.items():
-            self._update(members, self.rate() * lr_mult, p.weight_decay * decay_mult, scale)
+        self.net.module.flush()
+        self._update.apply(self.rate())
         self.net.params_written()
-
-    @torch.no_grad()
-    def _update(self, members: list[int], rate: float, decay: float, scale: float) -> None:
-        """Update parameters that share multipliers in one fused pass over memory.
-
-        PyTorch's kernel does buffer = momentum * buffer + g; w -= lr * buffer. Caffe keeps
-        the rate inside the history, so the gradient is scaled by it on the way in (the
-        kernel divides by grad_scale) and the kernel's own lr is 1.
-        """
-        weights = [self._moved[i].parameter for i in members]
-        grads = [weight.grad for weight in weights]
-        for i, weight in zip(members, weights):
-            if i not in self._history or self._history[i].device != weight.device:
-                self._history[i] = (self._history[i].to(weight.device) if i in self._history
-                                    else torch.zeros_like(weight))
-        history = [self._history[i] for i in members]
-        if rate == 0:  # nothing to scale by, and nothing moves but by momentum
-            torch._foreach_mul_(history, self.param.momentum)
-            torch._foreach_sub_(weights, history)
-            return
-        if self.param.regularization_type == 'L1' and decay:
-            for weight, grad in zip(weights, grads):
-                grad.add_(weight.sign(), alpha=decay / scale)
-            decay = 0.0
-        torch._fused_sgd_(
-            weights, grads, history, weight_decay=rate * decay,
-            # At 0 the kernel would take no history; this is 0 once it is float32.
-            momentum=self.param.momentum or math.ulp(0.0),
-            lr=1.0, dampening=0.0, nesterov=self.param.type == 'Nesterov', maximize=False,
-            is_first_step=False,
-            grad_scale=torch.full((), 1 / (rate * scale), device=weights[0].device))
-
-    def _clip(self) -> float:
-        """The factor that brings the gradients' L2 norm down to clip_gradients."""
-        limit = self.param.clip_gradients
-        if limit < 0:
-            return 1.0
-        grads = [item.parameter.grad for item in self._moved if item.parameter.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
-        if norm <= limit:
-            return 1.0
-        LOG.info('Gradient clipping: scaling down gradients (L2 norm %.6g > %.6g) by %.6g',
-                 norm, limit, limit / norm)
-        return limit / norm
 
     # Snapshots.
 
@@ -335,32 +312,28 @@ class SGDSolver:
 
         Each is there whole or not at all. A third file, .memory.json, holds what Caffe
         forgets: data order, random streams, recent losses and `notes`.
-        Returns the path of the solver state.
+        All ranks take part, rank 0 writes. Returns the path of the solver state.
         """
         self.check_losses()
+        remembered = memory.collect(self)
         p = self.param
         hdf5 = p.snapshot_format == SolverParameter.HDF5
         suffix = '.h5' if hdf5 else ''
         stem = f'{p.snapshot_prefix or "snapshot"}_iter_{self.iter}'
+        model, state = f'{stem}.caffemodel{suffix}', Path(f'{stem}.solverstate{suffix}')
+        if parallel.solver_rank():
+            return state
         try:
             Path(stem).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WriteError(f'{stem}: not written: {error.strerror}') from error
-        model, state = f'{stem}.caffemodel{suffix}', Path(f'{stem}.solverstate{suffix}')
         LOG.info('Snapshotting to %s', model)
         self.net.save(model)
-        memory.save(memory.beside(state), self)
+        memory.save(memory.beside(state), remembered)
         write = caffemodel.write_state_hdf5 if hdf5 else caffemodel.write_state
-        write(state, self.iter, model, self._history_arrays(), self.current_step)
+        write(state, self.iter, model, self._update.arrays(), self.current_step)
         LOG.info('Snapshotting solver state to %s', state)
         return state
-
-    def _history_arrays(self) -> list[np.ndarray]:
-        """One array per learnable parameter, as Caffe keeps them; zeros for those at rest."""
-        kept = {id(self._moved[i]): tensor for i, tensor in self._history.items()}
-        return [kept[id(item)].cpu().numpy() if id(item) in kept
-                else np.zeros(tuple(item.parameter.shape), np.float32)
-                for item in self.learnable]
 
     def restore(self, path: str | os.PathLike) -> None:
         """Take up iteration, weights and history from a .solverstate, Caffe's or ours.
@@ -370,7 +343,7 @@ class SGDSolver:
         it data order and random streams start anew, as in Caffe. Nothing changes on error.
         """
         state = caffemodel.read_state(path)
-        self._check_history(path, state.history)
+        self._update.check(state.history, path, self.net.name)
         remembered = memory.load(memory.beside(path), state.iter)
         before = memory.collect(self)
         try:
@@ -387,22 +360,9 @@ class SGDSolver:
             LOG.info('%s has no %s: data order and random streams start anew, as in Caffe',
                      path, memory.beside(path).name)
         self.iter, self.current_step = state.iter, state.current_step
-        self._history = {}
-        stored = {id(item): blob for item, blob in zip(self.learnable, state.history)}
-        for i, item in enumerate(self._moved):
-            values = torch.from_numpy(stored[id(item)].array()).reshape(item.parameter.shape)
-            self._history[i] = values.to(item.parameter.device)
+        self._update.restore(state.history)
         self._display_clock = time.monotonic(), self.iter
         LOG.info('Restored iteration %d from %s', self.iter, path)
-
-    def _check_history(self, path: str | os.PathLike, history: list) -> None:
-        if len(history) != len(self.learnable):
-            raise CaffeError(f'{path}: expected {len(self.learnable)} history blobs for net '
-                             f'"{self.net.name}", found {len(history)}')
-        for i, (item, blob) in enumerate(zip(self.learnable, history)):
-            if blob.count != item.parameter.numel():
-                raise CaffeError(f'{path}: history blob {i}: expected shape '
-                                 f'{tuple(item.parameter.shape)}, found {tuple(blob.shape)}')
 
 
 def get_solver(solver: str | os.PathLike) -> SGDSolver:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import math
 import random
+import secrets
 import threading
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar
+from typing import Any, Callable, ClassVar, Iterator
 
 import numpy as np
 
-from caffe_port import Layer
+from caffe_port import TRAIN, Layer, parallel
 from caffe_port.errors import CaffeError
 from solve.datasets.images import plain_name
 
@@ -73,19 +75,35 @@ class Order:
     def __init__(self, count: int, drawn: bool, seed: int | None):
         self._count = count
         self._random = random.Random(seed) if drawn else None
-        self.index = self._draw(self._random) if self._random else 0
+        self._share = 0, 1  # this rank, of how many
+        self._share_out(self._after(-1))
 
-    def _draw(self, source: random.Random) -> int:
-        return int(source.random() * self._count)
+    def _after(self, pick: int) -> int:
+        return int(self._random.random() * self._count) if self._random else (
+            (pick + 1) % self._count)
+
+    def _share_out(self, pick: int) -> None:
+        """Give each rank a pick, from `pick` on: `index` is this rank's."""
+        self._first = pick, self._random and self._random.getstate()[1]
+        rank, ranks = self._share
+        picks = [pick]
+        while len(picks) < ranks:
+            picks.append(self._after(picks[-1]))
+        self.index, self._last = picks[rank], picks[-1]
 
     def advance(self) -> None:
-        self.index = (self._draw(self._random) if self._random
-                      else (self.index + 1) % self._count)
+        """Go on to the next image, or of many ranks' to this rank's next."""
+        self._share_out(self._after(self._last))
+
+    def share(self, rank: int, ranks: int) -> None:
+        """From the current images on take every `ranks`-th pick, beginning with the rank-th."""
+        self._share = rank, ranks
+        self.set_state(self.state())
 
     def state(self) -> dict:
-        """What JSON can hold to go on from here."""
-        return {'count': self._count, 'index': self.index,
-                'random': list(self._random.getstate()[1]) if self._random else None}
+        """What JSON can hold to go on from here, whatever the number of ranks."""
+        index, words = self._first
+        return {'count': self._count, 'index': index, 'random': words and list(words)}
 
     def set_state(self, state: dict) -> None:
         """Go on from a state(); raises CaffeError, and stays, if it is not this order's."""
@@ -105,7 +123,7 @@ class Order:
             except (TypeError, ValueError, OverflowError) as error:
                 raise CaffeError('state of the data order: not a state of the generator: '
                                  f'{error}') from error
-        self.index = index
+        self._share_out(index)
 
 
 def start(load: Callable[[str], Any], name: str) -> Future:
@@ -127,8 +145,9 @@ class SegDataLayer(Layer):
 
     A subclass says in `open` which images there are and in `load` what the tops get.
     Splits with 'train' in the name are drawn at random from `seed`, unless param_str
-    has 'randomize': False; all others run in order and then begin anew. While the net
-    works on an image, the next is read.
+    has 'randomize': False; all others run in order and then begin anew. Of many ranks
+    that train each takes its share of that order, as in Caffe. While the net works on an
+    image, the next is read.
 
     `current` is the id of the image that is in the tops.
     """
@@ -152,11 +171,16 @@ class SegDataLayer(Layer):
         if bottom or len(top) != len(self.top_names):
             raise CaffeError(f'{layer}: {len(self.top_names)} tops ({", ".join(self.top_names)}) '
                              f'and no bottom expected, got {len(top)} and {len(bottom)}')
-        drawn = bool(params.get('randomize', (bool, int), 'True or False', True))
-        self._order = Order(len(self.ids), drawn and 'train' in self.split,
-                            params.get('seed', (int,), 'a whole number', None))
+        drawn = 'train' in self.split and bool(
+            params.get('randomize', (bool, int), 'True or False', True))
+        seed = params.get('seed', (int,), 'a whole number', None)
+        if drawn and seed is None:  # ranks must share one order
+            seed = parallel.first(lambda: secrets.randbits(64))
+        self._order = Order(len(self.ids), drawn, seed)
         self._now: tuple[np.ndarray, ...] | None = None
         self._ahead: Future | None = None
+        if parallel.solver_count() > 1 and self.phase == TRAIN:
+            self._share(parallel.solver_rank(), parallel.solver_count())
 
     def reshape(self, bottom, top) -> None:
         """Have the current image and give the tops its size."""
@@ -178,6 +202,26 @@ class SegDataLayer(Layer):
 
     def backward(self, top, propagate_down, bottom) -> None:
         """Data has no gradient."""
+
+    def _share(self, rank: int, ranks: int) -> None:
+        self._order.share(rank, ranks)
+        self._now = self._ahead = None
+
+    @contextmanager
+    def shared(self, rank: int, ranks: int, count: int) -> Iterator[None]:
+        """Feed the rank-th of every `ranks` images; afterwards go on behind the next `count`.
+
+        For layers that feed every image, as they do to test.
+        """
+        before = self.state()
+        self._share(rank, ranks)
+        try:
+            yield
+        finally:
+            self._share(0, 1)
+            self.set_state(before)
+            for _ in range(count):
+                self._order.advance()
 
     def state(self) -> dict:
         """The place in the data order, as plain values that JSON can hold."""
