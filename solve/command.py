@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import Callable
+from typing import Callable, Iterator
 
 import torch
 
 import caffe_port as caffe
+from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve import sample
+from caffe_port.weight_table import printable
+from solve import sample, snapshots
 from solve.experiment import LATEST, Job
 
 ROOT = Path(__file__).resolve().parent.parent
+# Marks an output folder as that of one call of torchrun, which may restart the script.
+MARK = '.torchrun'
 
 
 def run(solve: Callable[[Job], None], doc: str, data: ModuleType, *weights: str) -> None:
@@ -30,15 +36,37 @@ def run(solve: Callable[[Job], None], doc: str, data: ModuleType, *weights: str)
     args = _parser(doc, name, data, weights).parse_args()
     # The progress line takes the place of Caffe's log lines, which go to a file.
     logging.getLogger('caffe_port').handlers.clear()
-    try:
+    with session():
         _choose_device(args.gpu)
-        solve(_job(args, name, data, weights))
+        solve(parallel.first(lambda: _job(args, name, data, weights)))
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Join torchrun's ranks, of which only 0 is heard; errors in one line, exit status 2.
+
+    Or 130 where it was stopped.
+    """
+    try:
+        parallel.join()
+        with _rank_0_speaks():
+            yield
+        parallel.leave()
     except CaffeError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        print(f'error: {printable(str(error))}', file=sys.stderr)
+        parallel.end(2, str(error))
     except KeyboardInterrupt as stop:
         print(str(stop) or 'stopped', file=sys.stderr)
-        sys.exit(130)
+        parallel.end(130, str(stop) or 'stopped')
+
+
+@contextmanager
+def _rank_0_speaks() -> Iterator[None]:
+    if not parallel.solver_rank():
+        yield
+        return
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _option(place: str) -> str:
@@ -69,10 +97,13 @@ def _parser(doc: str, name: str, data: ModuleType,
 
 
 def _choose_device(gpu: int | None) -> None:
+    if gpu is not None and parallel.solver_count() > 1:
+        raise CaffeError(f'GPU {gpu}: of many processes each takes the GPU of its own number; '
+                         'CUDA_VISIBLE_DEVICES says which there are')
     if gpu is None and not torch.cuda.is_available():
         print('No GPU found: computing on the CPU.', file=sys.stderr)
         return
-    caffe.set_device(gpu or 0)
+    caffe.set_device(parallel.local_rank() if gpu is None else gpu)
     caffe.set_mode_gpu()
 
 
@@ -85,7 +116,7 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
         raise CaffeError(f'--keep {args.keep}: must not be negative')
     named = [getattr(args, option) for option in (*data.PLACES, 'weights')]
     defaults = [ROOT / path for path in (*data.PLACES.values(), *weights)]
-    resumed_sample = args.resume and sample.is_in(args.output or _sample_folder(name))
+    resumed_sample = args.resume and sample.is_in(args.output or sample.folder_of(name))
     if any(named) or any(path.exists() for path in defaults) or (
             args.resume and not resumed_sample):
         job = _real_job(args, name, data, weights)
@@ -93,6 +124,8 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
         job = _sample_job(args, name, data)
     job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
+    if parallel.restarted() and (job.resume is None or snapshots.states(job.prefix)):
+        job.resume = LATEST
     return job
 
 
@@ -118,29 +151,30 @@ def _real_job(args: argparse.Namespace, name: str, data: ModuleType,
 
 
 def _sample_job(args: argparse.Namespace, name: str, data: ModuleType) -> Job:
-    if name not in sample.EXPERIMENTS:
-        options = ', '.join(map(_option, data.PLACES))
-        raise CaffeError(f'no data and no weights found: give {options} and --weights, see '
-                         f'--help; only {", ".join(sample.EXPERIMENTS)} has a sample')
     print(f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
           'spot.\nThe real experiment needs '
           f'{", ".join(map(_option, data.PLACES))} and --weights; see --help.')
-    folder = _fresh_folder(args.output or _sample_folder(name), args.resume)
+    folder = _fresh_folder(args.output or sample.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
-    return Job(name, folder, resume=args.resume, **sample.prepare(folder))
-
-
-def _sample_folder(name: str) -> Path:
-    return Path('output') / f'{name}-sample'
+    return Job(name, folder, resume=args.resume,
+               **sample.prepare(name, folder, start=not args.resume))
 
 
 def _fresh_folder(folder: Path, resume: Path | None) -> Path:
-    """Make the output folder; another number where a run has left its log already."""
+    """Make the output folder; another number where a run, or one of a chain, has left its log."""
     chosen, number = folder, 2
-    while resume is None and (chosen / 'log.jsonl').exists():
+    while resume is None and not _of_this_torchrun(chosen) and (
+            any(chosen.glob('log.jsonl')) or any(chosen.glob('*/log.jsonl'))):
         chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
     try:
         chosen.mkdir(parents=True, exist_ok=True)
+        if parallel.run_id():
+            (chosen / MARK).write_text(parallel.run_id())
     except OSError as error:
         raise CaffeError(f'{chosen}: cannot be made: {error.strerror}') from error
     return chosen
+
+
+def _of_this_torchrun(folder: Path) -> bool:
+    mark = folder / MARK
+    return mark.is_file() and mark.read_text() == parallel.run_id()

@@ -18,7 +18,7 @@ import torch
 
 import caffe_port as caffe
 import surgery
-from caffe_port import caffemodel, memory
+from caffe_port import caffemodel, memory, mode, parallel
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from solve import plot, score, snapshots
@@ -66,9 +66,12 @@ class Job:
 
     def resumed(self, solver: caffe.SGDSolver) -> bool:
         """Restore the snapshot that --resume names; False where there is none to restore."""
-        if self.resume is None:
+        if self.resume is None or parallel.restarted() and not snapshots.states(self.prefix):
             return False
-        state = snapshots.latest(self.prefix) if self.resume == LATEST else self.resume
+        state = self.resume
+        if state == LATEST:
+            state = parallel.first(lambda: snapshots.latest(self.prefix))
+        print(f'Going on from {state}', flush=True)
         solver.restore(state)
         return True
 
@@ -78,7 +81,8 @@ class Job:
         As published they are `count` times `step`. Between the first and the last of
         them the run is watched.
         """
-        end, step = self.iterations or count * step, self.step or step
+        end = self.iterations or self.constants.get('max_iter') or count * step
+        step = self.step or step
         stops = [*range((solver.iter // step + 1) * step, end, step), end]
         with self._watch.over(stops):
             if solver.iter in (end, *range(step, end, step)) and (
@@ -87,35 +91,56 @@ class Job:
             yield from (b - a for a, b in zip([solver.iter, *stops], stops) if b > a)
 
     def scored(self, solver: caffe.SGDSolver, scores: score.Scores,
-               classes: Sequence[str]) -> None:
-        """Print the table per class and keep the scores for the learning curve."""
+               classes: Sequence[str], **others: tuple[score.Scores, Sequence[str]]) -> None:
+        """Print the tables per class and keep the scores for the learning curve.
+
+        `others` are the scores and classes of a net's further tasks, by name; the first
+        task's say which iteration is the best.
+        """
         print(score.table(scores, classes), flush=True)
         best = solver.notes.get('best')
         if best is None or scores.mean_iu > best['mean_iu']:
             solver.notes['best'] = {'iteration': solver.iter, 'mean_iu': scores.mean_iu}
         solver.notes['scored'] = solver.iter
+        remembered = memory.collect(solver)
+        if caffe.solver_rank():
+            return
         try:
-            memory.save(memory.beside(snapshots.states(self.prefix)[solver.iter]), solver)
+            memory.save(memory.beside(snapshots.states(self.prefix)[solver.iter]), remembered)
         except (KeyError, WriteError) as error:  # the disk is full, or was for the snapshot
             LOG.error('scores of iteration %d are not in its snapshot: %s', solver.iter, error)
         if self.keep:
             snapshots.prune(self.prefix, self.keep, solver.notes['best']['iteration'])
-        self._watch.note(overall_accuracy=scores.overall_accuracy, test_loss=scores.loss,
-                         mean_accuracy=scores.mean_accuracy, mean_iu=scores.mean_iu,
-                         fwavacc=scores.fwavacc)
+        lines = _measured(scores)
+        for name, (other, names) in others.items():
+            print(score.table(other, names), flush=True)
+            lines.update({f'{name}_{key}': value for key, value in _measured(other).items()})
+        self._watch.note(**lines)
 
-    def finish(self, solver: caffe.SGDSolver, mean_bgr: Sequence[float]) -> None:
-        """Draw the learning curve and a panel of predictions, and say where all is."""
+    def finish(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
+        """Draw the learning curve and a panel of predictions, and say where all is.
+
+        `means` are the blobs with the pictures, by name, and what was subtracted from them.
+        """
+        parallel.first(lambda: self._draw(solver, means))
+
+    def _draw(self, solver: caffe.SGDSolver, means: dict[str, Sequence[float]]) -> None:
         plot.curve([self.folder], self.folder / 'curve.png')
-        plot.panel(solver.test_nets[0], mean_bgr, self.folder / 'panel.png')
+        plot.panel(solver.test_nets[0], means, self.folder / 'panel.png')
         print(f'Snapshots: {solver.param.snapshot_prefix}_iter_*; '
               f'learning curve and panel: {self.folder}/curve.png, panel.png')
 
 
+def _measured(scores: score.Scores) -> dict[str, float]:
+    return dict(overall_accuracy=scores.overall_accuracy, test_loss=scores.loss,
+                mean_accuracy=scores.mean_accuracy, mean_iu=scores.mean_iu,
+                fwavacc=scores.fwavacc)
+
+
 def _peak_memory() -> int:
     """The most memory used so far, of the GPU where there is one, in bytes."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+    if mode.device().type == 'cuda':
+        return torch.cuda.max_memory_allocated(mode.device())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -171,6 +196,8 @@ class _Watch:
         solver.requested_action = self._take_action
         solver.add_callback(lambda: None, self._iteration)
         LOG.handlers.clear()
+        if caffe.solver_rank():
+            return
         try:
             handler = logging.FileHandler(folder / 'caffe.log')
         except OSError as error:
@@ -207,14 +234,17 @@ class _Watch:
 
     def _iteration(self) -> None:
         solver = self.solver
+        if caffe.solver_rank():
+            return
         self.bar.update(1)
         display = solver.param.display
         if display and solver.iter % display == 0:
             loss = solver.smoothed_loss
             then, at = self._clock
-            pace = (solver.iter - at) * solver.param.iter_size / (time.monotonic() - then)
+            images = (solver.iter - at) * solver.param.iter_size * caffe.solver_count()
+            pace = images / (time.monotonic() - then)
             self.bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
-            self.note(lr=solver.rate(), loss=float(solver.net.loss()), smoothed_loss=loss,
+            self.note(lr=solver.rate(), loss=float(solver.losses[-1]), smoothed_loss=loss,
                       images_per_second=pace, memory_bytes=_peak_memory())
 
     def _take_action(self) -> str | None:

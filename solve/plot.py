@@ -10,7 +10,7 @@ if __name__ == '__main__':  # as a script, from a bare checkout
 import argparse
 import json
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import matplotlib
 matplotlib.use('Agg')
@@ -21,7 +21,7 @@ import torch
 from caffe_port import Net
 from caffe_port.errors import CaffeError, replacing
 from solve.datasets.voc import palette
-from solve.score import predict
+from solve.score import predict, tasks
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -47,12 +47,13 @@ def curve(folders: Sequence[Path], out: Path) -> None:
     right = left.twinx()
     for number, folder in enumerate(folders):
         color, lines = f'C{number}', read_log(Path(folder))
-        for axis, key, style in ((left, 'smoothed_loss', '-'), (right, 'mean_iu', 'o--')):
+        for axis, key, style in ((left, 'smoothed_loss', '-'), (right, 'mean_iu', 'o--'),
+                                 (right, 'geo_mean_iu', 's:')):
             points = [(line['iteration'], line[key]) for line in lines if key in line]
             if points:
                 axis.plot(*zip(*points), style, color=color, linewidth=1.2, markersize=4,
                           label=f'{Path(folder).name}: {key.replace("_", " ")}')
-    left.set(xlabel='iteration', ylabel='loss (sum over pixels)', yscale='log')
+    left.set(xlabel='iteration', ylabel='loss', yscale='log')
     right.set(ylabel='mean IU', ylim=(0, 1))
     handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
     left.legend(handles=handles, loc='upper center', fontsize=8, framealpha=0.9)
@@ -60,23 +61,37 @@ def curve(folders: Sequence[Path], out: Path) -> None:
     _save(figure, out)
 
 
-def panel(net: Net, mean_bgr: Sequence[float], out: Path, rows: int = 5,
-          image: str = 'data', label: str = 'label', layer: str = 'score') -> None:
-    """Draw the next images of a test net to a PNG: image, label and prediction in a row."""
-    figure, axes = plt.subplots(rows, 3, figsize=(7.5, 2.1 * rows), layout='constrained',
-                                squeeze=False)
+def panel(net: Net, means: Mapping[str, Sequence[float]], out: Path, rows: int = 5) -> None:
+    """Draw the next images of a test net to a PNG, each with its labels and predictions in a row.
+
+    `means` are the blobs with the pictures, by name, and what was subtracted from them.
+    Labels and predictions are those that the net's losses compare.
+    """
+    compared = tasks(net)
+    titles = [*means] + [title for task in compared for title in (task.gt, f'{task.gt}, predicted')]
+    figure, axes = plt.subplots(rows, len(titles), figsize=(2.5 * len(titles), 2.1 * rows),
+                                layout='constrained', squeeze=False)
     for row in axes:
         with torch.no_grad():
             net.forward()
-        bgr = net.blobs[image].data[0].transpose(1, 2, 0) + np.asarray(mean_bgr)
-        pictures = (bgr[..., ::-1].clip(0, 255).astype(np.uint8),
-                    in_colours(net.blobs[label].data[0, 0]), in_colours(predict(net, layer)))
-        for axis, picture in zip(row, pictures):
-            axis.imshow(picture)
+        pictures = [picture(net.blobs[name].data[0], mean) for name, mean in means.items()]
+        for task in compared:
+            pictures += [in_colours(net.blobs[task.gt].data[0, 0]),
+                         in_colours(predict(net, task.layer))]
+        for axis, image in zip(row, pictures):
+            axis.imshow(image, cmap='gray')
             axis.axis('off')
-    for axis, title in zip(axes[0], ('image', 'label', 'prediction')):
+    for axis, title in zip(axes[0], titles):
         axis.set_title(title)
     _save(figure, out)
+
+
+def picture(blob: np.ndarray, mean: Sequence[float]) -> np.ndarray:
+    """What a net sees, mean added: H x W x 3 uint8, RGB, of 3 channels BGR; else H x W."""
+    if len(blob) == 1:
+        return blob[0] + mean[0]
+    bgr = blob.transpose(1, 2, 0) + np.asarray(mean)
+    return bgr[..., ::-1].clip(0, 255).astype(np.uint8)
 
 
 def in_colours(labels: np.ndarray) -> np.ndarray:

@@ -1,73 +1,139 @@
-"""The sample's beginning: data drawn on the spot, and a narrow VGG16 trained to classify it."""
+"""The samples: data drawn on the spot, narrow nets, and what else is not as published."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
-import caffe_port as caffe
-from caffe_port.proto.caffe_pb2 import SolverParameter
-from nets import vgg16
-from solve.datasets import sample, voc
-from solve.progress import progress
+from solve import classifiers, experiment
+from solve.datasets import sample, samples, voc
 
-# Those whose sample is known to learn.
-EXPERIMENTS = ('voc_fcn32s',)
-# A VGG16 of an eighth of the width, so that two CPU cores see it through in minutes.
-# Of so few units dropout takes a fifth: with a half the classifier was slower to learn.
-NARROW = dict(width=8, fc=512, drop=0.2)
-# The smallest image whose pool5 is 7 x 7, as fc6 wants it; Caffe's pooling rounds up.
-SIZE = 193
-SCENES, BATCH, ROUNDS = 300, 8, 130
-# msra keeps a signal's size through a layer. Pixels are about 60 and scores should be about
-# 1, so each of the 16 layers takes its share, which also balances the layers' gradients.
-GAIN = 60 ** (-1 / 16)
 SEED = 1337
-WEIGHTS = 'vgg16-narrow.caffemodel'
-CLASSIFIER = dict(base_lr=0.01, lr_policy='poly', power=1, momentum=0.9, weight_decay=0.0005,
-                  clip_gradients=4, max_iter=ROUNDS, average_loss=20)
+
+
+def _voc(folder: Path, **settings: int) -> dict[str, str]:
+    data = sample.draw(folder, **settings)
+    chosen = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
+    voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(chosen) + '\n')
+    return dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir))
+
+
+def _nyud(folder: Path, **settings: int) -> dict[str, str]:
+    return samples.draw_nyud(folder, **settings).places
+
+
+def _siftflow(folder: Path, **settings: int) -> dict[str, str]:
+    return samples.draw_siftflow(folder, **settings).places
+
+
+def _pascalcontext(folder: Path, **settings: int) -> dict[str, str]:
+    return samples.draw_pascalcontext(folder, **settings).places
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What an experiment's sample has in place of the published data, start and constants."""
+
+    draw: Callable[[Path], dict[str, str]]  # draws into a folder, returns arguments of fcn()
+    starts: tuple[str, ...]                 # classifiers, or samples that come before it
+    constants: dict[str, Any]
+    before: int = 0                         # iterations where it only comes before another
+
+    @property
+    def classifier(self) -> str:
+        """The classifier that it, or the first sample before it, starts from."""
+        first = self.starts[0]
+        return first if first in classifiers.NETS else EXPERIMENTS[first].classifier
+
+
 # In place of the published constants. The loss is a sum over some 30,000 pixels, hence the
 # small rate; gradients are clipped as the score layer, starting at 0, overshoots otherwise.
-FCN = dict(base_lr=3e-7, lr_policy='poly', power=1, momentum=0.9, clip_gradients=130000,
-           max_iter=500, snapshot=100)
+_SUMMED = dict(lr_policy='poly', power=1, momentum=0.9, clip_gradients=130000)
+_COARSE = dict(base_lr=3e-7, max_iter=500, snapshot=100, **_SUMMED)
+_FINER = dict(base_lr=1e-7, max_iter=200, snapshot=50, **_SUMMED)
+_NORMALIZED = dict(base_lr=0.01, lr_policy='poly', power=1, iter_size=4, max_iter=150, snapshot=50)
+
+EXPERIMENTS = {
+    'voc_fcn32s': Sample(_voc, ('vgg16',), _COARSE, before=200),
+    'voc_fcn16s': Sample(_voc, ('voc_fcn32s',), _FINER, before=100),
+    'voc_fcn8s': Sample(_voc, ('voc_fcn16s',), _FINER),
+    'voc_fcn8s_atonce': Sample(_voc, ('vgg16',), _COARSE),
+    'voc_fcn_alexnet': Sample(_voc, ('caffenet',), _NORMALIZED),
+    'nyud_fcn32s_color': Sample(_nyud, ('vgg16',), _COARSE, before=150),
+    'nyud_fcn32s_color_d': Sample(_nyud, ('vgg16',), _COARSE),
+    'nyud_fcn32s_hha': Sample(_nyud, ('vgg16',), _COARSE, before=150),
+    'nyud_fcn32s_color_hha': Sample(_nyud, ('nyud_fcn32s_color', 'nyud_fcn32s_hha'), _FINER),
+    'siftflow_fcn32s': Sample(_siftflow, ('vgg16',), _COARSE, before=200),
+    'siftflow_fcn16s': Sample(_siftflow, ('siftflow_fcn32s',), _FINER, before=100),
+    'siftflow_fcn8s': Sample(_siftflow, ('siftflow_fcn16s',), _FINER),
+    'pascalcontext_fcn32s': Sample(_pascalcontext, ('vgg16',), _COARSE, before=200),
+    'pascalcontext_fcn16s': Sample(_pascalcontext, ('pascalcontext_fcn32s',), _FINER, before=100),
+    'pascalcontext_fcn8s': Sample(_pascalcontext, ('pascalcontext_fcn16s',), _FINER)}
+# The chain begins as its first stage does.
+EXPERIMENTS['voc_chain'] = EXPERIMENTS['voc_fcn32s']
+
+
+def folder_of(name: str, beside: Path = Path('output')) -> Path:
+    """Where the sample of an experiment goes unless told otherwise."""
+    return beside / f'{name}-sample'
 
 
 def is_in(folder: Path) -> bool:
-    """Whether a run of the sample has left its data in `folder`."""
-    return (folder / 'data').is_dir() and (folder / WEIGHTS).is_file()
+    """Whether a run of a sample has left its data in `folder`."""
+    return (folder / 'data').is_dir()
 
 
-def prepare(folder: Path, seed: int = SEED) -> dict[str, Any]:
-    """Draw the sample into `folder` and train its classifier.
+def settings(name: str, seed: int = SEED, iterations: int | None = None) -> dict[str, Any]:
+    """What of an experiment's constants a sample's Job replaces; as many iterations as told."""
+    constants = dict(EXPERIMENTS[name].constants, random_seed=seed)
+    if iterations:
+        constants.update(max_iter=iterations, snapshot=iterations)
+    return dict(constants=constants, step=constants['snapshot'])
 
-    Returns what a Job needs: weights, net, constants, iterations and step.
+
+def prepare(name: str, folder: Path, seed: int = SEED, start: bool = True) -> dict[str, Any]:
+    """Draw the data of an experiment's sample into `folder` and train what it starts from.
+
+    Returns what a Job needs: weights (none without `start`), net, constants and step.
     """
-    data = sample.draw(folder / 'data')
-    chosen = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
-    voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(chosen) + '\n')
-    weights = folder / WEIGHTS
-    if not weights.exists():  # else an earlier run, now to be resumed, has trained it
-        train_classifier(weights, seed)
-    return dict(weights=[weights], iterations=FCN['max_iter'], step=FCN['snapshot'],
-                net=dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir), **NARROW),
-                constants=dict(random_seed=seed, **FCN))
+    chosen = EXPERIMENTS[name]
+    net = dict(chosen.draw(folder / 'data'), **classifiers.narrow(chosen.classifier))
+    weights = [_weights(first, folder, net, seed) for first in chosen.starts] if start else []
+    return dict(weights=weights, net=net, **settings(name, seed))
 
 
-def train_classifier(weights: Path, seed: int = SEED) -> None:
-    """Train a narrow VGG16 to name the object in the middle and save it as a caffemodel."""
-    caffe.set_random_seed(seed)
-    windows = sample.Windows(SCENES, SIZE, seed)
-    param = SolverParameter(**CLASSIFIER)
-    param.train_net_param.CopyFrom(vgg16.classifier(
-        len(voc.CLASSES), size=SIZE, split='train', batch=BATCH,
-        weight_filler=dict(type='msra'), **NARROW))
-    solver = caffe.SGDSolver(param)
-    for weight, _ in solver.net.params.values():
-        weight.data[...] *= GAIN
-    with progress(range(ROUNDS), desc='narrow VGG16 classifier', leave=False) as bar:
-        for _ in bar:
-            (solver.net.blobs['data'].data[...],
-             solver.net.blobs['label'].data[...]) = windows.batch(BATCH)
-            solver.step(1)
-    solver.net.save(weights)
-    print(f'Classifier trained: loss {solver.smoothed_loss:.3f}, saved to {weights}')
+def _weights(name: str, folder: Path, net: dict[str, Any], seed: int) -> Path:
+    """A classifier's or a sample's weights: there already, an earlier run's, or made here."""
+    if name in classifiers.NETS:
+        file = f'{name}-narrow.caffemodel'
+        made, earlier = folder / file, sorted(folder.parent.glob(f'*-sample/{file}'))
+    else:
+        made = _last(folder / 'before' / name, EXPERIMENTS[name].before)
+        earlier = [_last(folder_of(name, folder.parent), EXPERIMENTS[name].constants['max_iter'])]
+    for path in (made, *earlier):
+        if path.exists():
+            print(f'Starting from {path}', flush=True)
+            return path
+    if name in classifiers.NETS:
+        classifiers.train(name, made, seed)
+    else:
+        _train_before(name, folder, net, seed)
+    return made
+
+
+def _last(folder: Path, iterations: int) -> Path:
+    return folder / 'snapshot' / f'train_iter_{iterations}.caffemodel'
+
+
+def _train_before(name: str, folder: Path, net: dict[str, Any], seed: int) -> None:
+    """Run the sample of another experiment, cut short, for what it leaves to start from."""
+    chosen, own = EXPERIMENTS[name], folder / 'before' / name
+    own.mkdir(parents=True, exist_ok=True)
+    weights = [_weights(first, folder, net, seed) for first in chosen.starts]
+    print(f'Training {name} first, for {chosen.before} iterations', flush=True)
+    job = experiment.Job(name, own, weights, net=net, **settings(name, seed, chosen.before))
+    with contextlib.redirect_stdout(None):
+        importlib.import_module(f'solve.{name}').solve(job)

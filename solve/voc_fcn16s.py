@@ -4,6 +4,8 @@ Starts from   a trained FCN-32s: voc-fcn32s.caffemodel, or a snapshot of solve/v
 Command       python solve/voc_fcn16s.py [GPU]
 Cost          100,000 iterations of one image; scored and saved every 4000
 To expect     mean IU 65.01 on seg11valid with the official weights (FCN release)
+
+Without data and weights it runs a small sample of itself.
 """
 if __name__ == '__main__':  # as a script, from a bare checkout
     import pathlib
@@ -17,9 +19,9 @@ from solve.datasets import voc
 
 SOLVER = dict(base_lr=1e-12, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
               max_iter=100000, average_loss=20, display=20, snapshot=4000,
-              snapshot_prefix='snapshot/train',
-              train_net='train.prototxt', test_net=['val.prototxt'], test_iter=[736],
-              test_interval=999999999, test_initialization=False)
+              snapshot_prefix='snapshot/train', train_net='train.prototxt',
+              test_net=['val.prototxt'], test_iter=[736], test_interval=999999999,
+              test_initialization=False)
 ROUNDS, STEP = 25, 4000
 
 
@@ -31,11 +33,12 @@ def solve(job: experiment.Job) -> None:
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
     surgery.check_filled(solver.net)
 
+    # Deviates: the release reads data/segvalid11.txt, which is not the list's name or place.
     val = experiment.ids(solver.test_nets[0])
     for iterations in job.rounds(solver, ROUNDS, STEP):
         solver.step(iterations)
         job.scored(solver, score.seg_tests(solver, False, val, layer='score'), voc.CLASSES)
-    job.finish(solver, voc.MEAN)
+    job.finish(solver, data=voc.MEAN)
 
 
 if __name__ == '__main__':

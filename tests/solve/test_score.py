@@ -50,10 +50,14 @@ def test_a_class_that_neither_labels_nor_predictions_have_does_not_count():
     hist = np.diag([10, 20, 0])
     found = score.measures(hist)
     assert found.mean_iu == 1 and math.isnan(found.iu[2])
-    assert 'neither labelled nor predicted: c' in score.table(found, ['a', 'b', 'c'])
+    assert 'absent from the ground truth: c\n' in score.table(found, ['a', 'b', 'c'])
 
 
 def test_a_class_predicted_but_not_labelled_counts_as_a_miss():
     found = score.measures(np.array([[10, 5], [0, 0]]))
     assert found.iu[1] == 0 and math.isnan(found.accuracy[1])
     assert found.mean_iu == pytest.approx((10 / 15 + 0) / 2)
+    assert found.mean_iu_labelled == pytest.approx(10 / 15)
+    said = score.table(found, ['a', 'b'])
+    assert 'b             -    0.00\nabsent from the ground truth: b\n' in said
+    assert said.endswith('mean IU 0.3333, without these 0.6667')

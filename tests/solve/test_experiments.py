@@ -1,0 +1,218 @@
+"""The 15 experiments: their constants, their whole jobs in small, and what they start from."""
+
+import functools
+import importlib
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nets import caffenet, vgg16
+from solve import classifiers, command, experiment, plot, sample, voc_chain
+from tests.vectors import FACTS
+
+NAMES = [name for name in sample.EXPERIMENTS if name != 'voc_chain']
+PUBLISHED = json.loads((FACTS / 'official_nets.json').read_text())
+ROUNDS = {'voc': (25, 4000), 'voc_fcn8s_atonce': (75, 4000), 'nyud': (50, 2000),
+          'siftflow': (50, 2000), 'pascalcontext': (50, 8000)}
+STARTS = {'voc_fcn16s': ['voc-fcn32s'], 'voc_fcn8s': ['voc-fcn16s'],
+          'voc_fcn_alexnet': ['ilsvrc-nets/caffenet-fcn'],
+          'nyud_fcn32s_color_d': ['ilsvrc-nets/vgg16'],
+          'nyud_fcn32s_color_hha': ['nyud-fcn32s-color', 'nyud-fcn32s-hha'],
+          'siftflow_fcn16s': ['siftflow-fcn32s'], 'siftflow_fcn8s': ['siftflow-fcn16s'],
+          'pascalcontext_fcn16s': ['pascalcontext-fcn32s'],
+          'pascalcontext_fcn8s': ['pascalcontext-fcn16s']}
+
+
+def script(name):
+    return importlib.import_module(f'solve.{name}')
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Samples of few small images, hardly any channels and two iterations, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(classifiers, 'NETS', {
+        'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
+        'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1)})
+    monkeypatch.setattr(classifiers, 'SCENES', 10)
+    monkeypatch.setattr(plot.panel, '__defaults__', (1,))
+    monkeypatch.setattr(plot, 'curve', lambda *_: None)  # a second each; tested with FCN-32s
+    for name, entry in sample.EXPERIMENTS.items():
+        few = {'train': 2, 'val' if name.startswith('voc') else 'test': 1, 'size': (80, 80)}
+        constants = {**entry.constants, 'max_iter': 2, 'snapshot': 1, 'iter_size': 1}
+        monkeypatch.setitem(sample.EXPERIMENTS, name, replace(
+            entry, draw=functools.partial(entry.draw, **few), constants=constants, before=1))
+    return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Jobs without pictures, which take half of a small job's time."""
+    monkeypatch.setattr(experiment.Job, 'finish', lambda *_, **__: None)
+
+
+def run(monkeypatch, name, *arguments):
+    module = script(name)
+    data = importlib.import_module(f'solve.datasets.{name.partition("_")[0]}')
+    monkeypatch.setattr('sys.argv', [f'{name}.py', *map(str, arguments)])
+    command.run(module.solve, module.__doc__, data, 'data/none.caffemodel')
+
+
+def weights(path):
+    return experiment.stored_net(path).params
+
+
+def same(blobs, others):
+    return all(np.array_equal(a.data, b.data) for a, b in zip(blobs, others, strict=True))
+
+
+def test_there_is_a_script_and_a_sample_for_each_official_experiment():
+    assert {name.replace('_', '-') for name in NAMES} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_solver_constants_are_the_published_ones(name):
+    published = PUBLISHED[name.replace('_', '-')]['solver']
+    if name.startswith('siftflow'):
+        assert not {'snapshot', 'snapshot_prefix'} & set(published)
+        published = dict(published, snapshot=2000, snapshot_prefix='snapshot/train')
+    assert script(name).SOLVER == published
+    rounds = ROUNDS.get(name) or ROUNDS[name.partition('_')[0]]
+    assert (script(name).ROUNDS, script(name).STEP) == rounds
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_header_tells_all_and_the_start_is_the_published_one(name, monkeypatch, capsys):
+    header = script(name).__doc__
+    assert re.findall(r'^(Starts from|Command|Cost|To expect)  ', header, re.M) == [
+        'Starts from', 'Command', 'Cost', 'To expect']
+    rounds, step = script(name).ROUNDS, script(name).STEP
+    assert f'python solve/{name}.py [GPU]' in header
+    assert f'{rounds * step:,} iterations' in header and f'every {step}' in header
+    source = open(script(name).__file__).read()
+    starts = re.findall(r"'data/([\w/-]+)\.caffemodel'", source)
+    assert starts == STARTS.get(name, ['ilsvrc-nets/vgg16-fcn'])
+
+
+@pytest.mark.parametrize('family', ['voc', 'nyud', 'siftflow', 'pascalcontext'])
+def test_every_sample_runs_its_whole_job(family, small, monkeypatch, capsys):
+    for name in (name for name in NAMES if name.startswith(family)):
+        run(monkeypatch, name)
+        said = capsys.readouterr().out
+        tasks = 2 if family == 'siftflow' else 1
+        assert said.count('Begin seg tests') == 2 * tasks
+        assert said.count('Iteration 2 mean IU') == tasks
+        for start in sample.EXPERIMENTS[name].starts:
+            if start in NAMES:
+                assert f'Starting from output/{start}-sample/snapshot/train_iter_2' in said
+        folder = small / 'output' / f'{name}-sample'
+        assert {'panel.png', 'caffe.log'} <= {path.name for path in folder.iterdir()}
+        last = weights(folder / 'snapshot/train_iter_2.caffemodel')
+        scores = [blobs for layer, blobs in last.items() if layer.startswith('score')]
+        # Scores begin at zero (a fused net's do not); two iterations have moved them.
+        assert scores and all(np.asarray(blobs[0].data).any() for blobs in scores)
+        first = next(line for line in plot.read_log(folder) if 'mean_iu' in line)
+        assert first['iteration'] == 1 and ('geo_mean_iu' in first) == (tasks == 2)
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_a_sample_with_nothing_before_it_trains_what_it_starts_from(small, monkeypatch, capsys):
+    run(monkeypatch, 'voc_fcn8s', '--iterations', '1', '--output', 'here')
+    said = capsys.readouterr().out
+    trained = [said.index(f'Training {name} first') for name in ('voc_fcn32s', 'voc_fcn16s')]
+    assert trained == sorted(trained) and said.count('Begin seg tests') == 1
+    before = small / 'here/before/voc_fcn16s/snapshot/train_iter_1.caffemodel'
+    stamp = before.stat().st_mtime_ns
+    # What is there is taken again, as by a run that was stopped.
+    (small / 'here/log.jsonl').unlink()
+    run(monkeypatch, 'voc_fcn8s', '--iterations', '1', '--output', 'here')
+    assert 'Training' not in capsys.readouterr().out and before.stat().st_mtime_ns == stamp
+
+
+def untouched(monkeypatch, *names):
+    """Let the samples of these experiments learn nothing, so that they end as they start."""
+    for name in names:
+        entry = sample.EXPERIMENTS[name]
+        monkeypatch.setitem(sample.EXPERIMENTS, name, replace(
+            entry, constants={**entry.constants, 'base_lr': 0, 'max_iter': 1}))
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_color_depth_starts_from_the_color_filters_and_their_mean(small, monkeypatch):
+    untouched(monkeypatch, 'nyud_fcn32s_color_d')
+    run(monkeypatch, 'nyud_fcn32s_color_d')
+    folder = small / 'output/nyud_fcn32s_color_d-sample'
+    color, ours = map(weights, (folder / 'vgg16-narrow.caffemodel',
+                                folder / 'snapshot/train_iter_1.caffemodel'))
+    filters, bias = (blob.data for blob in color['conv1_1'])
+    np.testing.assert_array_equal(ours['conv1_1_bgrd'][0].data[:, :3], filters)
+    np.testing.assert_allclose(ours['conv1_1_bgrd'][0].data[:, 3], filters.mean(1), rtol=1e-6)
+    np.testing.assert_array_equal(ours['conv1_1_bgrd'][1].data, bias)
+    assert all(same(ours[name], color[name]) for name in ('conv1_2', 'conv5_3'))
+    assert ours['fc6'][0].data.ravel().tolist() == color['fc6'][0].data.ravel().tolist()
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_color_hha_starts_from_both_trained_nets(small, monkeypatch):
+    untouched(monkeypatch, 'nyud_fcn32s_color_hha')
+    run(monkeypatch, 'nyud_fcn32s_color_hha')
+    folder = small / 'output/nyud_fcn32s_color_hha-sample'
+    fused = weights(folder / 'snapshot/train_iter_1.caffemodel')
+    streams = {kind: weights(folder / f'before/nyud_fcn32s_{kind}/snapshot/train_iter_1.caffemodel')
+               for kind in ('color', 'hha')}
+    assert not same(streams['color']['score_fr'], streams['hha']['score_fr'])
+    for kind, stream in streams.items():
+        for layer in ('conv1_1', 'fc6', 'score_fr'):
+            assert stream[layer][0].data.any() and same(fused[layer + kind], stream[layer])
+
+
+def chained(name):
+    return weights(f'output/voc_chain-sample/snapshot/{name}/train_iter_'
+                   f'{sample.EXPERIMENTS[name].constants["max_iter"]}.caffemodel')
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_the_chain_hands_over_its_snapshots_and_prints_three_scores(small, monkeypatch, capsys):
+    untouched(monkeypatch, 'voc_fcn16s', 'voc_fcn8s')
+    run(monkeypatch, 'voc_chain')
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].split() == list(voc_chain.STAGES)
+    mean_iu = re.findall(r'Iteration \d mean IU (\S+)', '\n'.join(said))
+    assert said[-1].split()[2:] == [f'{100 * float(value):.2f}' for value in mean_iu[1:]]
+    classifier = weights('output/voc_chain-sample/vgg16-narrow.caffemodel')
+    coarse, middle, fine = map(chained, voc_chain.STAGES)
+    for layer in ('conv1_1', 'score_fr'):
+        assert same(coarse[layer], middle[layer]) and same(middle[layer], fine[layer])
+    assert not same(coarse['conv1_1'], classifier['conv1_1'])
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(voc_chain.voc_fcn16s, 'solve', interrupted)
+        with pytest.raises(SystemExit, match='130'):
+            run(monkeypatch, 'voc_chain')
+    capsys.readouterr()
+    run(monkeypatch, 'voc_chain', '--resume', 'latest')
+    said = capsys.readouterr().out
+    assert 'voc_fcn32s, from its latest snapshot' in said
+    assert 'voc_fcn16s, from output/voc_chain-sample/snapshot/voc_fcn32s/train_iter_2' in said
+    assert said.count('Begin seg tests') == 2 + 2
+    assert len(said.splitlines()[-1].split()) == 2 + 3
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_a_chain_resumes_nothing_but_the_latest(small, monkeypatch, capsys):
+    sample.EXPERIMENTS['voc_chain'].draw(small / 'output/voc_chain-sample/data')
+    (small / 'x.solverstate').touch()
+    for resume, message in (('x.solverstate', 'resumes `latest` only'),
+                            ('latest', 'no whole snapshot')):
+        with pytest.raises(SystemExit, match='2'):
+            run(monkeypatch, 'voc_chain', '--resume', resume)
+        assert message in capsys.readouterr().err
