@@ -36,10 +36,10 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
 class _Half:
     """The data or the diff of a blob: a tensor and the host array handed out for it.
 
-    On the CPU the host array is the tensor's own memory. Elsewhere it is a copy
-    that counts as written to for as long as somebody holds it, since numpy does
-    not tell: it is sent back whenever the device needs the tensor, and forgotten
-    once the device has written the tensor anew.
+    On the CPU the host array is the tensor's own memory, and shows the blob's values for
+    as long as somebody holds it. Elsewhere it is a copy that counts as written to for
+    as long, since numpy does not tell: it is sent back whenever the device needs the
+    tensor, and forgotten once the device has written the tensor anew.
     """
 
     __slots__ = ('tensor', '_host', '_host_ref', '_version')
@@ -51,18 +51,36 @@ class _Half:
         return _Half, (self.on_device(),)
 
     def array(self) -> np.ndarray:
-        if self.tensor.device.type == 'cpu':
-            return self.tensor.detach().numpy()
-        host = self._held()
+        on_cpu = self.tensor.device.type == 'cpu'
+        host = self.seen() if on_cpu else self._held()
         if host is None:
             host = self.tensor.detach().cpu().numpy()
             self._host_ref, self._version = weakref.ref(host), self._written()
-        self._host = host  # kept until it is sent, even if nobody else holds it
+        if not on_cpu:
+            self._host = host  # kept until it is sent, even if nobody else holds it
         return host
 
+    def seen(self) -> np.ndarray | None:
+        """On the CPU, the host array that somebody holds."""
+        if self._host_ref is None or self.tensor.device.type != 'cpu':
+            return None
+        return self._host_ref()
+
+    def settle(self, host: np.ndarray) -> None:
+        """Move the values to the memory of `host`, which somebody holds, if they fit there."""
+        tensor, memory = self.tensor, torch.from_numpy(host)
+        if tensor is None or (tensor.shape, tensor.dtype, tensor.device) != (
+                memory.shape, memory.dtype, memory.device):
+            return
+        if tensor.data_ptr() != memory.data_ptr():
+            memory.copy_(tensor)
+        self.replace(memory)
+        self._host_ref = weakref.ref(host)
+
     def _held(self) -> np.ndarray | None:
-        """The host array, unless nobody holds it or the device has written since."""
-        if self._host_ref is None or self._version != self._written():
+        """Off the CPU, the host array, unless nobody holds it or the device has written since."""
+        if (self._host_ref is None or self._version != self._written()
+                or self.tensor.device.type == 'cpu'):
             return None
         return self._host_ref()
 
@@ -144,6 +162,15 @@ class Blob:
 
     # What nets use: the same memory as tensors.
 
+    def held(self) -> list[tuple[_Half, np.ndarray]]:
+        """The halves whose array somebody holds, on the CPU, and these arrays."""
+        return [(half, host) for half in (self._data, self._diff)
+                if (host := half.seen()) is not None]
+
+    @property
+    def data_is_held(self) -> bool:
+        return self._data.seen() is not None
+
     @property
     def tensor(self) -> Tensor:
         """The values on the device, with what was written to `data` since."""
@@ -220,8 +247,17 @@ class ParamBlob(Blob):
 
     def written(self) -> None:
         """Forget host arrays: the device has written the parameter where nobody counts it."""
+        if self.parameter.device.type == 'cpu':
+            return  # they are its memory
         self._data.replace(self._data.tensor)  # which another net may share
         self._diff.replace(None)
+
+    def clear_diff(self) -> None:
+        """Set the gradient to zero: in place where somebody holds its array."""
+        if self.parameter.grad is not None and self._diff.seen() is not None:
+            self.parameter.grad.zero_()
+        else:
+            self.parameter.grad = None
 
     def flush(self) -> None:
         """Send what was written to host arrays to the parameter."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterable, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -159,13 +160,24 @@ class Net:
         self._follow_device()
         if first == 0:
             self._tape.clear()
-        for i in range(first, last + 1):
-            node = self._nodes[i]
-            if node.type != 'Input':
-                self._run(i, node)
-            if self.debug_info:
-                debug.forward(self, node)
-        self._seed_losses()
+        with self._in_place():
+            for i in range(first, last + 1):
+                node = self._nodes[i]
+                if node.type != 'Input':
+                    self._run(i, node)
+                if self.debug_info:
+                    debug.forward(self, node)
+            self._seed_losses()
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Let arrays of blobs that somebody holds show the values computed meanwhile."""
+        held = [pair for blob in self.blobs.values() for pair in blob.held()]
+        try:
+            yield
+        finally:
+            for half, host in held:
+                half.settle(host)
 
     def _run(self, i: int, node: Node) -> None:
         self._tape.pop(i, None)
@@ -180,8 +192,12 @@ class Net:
 
     def _record(self, i: int, node: Node, bottoms: list[Tensor]) -> tuple[Tensor, ...]:
         """Run a node so that its own backward can follow, apart from all others'."""
-        leaves = [bottom.detach().requires_grad_(wanted)
-                  for bottom, wanted in zip(bottoms, node.propagate)]
+        leaves = [bottom.detach() for bottom in bottoms]
+        for j, name in enumerate(node.bottoms):
+            if name in node.tops and self.blobs[name].data_is_held:
+                leaves[j] = leaves[j].clone()  # what was read outlives what comes in its place
+        for leaf, wanted in zip(leaves, node.propagate):
+            leaf.requires_grad_(wanted)
         with torch.enable_grad():
             tops = node.run(*leaves)
         # An edge, unlike the top, does not keep alive what an in-place layer replaces.
@@ -224,16 +240,17 @@ class Net:
         """
         self.module.flush()  # gradients are added to what stands in the diffs
         arrived: dict[int, Tensor] = {}
-        for i in range(first, last - 1, -1):
-            node = self._nodes[i]
-            if not node.need_backward or node.op.param.type == 'Input':
-                continue
-            if i not in self._tape:
-                raise CaffeError(f'{node.name}: backward without a forward before it')
-            step = self._tape[i] if keep else self._tape.pop(i)
-            self._step_back(node, step, arrived, keep)
-            if self.debug_info:
-                debug.backward(self, node)
+        with self._in_place():
+            for i in range(first, last - 1, -1):
+                node = self._nodes[i]
+                if not node.need_backward or node.type == 'Input':
+                    continue
+                if i not in self._tape:
+                    raise CaffeError(f'{node.name}: backward without a forward before it')
+                step = self._tape[i] if keep else self._tape.pop(i)
+                self._step_back(node, step, arrived, keep)
+                if self.debug_info:
+                    debug.backward(self, node)
         if self.debug_info and last == 0 and first == len(self._nodes) - 1:
             debug.all_params(self)
 
@@ -277,7 +294,7 @@ class Net:
     def clear_param_diffs(self) -> None:
         """Set the diff of every parameter to zero."""
         for blob in self._param_blobs:
-            blob.parameter.grad = None
+            blob.clear_diff()
 
     def params_written(self) -> None:
         """Say that the parameters were written on the device: host arrays are void."""

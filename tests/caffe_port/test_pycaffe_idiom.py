@@ -9,6 +9,7 @@ import pytest
 import caffe_port as caffe
 from caffe_port import layers as L, params as P
 from surgery import upsample_filt
+from tests.vectors import net_of
 
 CLASSES = 4
 
@@ -220,6 +221,52 @@ def test_blobs_and_params_outlive_their_net():
     gc.collect()
     for array, copy in zip((score, blob.data, weight.data), kept):
         assert np.array_equal(array, copy)
+
+
+HELD = '''
+force_backward: true
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param {
+        num_output: 3 weight_filler { type: "xavier" } } }
+layer { name: "elu" type: "ELU" bottom: "ip" top: "ip" }
+layer { name: "twice" type: "Power" bottom: "ip" top: "twice" power_param { scale: 2 } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "twice" bottom: "data" top: "loss" }
+'''
+
+
+def test_arrays_that_are_held_show_what_is_computed_next():
+    net, fresh = net_of(HELD), net_of(HELD)
+    fresh.share_with(net)
+    data, ip, loss = (net.blobs[name].data for name in ('data', 'ip', 'loss'))
+    row, diffs = ip[0], {name: net.blobs[name].diff for name in ('data', 'ip')}
+    weight_diff = net.params['ip'][0].diff
+    for value in (1, 2, 3):
+        fresh.blobs['data'].data[...] = data[...] = value * image(value)[0, :2, :3]
+        net.clear_param_diffs()
+        fresh.clear_param_diffs()
+        for each in (net, fresh):
+            each.forward()
+            each.forward(start='elu')  # begins where it also writes
+            each.backward()
+        assert ip is net.blobs['ip'].data and np.shares_memory(row, ip)
+        assert np.array_equal(ip, fresh.blobs['ip'].data) and loss == fresh.blobs['loss'].data
+        for name, diff in diffs.items():
+            assert diff.any() and np.array_equal(diff, fresh.blobs[name].diff)
+        assert np.array_equal(weight_diff, fresh.params['ip'][0].diff)
+
+
+def test_a_solver_by_hand_holds_its_arrays():
+    net = net_of(HELD)
+    net.blobs['data'].data[...] = image()[0, :2, :3]
+    held = [(blob.data, blob.diff) for blob in net.params['ip']]
+    losses = []
+    for _ in range(30):
+        net.clear_param_diffs()
+        losses.append(float(net.forward()['loss']))
+        net.backward()
+        for data, diff in held:
+            data -= 0.02 * diff
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_nets_outlive_their_solver(files):
