@@ -61,6 +61,8 @@ class Node:
 
 
 MULTIPLIERS = 'lr_mult', 'decay_mult'
+# More bottoms or tops of one layer than any net has, so that no file asks for hours of work.
+MAX_ENDS = 1024
 
 
 @dataclass
@@ -110,6 +112,7 @@ class NetModule(nn.Module):
         self.nodes: list[Node] = []
         self.learnable: list[Learnable] = []
         self.inputs: list[str] = []
+        self.outputs: list[str] = []
         self.shapes: dict[str, Shape] = {}
         self.faces: list[ParamBlob] = []  # the params as a Net shows them
         self._owners: dict[str, tuple[Node, int, Learnable]] = {}
@@ -123,7 +126,7 @@ class NetModule(nn.Module):
         if not self.nodes:
             raise CaffeError(f'net "{param.name}": no layers in phase '
                              f'{"TEST" if state.phase else "TRAIN"}')
-        self.outputs = list(unread)
+        self.outputs.extend(unread)
         self._decide_backward(param.force_backward)
 
     def flush(self) -> None:
@@ -197,8 +200,9 @@ class NetModule(nn.Module):
             node.op.setup(*shapes)
             tops = node.op.top_shapes(*shapes)
         self._add_params(node)
-        # A name may come twice: keep both, the second under a key that no layer has.
-        key = own.name if own.name not in self._modules else f'{own.name}#{len(self.nodes)}'
+        # A name may come twice, or be the one that PyTorch assigns to: another key, then.
+        taken = own.name in self._modules or own.name == 'training'
+        key = f'{own.name}#{len(self.nodes)}' if taken else own.name
         self._modules[key] = node.op
         for name, shape in zip(own.top, tops):
             if name in self._values and name not in own.bottom:
@@ -232,6 +236,8 @@ class NetModule(nn.Module):
     def _check_counts(layer: LayerParameter, op_type: type[Op]) -> None:
         for what, names, (least, most) in (('bottoms', layer.bottom, op_type.bottoms),
                                            ('tops', layer.top, op_type.tops)):
+            if len(names) > MAX_ENDS:
+                raise CaffeError(f'{layer.name}: {len(names)} {what}, at most {MAX_ENDS}')
             if not least <= len(names) <= most:
                 wanted = (f'{least}' if least == most else f'{least} or more' if most == math.inf
                           else f'{least} to {most}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule, Node
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
+
+LOG = logging.getLogger('caffe_port')
 
 
 @dataclass
@@ -133,7 +136,8 @@ class Net:
                 end: str | None = None, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run the layers from `start` to `end`, both included (default: all).
 
-        Keywords fill input blobs first; they must name all of them, in their shapes.
+        Keywords fill input blobs first; they must name all of them, and broadcast to
+        their shapes from the same first dimension.
         Returns the output blobs (the tops of `end`, if given) and those named in
         `blobs`, as arrays; on the CPU these are the blobs' own memory.
         """
@@ -150,10 +154,13 @@ class Net:
 
     def _fill(self, name: str, array: np.ndarray) -> None:
         blob, array = self.blobs[name], np.asarray(array)
-        if array.shape != blob.shape:
+        try:
+            if array.shape[:1] != blob.shape[:1]:
+                raise ValueError('another first dimension')
+            blob.data[...] = array
+        except ValueError as error:
             raise CaffeError(f'forward: input {name} has shape {array.shape}, the blob '
-                             f'{blob.shape}; reshape the blob first')
-        blob.data[...] = array
+                             f'{blob.shape}; reshape the blob first') from error
 
     def _forward(self, first: int, last: int) -> None:
         """Run nodes first..last on the blobs, keeping what backward needs."""
@@ -321,14 +328,16 @@ class Net:
     def copy_from(self, weights: str | os.PathLike) -> None:
         """Copy parameters by layer name from a weight file; nothing on error.
 
-        Layers that only one side has are left as they are. Shapes must agree, but
-        for the 1s with which old files pad shapes to 4 axes.
+        Layers that only the net has are left as they are, those that only the file has
+        are logged. Shapes must agree, but for the 1s with which old files pad shapes to
+        4 axes.
         """
         planned = []
         for layer in caffemodel.read(weights):
-            target = self.params.get(layer.name)
-            if target is None or not layer.blobs:
+            if layer.name not in self.layer_dict:
+                LOG.info('Ignoring source layer %s', layer.name)
                 continue
+            target = self.params.get(layer.name, [])
             if len(layer.blobs) != len(target):
                 raise CaffeError(f'{weights}: {layer.name}: expected {len(target)} blobs, '
                                  f'found {len(layer.blobs)}')
@@ -343,7 +352,15 @@ class Net:
             blob.load(stored)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write net and parameters: .caffemodel, or HDF5 where the suffix is .h5."""
+        """Write net and parameters: .caffemodel, or HDF5 where the suffix is .h5.
+
+        Raises CaffeError if two layers with parameters share a name.
+        """
+        owners = [name for name, layer in zip(self._layer_names, self.layers) if layer.blobs]
+        twice = [name for name in self.params if owners.count(name) > 1]
+        if twice:
+            raise CaffeError(f'{path}: not written: two layers with parameters are named '
+                             f'"{twice[0]}", and weights are found by name')
         write = caffemodel.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
         write(path, self.module.param, {name: [blob.data for blob in blobs]
                                         for name, blobs in self.params.items()})

@@ -101,6 +101,14 @@ def test_inputs_by_keyword_must_be_those_of_the_net(net):
         net.forward(data=np.ones((1, 3, 9, 9)))
 
 
+def test_inputs_by_keyword_broadcast_from_one_batch_size(net):
+    net.forward(data=np.full((1, 1, 8, 1), 5))
+    assert (net.blobs['data'].data == 5).all()
+    for shape in ((), (3, 8, 8), (2, 3, 8, 8)):
+        with pytest.raises(caffe.CaffeError, match='reshape the blob first'):
+            net.forward(data=np.ones(shape))
+
+
 def test_reshape_carries_new_sizes_through_the_net(net):
     net.blobs['data'].reshape(2, 3, 11, 13)
     net.reshape()
@@ -132,6 +140,41 @@ def test_saved_weights_come_back_to_the_bit(net, tmp_path):
 def _written(folder) -> str:
     prototxt.write(prototxt.parse_net(TEXT), folder / 'net.prototxt')
     return str(folder / 'net.prototxt')
+
+
+def test_copy_from_names_the_layers_it_ignores_and_refuses_missing_blobs(net, tmp_path, caplog):
+    net.save(tmp_path / 'a.caffemodel')
+    other = net_of(TEXT.replace('name: "conv"', 'name: "another"'))
+    with caplog.at_level('INFO', 'caffe_port'):
+        other.copy_from(tmp_path / 'a.caffemodel')
+    assert [record.getMessage() for record in caplog.records] == ['Ignoring source layer conv']
+    caffemodel.write(tmp_path / 'b.caffemodel', net.module.param, {})
+    with pytest.raises(caffe.CaffeError, match='conv: expected 2 blobs, found 0'):
+        net.copy_from(tmp_path / 'b.caffemodel')
+
+
+def test_two_layers_of_one_name_are_not_saved_as_one(tmp_path):
+    ip = ('layer { name: "ip" type: "InnerProduct" bottom: "%s" top: "%s" '
+          'inner_product_param { num_output: 2 } }')
+    net = net_of(TEXT + ip % ('sum', 'a') + ip % ('a', 'b'))
+    with pytest.raises(caffe.CaffeError, match='two layers with parameters are named "ip"'):
+        net.save(tmp_path / 'a.caffemodel')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['outputs', 'training', 'nodes', 'forward', 'a.b', '#'])
+def test_layers_may_have_any_name(name):
+    net = net_of(TEXT.replace('name: "conv"', f'name: "{name}"'))
+    net.module.train()
+    net.module.eval()
+    assert net.outputs == ['sum'] and len(net.params[name]) == 2
+    assert len(net.module.state_dict()) == 2 and net.forward()['sum'].shape == (1, 4, 6, 6)
+
+
+def test_too_many_bottoms_are_refused_at_once():
+    many = 'bottom: "sum" ' * 100000
+    with pytest.raises(caffe.CaffeError, match='all: 100000 bottoms, at most 1024'):
+        net_of(TEXT + f'layer {{ name: "all" type: "Silence" {many} }}')
 
 
 def test_copy_from_refuses_other_shapes_and_copies_nothing(net, tmp_path):
