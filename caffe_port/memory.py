@@ -44,6 +44,7 @@ def collect(solver: 'SGDSolver') -> dict:
     streams, *others = parallel.gather(rng.get_state())
     return {
         'iter': solver.iter,
+        'type': solver.param.type,
         'streams': streams,
         'streams_of_other_ranks': others,
         'layers': {name: layer.state() for name, layer in _layers(solver)},

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterable, Iterator, Sequence
+from typing import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -351,9 +351,11 @@ class Net:
         for stored, blob in planned:
             blob.load(stored)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike,
+             diffs: Mapping[str, list[np.ndarray]] | None = None) -> None:
         """Write net and parameters: .caffemodel, or HDF5 where the suffix is .h5.
 
+        `diffs`, by layer as `params`, are stored beside the values.
         Raises CaffeError if two layers with parameters share a name.
         """
         owners = [name for name, layer in zip(self._layer_names, self.layers) if layer.blobs]
@@ -362,8 +364,8 @@ class Net:
             raise CaffeError(f'{path}: not written: two layers with parameters are named '
                              f'"{twice[0]}", and weights are found by name')
         write = caffemodel.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
-        write(path, self.module.param, {name: [blob.data for blob in blobs]
-                                        for name, blobs in self.params.items()})
+        write(path, self.module.param,
+              {name: [blob.data for blob in blobs] for name, blobs in self.params.items()}, diffs)
 
     def share_with(self, net: 'Net') -> None:
         """Use the memory of `net`'s parameters for layers of the same name."""

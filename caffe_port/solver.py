@@ -113,7 +113,10 @@ class SGDSolver:
             raise CaffeError(f'{self.where}: {len(p.test_state)} test_state for '
                              f'{len(sources)} test nets')
         states = list(p.test_state) or [NetState()] * len(sources)
-        return [self._net(source, mode.TEST, state) for source, state in zip(sources, states)]
+        nets = [self._net(source, mode.TEST, state) for source, state in zip(sources, states)]
+        for net in nets:
+            net.debug_info = p.debug_info
+        return nets
 
     # Stepping.
 
@@ -146,6 +149,8 @@ class SGDSolver:
                 self.test_all()
             for before, _ in self._callbacks:
                 before()
+            self.net.debug_info = bool(
+                p.debug_info and p.display and self.iter % p.display == 0)
             own = self._forward_backward()
             loss = own.clone()
             parallel.average([loss])
@@ -311,7 +316,8 @@ class SGDSolver:
         """Write <snapshot_prefix>_iter_<iter>.caffemodel and .solverstate (or .h5 twins).
 
         Each is there whole or not at all. A third file, .memory.json, holds what Caffe
-        forgets: data order, random streams, recent losses and `notes`.
+        forgets: data order, random streams, recent losses and `notes`. With snapshot_diff
+        the weights have the last update beside them, as Caffe's diffs then hold it.
         All ranks take part, rank 0 writes. Returns the path of the solver state.
         """
         self.check_losses()
@@ -328,12 +334,17 @@ class SGDSolver:
         except OSError as error:
             raise WriteError(f'{stem}: not written: {error.strerror}') from error
         LOG.info('Snapshotting to %s', model)
-        self.net.save(model)
+        self.net.save(model, self._last_update() if p.snapshot_diff else None)
         memory.save(memory.beside(state), remembered)
         write = caffemodel.write_state_hdf5 if hdf5 else caffemodel.write_state
         write(state, self.iter, model, self._update.arrays(), self.current_step)
         LOG.info('Snapshotting solver state to %s', state)
         return state
+
+    def _last_update(self) -> dict[str, list[np.ndarray]]:
+        moved = self._update.last()
+        return {name: [moved[id(blob.parameter)].reshape(blob.shape) for blob in blobs]
+                for name, blobs in self.net.params.items()}
 
     def restore(self, path: str | os.PathLike) -> None:
         """Take up iteration, weights and history from a .solverstate, Caffe's or ours.
@@ -345,6 +356,9 @@ class SGDSolver:
         state = caffemodel.read_state(path)
         self._update.check(state.history, path, self.net.name)
         remembered = memory.load(memory.beside(path), state.iter)
+        kind = (remembered or {}).get('type', self.param.type)
+        if kind != self.param.type:
+            raise CaffeError(f'{path}: of a solver of type {kind}, this one is {self.param.type}')
         before = memory.collect(self)
         try:
             if remembered is not None:

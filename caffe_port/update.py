@@ -31,6 +31,7 @@ class Update:
         self.param, self._learnable = param, learnable
         self._moved = [item for item in learnable if item.lr_mult != 0]
         self._history: dict[int, Tensor] = {}
+        self._before: dict[int, Tensor] = {}  # the history before, where `last` asks for it
 
     def apply(self, rate: float) -> None:
         """Average the gradients over ranks, clip them and move the parameters; collective."""
@@ -60,6 +61,8 @@ class Update:
                 self._history[i] = (self._history[i].to(weight.device) if i in self._history
                                     else torch.zeros_like(weight))
         history = [self._history[i] for i in members]
+        if self.param.snapshot_diff and self.param.type == 'Nesterov':
+            self._before.update((i, self._history[i].clone()) for i in members)
         if rate == 0:  # nothing to scale by, and nothing moves but by momentum
             torch._foreach_mul_(history, self.param.momentum)
             torch._foreach_sub_(weights, history)
@@ -89,6 +92,15 @@ class Update:
                  norm, limit, limit / norm)
         return limit / norm
 
+    def last(self) -> dict[int, np.ndarray]:
+        """What was last subtracted from each parameter, by its id; zeros for those at rest."""
+        last = {id(item.parameter): array for item, array in zip(self._learnable, self.arrays())}
+        momentum = self.param.momentum
+        for i, before in self._before.items():
+            moved = (1 + momentum) * self._history[i] - momentum * before
+            last[id(self._moved[i].parameter)] = moved.cpu().numpy()
+        return last
+
     def largest(self) -> list[tuple[float, torch.nn.Parameter]]:
         """The largest last change of each parameter that has been changed."""
         return [(float(tensor.abs().max()), self._moved[i].parameter)
@@ -104,8 +116,10 @@ class Update:
     def check(self, history: Sequence[StoredBlob], where: str | os.PathLike, net: str) -> None:
         """Raise CaffeError unless the history stored at `where` is one of these parameters."""
         if len(history) != len(self._learnable):
+            twice = '; twice as many are kept by AdaDelta and Adam'
             raise CaffeError(f'{where}: expected {len(self._learnable)} history blobs for net '
-                             f'"{net}", found {len(history)}')
+                             f'"{net}", found {len(history)}'
+                             + twice * (len(history) == 2 * len(self._learnable)))
         for i, (item, blob) in enumerate(zip(self._learnable, history)):
             if blob.count != item.parameter.numel():
                 raise CaffeError(f'{where}: history blob {i}: expected shape '

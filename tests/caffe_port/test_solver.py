@@ -12,10 +12,13 @@ from caffe_port.proto.caffe_pb2 import SolverParameter, SolverState
 from tests.vectors import GOLDEN, assert_close, load
 
 
-def solver_of(vector, prefix=None) -> caffe.SGDSolver:
+def solver_of(vector, prefix=None, **options) -> caffe.SGDSolver:
+    """The recorded solver with its first parameters, but for `options`; it snapshots on request."""
     param = text_format.Parse(str(vector['solver']), SolverParameter())
     param.train_net_param.CopyFrom(prototxt.parse_net(str(vector['net'])))
     param.snapshot = 0
+    for name, value in options.items():
+        setattr(param, name, value)
     if prefix is not None:
         param.snapshot_prefix = str(prefix)
     solver = caffe.SGDSolver(param)
