@@ -89,6 +89,8 @@ def _parser(doc: str, name: str, data: ModuleType,
         help='.solverstate to go on from, or `latest` for the newest whole one of --output')
     add('--keep', type=int, default=0, metavar='N',
         help='keep the newest N snapshots and the best one (default: all)')
+    add('--skip-bad-images', action='store_true',
+        help='train on the next image where one cannot be read, and list these at the end')
     add('--output', type=Path, metavar='DIR',
         help=f'where logs and pictures go (default: output/{name})')
     add('--snapshot-prefix', type=Path, metavar='PREFIX',
@@ -124,6 +126,7 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
         job = _sample_job(args, name, data)
     job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
+    job.skip_bad_images = args.skip_bad_images
     if parallel.restarted() and (job.resume is None or snapshots.states(job.prefix)):
         job.resume = LATEST
     return job

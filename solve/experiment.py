@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import resource
-import signal
-import sys
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator, Sequence
 
-import torch
-
 import caffe_port as caffe
 import surgery
-from caffe_port import caffemodel, memory, mode, parallel
+from caffe_port import caffemodel, memory, parallel
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
-from solve import plot, score, snapshots
-from solve.progress import progress
+from solve import plot, score, snapshots, symptoms
+from solve.datasets.layer import SegDataLayer
+from solve.watch import Watch
 
 LOG = logging.getLogger('caffe_port')
 # As a file to resume from: the newest whole snapshot of the run's own.
@@ -43,6 +36,7 @@ class Job:
     step: int | None = None          # between scorings, if not as published
     prefix: Path = Path()            # of snapshots; in the folder unless told otherwise
     keep: int = 0                    # snapshots to keep besides the best, 0 for all
+    skip_bad_images: bool = False    # in training go on with the next image
 
     def __post_init__(self) -> None:
         if self.prefix == Path():
@@ -61,7 +55,8 @@ class Job:
             param.max_iter = self.iterations
         snapshots.sweep(self.prefix)
         solver = caffe.SGDSolver(param)
-        self._watch = _Watch(solver, self.folder)
+        _data_layer(solver.net).skip_bad = self.skip_bad_images
+        self._watch = Watch(solver, self.folder)
         return solver
 
     def resumed(self, solver: caffe.SGDSolver) -> bool:
@@ -98,6 +93,8 @@ class Job:
         task's say which iteration is the best.
         """
         print(score.table(scores, classes), flush=True)
+        if (warning := symptoms.accuracy_at_chance(scores)) and not caffe.solver_rank():
+            self._watch.warn(warning)
         best = solver.notes.get('best')
         if best is None or scores.mean_iu > best['mean_iu']:
             solver.notes['best'] = {'iteration': solver.iter, 'mean_iu': scores.mean_iu}
@@ -123,6 +120,11 @@ class Job:
         `means` are the blobs with the pictures, by name, and what was subtracted from them.
         """
         parallel.first(lambda: self._draw(solver, means))
+        skipped: dict[str, str] = {}
+        for of_rank in parallel.gather(_data_layer(solver.net).skipped):
+            skipped.update(of_rank)
+        if skipped:
+            print(f'{len(skipped)} images were skipped:', *skipped.values(), sep='\n  ')
 
     def _draw(self, solver: caffe.SGDSolver, means: dict[str, Sequence[float]]) -> None:
         plot.curve([self.folder], self.folder / 'curve.png')
@@ -137,16 +139,14 @@ def _measured(scores: score.Scores) -> dict[str, float]:
                 fwavacc=scores.fwavacc)
 
 
-def _peak_memory() -> int:
-    """The most memory used so far, of the GPU where there is one, in bytes."""
-    if mode.device().type == 'cuda':
-        return torch.cuda.max_memory_allocated(mode.device())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def ids(net: caffe.Net) -> list[str]:
     """The images that the net's data layer goes through, in its order."""
-    return net.module.nodes[0].op.layer.ids
+    return _data_layer(net).ids
+
+
+def _data_layer(net: caffe.Net) -> SegDataLayer:
+    """The layer that feeds an experiment's net: it is the first."""
+    return net.module.nodes[0].op.layer
 
 
 def solver_param(constants: dict[str, Any]) -> SolverParameter:
@@ -183,84 +183,3 @@ def stored_net(path: Path) -> SimpleNamespace:
     """A weight file as surgery sees a net: `params`, blobs by layer."""
     return SimpleNamespace(params={layer.name: layer.blobs for layer in caffemodel.read(path)
                                    if layer.blobs})
-
-
-class _Watch:
-    """The progress line, the log in the run's folder, and the answer to signals."""
-
-    def __init__(self, solver: caffe.SGDSolver, folder: Path):
-        self.solver, self.folder = solver, folder
-        self.bar = None
-        self._action: str | None = None
-        self._stops: set[int] = set()
-        solver.requested_action = self._take_action
-        solver.add_callback(lambda: None, self._iteration)
-        LOG.handlers.clear()
-        if caffe.solver_rank():
-            return
-        try:
-            handler = logging.FileHandler(folder / 'caffe.log')
-        except OSError as error:
-            raise CaffeError(f'{folder}: not written to: {error.strerror}') from error
-        handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
-        LOG.addHandler(handler)
-
-    @contextmanager
-    def over(self, stops: Sequence[int]) -> Iterator[None]:
-        """Watch the run until the last of `stops`, the iterations at which it is scored."""
-        self._stops = set(stops)
-        self.bar = progress(total=stops[-1], initial=self.solver.iter, unit='it', desc='iteration')
-        self._clock = time.monotonic(), self.solver.iter
-        handlers = {signal.SIGINT: self._stop}
-        if hasattr(signal, 'SIGHUP'):
-            handlers[signal.SIGHUP] = self._snapshot
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self.bar.close()
-
-    def note(self, **values: float) -> None:
-        """Add a line to log.jsonl, and count the time from here for images per second."""
-        line = {'iteration': self.solver.iter, 'time': time.time(), **values}
-        try:
-            with open(self.folder / 'log.jsonl', 'a') as log:
-                log.write(json.dumps(line) + '\n')
-        except OSError as error:  # a full disk must not end the run
-            LOG.error('log.jsonl: not written: %s', error.strerror)
-        self._clock = time.monotonic(), self.solver.iter
-
-    def _iteration(self) -> None:
-        solver = self.solver
-        if caffe.solver_rank():
-            return
-        self.bar.update(1)
-        display = solver.param.display
-        if display and solver.iter % display == 0:
-            loss = solver.smoothed_loss
-            then, at = self._clock
-            images = (solver.iter - at) * solver.param.iter_size * caffe.solver_count()
-            pace = images / (time.monotonic() - then)
-            self.bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
-            self.note(lr=solver.rate(), loss=float(solver.losses[-1]), smoothed_loss=loss,
-                      images_per_second=pace, memory_bytes=_peak_memory())
-
-    def _take_action(self) -> str | None:
-        """What a signal asked for; a snapshot where scoring comes next, which may take long."""
-        action, self._action = self._action, None
-        return action or ('snapshot' if self.solver.iter in self._stops else None)
-
-    def _stop(self, *_) -> None:
-        iteration = self.solver.iter
-        if iteration in snapshots.states(Path(self.solver.param.snapshot_prefix)):
-            raise KeyboardInterrupt(f'stopped after iteration {iteration}, which is saved')
-        if self._action == 'stop':
-            raise KeyboardInterrupt('stopped at once')
-        self._action = 'stop'
-        print('\nStopping after this iteration, with a snapshot; again to stop at once.',
-              file=sys.stderr)
-
-    def _snapshot(self, *_) -> None:
-        self._action = self._action or 'snapshot'

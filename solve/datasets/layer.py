@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import math
 import random
 import secrets
@@ -18,6 +19,7 @@ from caffe_port import TRAIN, Layer, parallel
 from caffe_port.errors import CaffeError
 from solve.datasets.images import plain_name
 
+LOG = logging.getLogger('caffe_port')
 _REQUIRED = object()
 
 
@@ -149,11 +151,14 @@ class SegDataLayer(Layer):
     that train each takes its share of that order, as in Caffe. While the net works on an
     image, the next is read.
 
-    `current` is the id of the image that is in the tops.
+    `current` is the id of the image that is in the tops. An image that cannot be read
+    raises its CaffeError; with `skip_bad` the next one takes its place, and `skipped`
+    says why, by id.
     """
 
     top_names: ClassVar[tuple[str, ...]] = ('data', 'label')
     current: str | None = None
+    skip_bad: bool = False
 
     def open(self, params: Params) -> list[str]:
         """Take what `load` needs from `params` and return the ids of the split."""
@@ -179,16 +184,20 @@ class SegDataLayer(Layer):
         self._order = Order(len(self.ids), drawn, seed)
         self._now: tuple[np.ndarray, ...] | None = None
         self._ahead: Future | None = None
+        self.skipped: dict[str, str] = {}
         if parallel.solver_count() > 1 and self.phase == TRAIN:
             self._share(parallel.solver_rank(), parallel.solver_count())
 
     def reshape(self, bottom, top) -> None:
         """Have the current image and give the tops its size."""
-        if self._now is None:
+        while self._now is None:
             name = self.ids[self._order.index]
             ahead, self._ahead = self._ahead, None
-            self._now = ahead.result() if ahead else self.load(name)
-            self.current = name
+            try:
+                self._now = ahead.result() if ahead else self.load(name)
+                self.current = name
+            except CaffeError as error:
+                self._skip(name, error)
         for blob, array in zip(top, self._now):
             blob.reshape(*array.shape)
 
@@ -199,6 +208,15 @@ class SegDataLayer(Layer):
         self._now = None
         self._order.advance()
         self._ahead = start(self.load, self.ids[self._order.index])
+
+    def _skip(self, name: str, error: CaffeError) -> None:
+        """Go on to the next image, if that is wanted and there may be one."""
+        if not self.skip_bad or {*self.skipped, name} == set(self.ids):
+            raise error
+        if name not in self.skipped:
+            LOG.warning('Skipped: %s', error)
+        self.skipped[name] = str(error)
+        self._order.advance()
 
     def backward(self, top, propagate_down, bottom) -> None:
         """Data has no gradient."""
@@ -225,14 +243,18 @@ class SegDataLayer(Layer):
 
     def state(self) -> dict:
         """The place in the data order, as plain values that JSON can hold."""
-        return self._order.state()
+        return {**self._order.state(), 'skipped': dict(self.skipped)}
 
     def set_state(self, state: dict) -> None:
         """Go on from a state() of a layer with the same images.
 
         Raises CaffeError, and changes nothing, if it is of another list or malformed.
         """
+        skipped = state.get('skipped', {}) if isinstance(state, dict) else {}
+        if not isinstance(skipped, dict):
+            raise CaffeError(f'state of the data order: skipped is {skipped!r}, not a dict')
         self._order.set_state(state)
+        self.skipped = dict(skipped)
         self._now = self._ahead = None
 
     def __getstate__(self) -> dict:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 import caffe_port as caffe
 from caffe_port.errors import WriteError
 from nets import vgg16
-from solve import snapshots
+from solve import experiment, snapshots, symptoms, voc_fcn32s
 from solve.datasets import sample, voc
+from solve.datasets.layer import SegDataLayer
 from tests.vectors import load
 from tests.caffe_port.test_solver import follow, solver_of
 
@@ -76,6 +78,74 @@ def test_killed_at_random_moments_and_resumed_the_end_is_the_same_to_the_bit(dat
     assert end.returncode == 0, error
     assert last(killed) == last(tmp_path / 'straight')
     assert not list(killed.glob('snapshot/.*')), 'half-written files were swept'
+
+
+def job_in(folder, data, **options) -> experiment.Job:
+    return experiment.Job(
+        'faults', folder, [data / 'vgg.caffemodel'],
+        net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'),
+                 voc_dir=str(data / 'sample/pascal/VOC2011'), width=2, fc=8),
+        **{'iterations': 6, 'step': 6, 'constants': dict(snapshot=3, random_seed=5), **options})
+
+
+@pytest.fixture
+def damaged(data, tmp_path):
+    """The data with two broken images, where they are, and the order of all; the first is whole."""
+    copy, folder = tmp_path / 'data', tmp_path / 'out'
+    shutil.copytree(data, copy)
+    folder.mkdir()
+    images = copy / 'sample/sbdd/dataset/img'
+    ids = (copy / 'sample/sbdd/dataset/train.txt').read_text().split()
+    order = random.Random(1337)
+    drawn = [ids[int(order.random() * len(ids))] for _ in range(20)]
+    bad = [*dict.fromkeys(drawn)][1:3]
+    for name in bad:
+        (images / f'{name}.jpg').write_bytes(b'no image')
+    return copy, folder, drawn, bad
+
+
+def test_an_image_that_cannot_be_read_ends_the_run_and_is_named(damaged):
+    data, folder, _, bad = damaged
+    with pytest.raises(caffe.CaffeError, match=f'{bad[0]}.jpg: not a JPEG'):
+        voc_fcn32s.solve(job_in(folder, data))
+
+
+def test_on_request_such_images_are_skipped_and_listed_also_after_a_resume(
+        damaged, capsys, caplog):
+    data, folder, drawn, bad = damaged
+    seen = []
+    plain = SegDataLayer.forward
+
+    def forward(layer, bottom, top):
+        seen.extend([layer.current] if 'train' in layer.split else [])
+        plain(layer, bottom, top)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegDataLayer, 'forward', forward)
+        voc_fcn32s.solve(job_in(folder, data, iterations=3, step=3, skip_bad_images=True))
+        capsys.readouterr()
+        voc_fcn32s.solve(job_in(folder, data, resume=experiment.LATEST, skip_bad_images=True))
+    assert seen == [name for name in drawn if name not in bad][:6]
+    listed = capsys.readouterr().out.partition('images were skipped:')
+    assert listed[0].endswith('2 ') and all(f'{name}.jpg: not a JPEG' in listed[2] for name in bad)
+
+
+def test_where_no_image_can_be_read_skipping_ends_too(damaged):
+    data, folder, _, _ = damaged
+    for path in (data / 'sample/sbdd/dataset/img').iterdir():
+        path.write_bytes(b'')
+    with pytest.raises(caffe.CaffeError, match='not a JPEG'):
+        voc_fcn32s.solve(job_in(folder, data, skip_bad_images=True))
+
+
+def test_a_run_that_does_not_learn_is_told_why_it_may_be(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(symptoms, 'PATIENCE', 4)
+    voc_fcn32s.solve(job_in(tmp_path, data, constants=dict(
+        snapshot=3, random_seed=5, display=2, base_lr=1e-20)))
+    said, log = capsys.readouterr().err, (tmp_path / 'caffe.log').read_text()
+    for words in ('loss has stayed at ln(21) = 3.0445 per pixel since iteration 0',
+                  'the mean accuracy is '):
+        assert words in said and words in log
 
 
 def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(

@@ -146,7 +146,7 @@ def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_
     before = memory.collect(solver)
     caffemodel.write(snapshots.model_of(state), solver.net.module.param,
                      {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]})
-    with pytest.raises(caffe.CaffeError, match='fc7: blob 0: expected'):
+    with pytest.raises(caffe.CaffeError, match='conv1_1: expected 2 blobs, found 0'):
         solver.restore(state)
     after = memory.collect(solver)
     assert solver.iter == 2 and after['layers'] == before['layers']
