@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 from caffe_port import prototxt
 from caffe_port.errors import CaffeError
@@ -17,11 +17,11 @@ LEARNT = [dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)]
 FIXED = [dict(lr_mult=0)]
 
 
-def conv_relu(bottom: Top, nout: int, ks: int = 3, stride: int = 1, pad: int = 1,
-              **fillers: Any) -> tuple[Top, Top]:
+def conv_relu(bottom: Top, nout: int, ks: int = 3, stride: int = 1,
+              pad: int = 1) -> tuple[Top, Top]:
     """A learnt convolution and its ReLU in place."""
     conv = L.Convolution(bottom, kernel_size=ks, stride=stride, num_output=nout, pad=pad,
-                         param=LEARNT, **fillers)
+                         param=LEARNT)
     return conv, L.ReLU(conv, in_place=True)
 
 

@@ -5,15 +5,13 @@ Source: Simonyan and Zisserman 2015, ILSVRC 16 layers, as in Caffe's model zoo.
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffe_port.net_spec import NetSpec, Top, layers as L
 from caffe_port.proto import caffe_pb2
 from nets import data
 from nets.atoms import LEARNT, conv_relu, dropout, max_pool, score
 
 
-def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '', **fillers: Any) -> Top:
+def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '') -> Top:
     """Add conv1_2 to pool5 on top of `relu1_1` and return pool5, at a 32nd of the size.
 
     conv1_1 stays with the caller, as its input and its padding are the net's own.
@@ -23,51 +21,32 @@ def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '', **fillers
     for block, (convs, nout) in enumerate(zip((2, 2, 3, 3, 3), (1, 2, 4, 8, 8)), start=1):
         for conv in range(2 if block == 1 else 1, convs + 1):
             name = f'{block}_{conv}{suffix}'
-            n['conv' + name], n['relu' + name] = conv_relu(bottom, nout * width, **fillers)
+            n['conv' + name], n['relu' + name] = conv_relu(bottom, nout * width)
             bottom = n['relu' + name]
         bottom = n[f'pool{block}{suffix}'] = max_pool(bottom)
     return bottom
 
 
 def classifier(num_classes: int = 1000, width: int = 64, fc: int = 4096, size: int = 224,
-               split: str = 'deploy', source: tuple[Top, Top] | None = None, batch: int = 10,
-               drop: float = 0.5, **fillers: Any) -> caffe_pb2.NetParameter:
-    """The whole image's class: VGG16 with fully connected fc6, fc7 and fc8.
-
-    split 'deploy' ends in the probabilities `prob`, batch x num_classes; any other
-    in `loss`, over the integer labels of the images. `source` is the pair of tops
-    (data, label) to train on, from a layer of the caller's; without it they are
-    inputs: batch x 3 x size x size, BGR, and batch. `fillers` (weight_filler=,
-    bias_filler=) start every layer, for a net that is trained from nothing.
-
-    Narrow nets have little to spare: give them a `drop`, the share of fc6 and fc7 that
-    dropout takes, below the official half.
+               batch: int = 10) -> caffe_pb2.NetParameter:
+    """VGG16 as deployed: `data`, batch x 3 x size x size BGR, to `prob`, batch x num_classes.
 
     At size 224 fc6 sees 7 x 7 pixels: its weights are those of an FCN's fc6.
     """
     n = NetSpec()
-    if split != 'deploy' and source:
-        n.data, n.label = source
-    else:
-        n.data = L.Input(shape=dict(dim=[batch, 3, size, size]))
-        if split != 'deploy':
-            n.label = L.Input(shape=dict(dim=[batch]))
+    n.data = L.Input(shape=dict(dim=[batch, 3, size, size]))
 
-    n.conv1_1, n.relu1_1 = conv_relu(n.data, width, **fillers)
-    trunk(n, n.relu1_1, width, **fillers)
+    n.conv1_1, n.relu1_1 = conv_relu(n.data, width)
+    trunk(n, n.relu1_1, width)
 
-    n.fc6 = _fully_connected(n.pool5, fc, **fillers)
+    n.fc6 = L.InnerProduct(n.pool5, num_output=fc, param=LEARNT)
     n.relu6 = L.ReLU(n.fc6, in_place=True)
-    n.drop6 = dropout(n.relu6, drop)
-    n.fc7 = _fully_connected(n.drop6, fc, **fillers)
+    n.drop6 = dropout(n.relu6)
+    n.fc7 = L.InnerProduct(n.drop6, num_output=fc, param=LEARNT)
     n.relu7 = L.ReLU(n.fc7, in_place=True)
-    n.drop7 = dropout(n.relu7, drop)
-    n.fc8 = _fully_connected(n.drop7, num_classes, **fillers)
-
-    if split == 'deploy':
-        n.prob = L.Softmax(n.fc8)
-    else:
-        n.loss = L.SoftmaxWithLoss(n.fc8, n.label)
+    n.drop7 = dropout(n.relu7)
+    n.fc8 = L.InnerProduct(n.drop7, num_output=num_classes, param=LEARNT)
+    n.prob = L.Softmax(n.fc8)
     return n.to_proto()
 
 
@@ -91,7 +70,3 @@ def fully_conv(num_classes: int = 1000, width: int = 64, fc: int = 4096) -> caff
     n.fc8 = score(n.drop7, num_classes)
     n.prob = L.Softmax(n.fc8)
     return n.to_proto()
-
-
-def _fully_connected(bottom: Top, nout: int, **fillers: Any) -> Top:
-    return L.InnerProduct(bottom, num_output=nout, param=LEARNT, **fillers)

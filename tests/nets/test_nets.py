@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format, text_format
 
-from caffe_port.net_spec import layers as L
 from caffe_port.proto import caffe_pb2
 from nets import caffenet, googlenet, vgg16
 
@@ -185,24 +184,3 @@ def test_a_fully_convolutional_form_is_the_classifier_but_for_its_convolutions(n
         assert (new.weight_filler, new.bias_filler) == (old.weight_filler, old.bias_filler)
         assert (layers[name].bottom, layers[name].top, list(layers[name].param)) == (
             before[name].bottom, before[name].top, list(before[name].param))
-
-
-def test_vgg16_can_be_trained_from_nothing():
-    net = vgg16.classifier(20, width=8, fc=32, size=96, split='train', batch=4,
-                           weight_filler=dict(type='msra'))
-    assert [list(layer.input_param.shape[0].dim) for layer in net.layer[:2]] == [
-        [4, 3, 96, 96], [4]]
-    assert (net.layer[-1].type, list(net.layer[-1].bottom)) == ('SoftmaxWithLoss', ['fc8', 'label'])
-    params = [layer.convolution_param if layer.type == 'Convolution' else layer.inner_product_param
-              for layer in net.layer if layer.type in ('Convolution', 'InnerProduct')]
-    assert [param.weight_filler.type for param in params] == ['msra'] * 16
-    assert [param.num_output for param in params] == [
-        8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64, 32, 32, 20]
-
-
-def test_vgg16_can_be_trained_on_the_callers_data():
-    source = L.Python(module='mine', layer='Images', ntop=2)
-    net = vgg16.classifier(split='train', source=source)
-    assert (net.layer[0].type, list(net.layer[0].top)) == ('Python', ['data', 'label'])
-    assert (net.layer[1].name, list(net.layer[-1].bottom)) == ('conv1_1', ['fc8', 'label'])
-    assert vgg16.classifier(source=source).layer[0].type == 'Input'

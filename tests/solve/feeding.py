@@ -1,10 +1,13 @@
 """What the tests of data layers share: layers run as nets run them, and files to feed them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
+import caffe_port as caffe
 from caffe_port import Blob
+from nets import vgg16
 from tests.vectors import FACTS
 
 GIF = b'GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;'
@@ -51,3 +54,14 @@ def official_params(module):
             for net in nets.values() for phase in ('train_net', 'test_net')
             for layer in net[phase]
             if layer['type'] == 'Python' and layer['python_param']['module'] == module]
+
+
+def random_classifier(path: Path, width: int = 2, fc: int = 8) -> Path:
+    """Save a narrow VGG16 classifier of random weights."""
+    random, net = np.random.RandomState(3), caffe.Net(
+        vgg16.classifier(21, width, fc, size=193, batch=1), caffe.TEST)
+    for weight, _ in net.params.values():
+        fan_in = np.prod(weight.shape[1:])
+        weight.data[...] = random.randn(*weight.shape) * np.sqrt(2 / fan_in)
+    net.save(path)
+    return path

@@ -12,10 +12,10 @@ import pytest
 
 import caffe_port as caffe
 from caffe_port.errors import WriteError
-from nets import vgg16
 from solve import experiment, snapshots, symptoms, voc_fcn32s
 from solve.datasets import sample, voc
 from solve.datasets.layer import SegDataLayer
+from tests.solve.feeding import random_classifier
 from tests.vectors import load
 from tests.caffe_port.test_solver import follow, solver_of
 
@@ -44,9 +44,7 @@ def data(tmp_path_factory):
     drawn = sample.draw(folder / 'sample', train=4, val=2)
     listed = voc.seg11valid(drawn.voc_dir, drawn.sbdd_dir, expected=None)
     voc.segmentation_list(drawn.voc_dir, 'seg11valid').write_text('\n'.join(listed))
-    caffe.set_random_seed(3)
-    net = caffe.Net(vgg16.classifier(21, 2, 8, 193, weight_filler=dict(type='msra')), caffe.TEST)
-    net.save(folder / 'vgg.caffemodel')
+    random_classifier(folder / 'vgg.caffemodel')
     return folder
 
 

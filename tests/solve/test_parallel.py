@@ -16,11 +16,12 @@ import pytest
 
 import caffe_port as caffe
 from caffe_port import caffemodel, memory, parallel
-from nets import vgg16, voc_fcn32s as net_file
+from nets import voc_fcn32s as net_file
 from solve import command, experiment, score, snapshots, voc_fcn32s
 from solve.datasets import sample, voc
 from solve.datasets.layer import Order, SegDataLayer
 from tests.caffe_port.test_parallel import ROOT, ends, start
+from tests.solve.feeding import random_classifier
 from tests.vectors import assert_close
 
 TRAIN, VAL, SEED = 4, 3, 5
@@ -33,9 +34,7 @@ def data(tmp_path_factory) -> Path:
     drawn = sample.draw(folder / 'sample', train=TRAIN, val=VAL)
     listed = voc.seg11valid(drawn.voc_dir, drawn.sbdd_dir, expected=None)
     voc.segmentation_list(drawn.voc_dir, 'seg11valid').write_text('\n'.join(listed))
-    caffe.set_random_seed(3)
-    net = caffe.Net(vgg16.classifier(21, 2, 8, 193, weight_filler=dict(type='msra')), caffe.TEST)
-    net.save(folder / 'vgg.caffemodel')
+    random_classifier(folder / 'vgg.caffemodel')
     return folder
 
 

@@ -10,9 +10,10 @@ import pytest
 import caffe_port as caffe
 import surgery
 from caffe_port import caffemodel, memory, rng
-from nets import vgg16, voc_fcn32s as net_file
+from nets import voc_fcn32s as net_file
 from solve import command, experiment, snapshots, voc_fcn32s
 from solve.datasets import sample, voc
+from tests.solve.feeding import random_classifier
 from tests.vectors import FACTS
 
 WIDTH, FC = 2, 8
@@ -25,11 +26,8 @@ def places(tmp_path_factory):
     data = sample.draw(folder / 'data', train=4, val=2)
     listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
     voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(listed))
-    caffe.set_random_seed(3)
-    net = caffe.Net(vgg16.classifier(21, WIDTH, FC, 193, weight_filler=dict(type='msra')),
-                    caffe.TEST)
-    net.save(folder / 'vgg.caffemodel')
-    return dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir)), folder / 'vgg.caffemodel'
+    return (dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir)),
+            random_classifier(folder / 'vgg.caffemodel', WIDTH, FC))
 
 
 def job_in(folder, places, **changes) -> experiment.Job:
