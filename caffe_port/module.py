@@ -181,8 +181,7 @@ class NetModule(nn.Module):
         if not own.HasField('phase'):
             own.phase = phase
         if own.type not in LAYER_TYPES:
-            hint = (f'; {own.type} reads files that belong to Caffe: feed the net through an '
-                    'Input or a Python layer instead') if own.type in FED_TYPES else ''
+            hint = f'; {own.type} {FED_TYPES[own.type]}' if own.type in FED_TYPES else ''
             raise CaffeError(f'{own.name}: no layer type "{own.type}"{hint}; there are '
                              + ', '.join(sorted(LAYER_TYPES)))
         op_type = LAYER_TYPES[own.type]

@@ -16,30 +16,53 @@ from PIL import Image
 from scipy import ndimage
 
 from caffe_port.errors import CaffeError
-from caffe_port.proto.caffe_pb2 import BlobProto, BlobProtoVector, Datum
+from caffe_port.proto import caffe_pb2
+
+# The luminance of linear RGB after ITU-R BT.709, as skimage's rgb2gray weighs it.
+LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 
 
 def load_image(filename: str | os.PathLike, color: bool = True) -> np.ndarray:
     """Read an image: H x W x 3 (H x W x 1 if not color) float32, RGB, from 0 to 1.
 
+    Grey images of 16 bits keep them all; without `color`, colours become their luminance.
+
     Raises CaffeError if the file is missing or no image.
     """
     try:
         with Image.open(filename) as image:
-            pixels = np.asarray(image.convert('RGB' if color else 'L'), np.float32) / 255
+            pixels = _pixels(image)
     except Exception as error:  # decoders raise whatever a broken file leads them to
         raise CaffeError(f'{filename}: not read as an image: {error}') from error
-    return pixels if color else pixels[..., np.newaxis]
+    if color:
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    elif pixels.shape[2] == 3:
+        pixels = (pixels @ LUMINANCE)[..., np.newaxis]
+    return np.ascontiguousarray(pixels, np.float32)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """The pixels from 0 to 1: H x W x 3, or H x W x 1 of a grey image; alpha is left out."""
+    # Of 16-bit files older versions of Pillow make mode I, for which PNG has no other use.
+    if image.mode.startswith('I;16') or (image.mode, image.format) == ('I', 'PNG'):
+        return np.asarray(image, np.float64)[..., np.newaxis] / 65535
+    mode = 'L' if image.mode in ('1', 'L') else 'RGB'
+    return np.atleast_3d(np.asarray(image.convert(mode), np.float64)) / 255
 
 
 def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
     """Resize an H x W x K image to `new_dims` (height, width) by splines of an order.
 
-    Pixels count as squares, so their corners stay in place. Returns float32.
+    As in pycaffe, with 1 or 3 channels pixels count as squares, whose corners stay in
+    place, and no value leaves the image's range; with others pixels count as points, and
+    the outermost stay in place. Returns float32.
     """
     factors = (new_dims[0] / im.shape[0], new_dims[1] / im.shape[1], 1)
-    return ndimage.zoom(im.astype(np.float32), factors, order=interp_order, mode='mirror',
-                        grid_mode=True)
+    if im.shape[-1] not in (1, 3):
+        return ndimage.zoom(im, factors, order=interp_order).astype(np.float32)
+    im = im.astype(np.float32)
+    resized = ndimage.zoom(im, factors, order=interp_order, mode='mirror', grid_mode=True)
+    return resized.clip(im.min(), im.max())
 
 
 class Transformer:
@@ -152,7 +175,7 @@ def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.nda
     return np.array(crops, np.float32)
 
 
-def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> np.ndarray:
+def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
     """The data (or diff) of a BlobProto as a float array of its shape, legacy shapes 4-D."""
     double = blob.double_diff if return_diff else blob.double_data
     values = np.array(double if len(double) else (blob.diff if return_diff else blob.data))
@@ -167,9 +190,9 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> np.ndarray
     return values.reshape(shape)
 
 
-def array_to_blobproto(arr: np.ndarray, diff: np.ndarray | None = None) -> BlobProto:
+def array_to_blobproto(arr: np.ndarray, diff: np.ndarray | None = None) -> caffe_pb2.BlobProto:
     """An array (and its gradient) as a BlobProto."""
-    blob = BlobProto()
+    blob = caffe_pb2.BlobProto()
     blob.shape.dim.extend(arr.shape)
     blob.data.extend(arr.astype(float).flat)
     if diff is not None:
@@ -179,7 +202,7 @@ def array_to_blobproto(arr: np.ndarray, diff: np.ndarray | None = None) -> BlobP
 
 def arraylist_to_blobprotovector_str(arraylist: Sequence[np.ndarray]) -> bytes:
     """Arrays as a serialized BlobProtoVector."""
-    vector = BlobProtoVector()
+    vector = caffe_pb2.BlobProtoVector()
     vector.blobs.extend(array_to_blobproto(array) for array in arraylist)
     return vector.SerializeToString()
 
@@ -187,20 +210,20 @@ def arraylist_to_blobprotovector_str(arraylist: Sequence[np.ndarray]) -> bytes:
 def blobprotovector_str_to_arraylist(string: bytes) -> list[np.ndarray]:
     """The arrays of a serialized BlobProtoVector; CaffeError if it is none."""
     try:
-        blobs = BlobProtoVector.FromString(string).blobs
+        blobs = caffe_pb2.BlobProtoVector.FromString(string).blobs
     except DecodeError as error:
         raise CaffeError(f'{len(string)} bytes are no BlobProtoVector: {error}') from error
     return [blobproto_to_array(blob) for blob in blobs]
 
 
-def array_to_datum(arr: np.ndarray, label: int | None = None) -> Datum:
+def array_to_datum(arr: np.ndarray, label: int | None = None) -> caffe_pb2.Datum:
     """A K x H x W array as a Datum: uint8 as bytes, others as float_data.
 
     Raises CaffeError for another number of axes.
     """
     if arr.ndim != 3:
         raise CaffeError(f'array_to_datum: 3 axes expected, the array has shape {arr.shape}')
-    datum = Datum(channels=arr.shape[0], height=arr.shape[1], width=arr.shape[2])
+    datum = caffe_pb2.Datum(channels=arr.shape[0], height=arr.shape[1], width=arr.shape[2])
     if arr.dtype == np.uint8:
         datum.data = arr.tobytes()
     else:
@@ -210,7 +233,7 @@ def array_to_datum(arr: np.ndarray, label: int | None = None) -> Datum:
     return datum
 
 
-def datum_to_array(datum: Datum) -> np.ndarray:
+def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
     """The K x H x W array of a Datum: uint8, or float where it holds float_data."""
     values = np.frombuffer(datum.data, np.uint8) if len(datum.data) else np.array(
         datum.float_data).astype(float)

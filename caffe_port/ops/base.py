@@ -68,9 +68,10 @@ class Op(nn.Module):
         Runs `forward` on tensors without memory: there is no second formula for shapes.
         """
         bottoms = tuple(torch.empty(shape, device='meta') for shape in shapes)
-        blobs = {name: p.to('meta') for name, p in self._parameters.items() if p is not None}
+        own = {name: tensor.to('meta') for name, tensor
+               in (*self._parameters.items(), *self._buffers.items()) if tensor is not None}
         with torch.no_grad():
-            tops = torch.func.functional_call(self, blobs, bottoms)
+            tops = torch.func.functional_call(self, own, bottoms)
         return [tuple(top.shape) for top in as_tuple(tops)]
 
     def add_blob(self, name: str, shape: Sequence[int],
@@ -121,6 +122,16 @@ def axis_of(axis: int, axes: int, what: str = 'axis') -> int:
     if not -axes <= axis < axes:
         raise CaffeError(f'{what} {axis} is outside a blob of {axes} axes')
     return axis % axes
+
+
+def indices(values: Tensor, size: int, what: str) -> Tensor:
+    """Whole numbers that a blob keeps as floats, as indices; CaffeError outside 0..size-1."""
+    whole = values.detach().long()
+    if whole.numel() and not (whole.is_meta or torch.compiler.is_compiling()):
+        low, high = (int(end) for end in whole.aminmax())
+        if low < 0 or high >= size:
+            raise CaffeError(f'{what} {low if low < 0 else high} is outside 0..{size - 1}')
+    return whole
 
 
 def per_axis(values: Sequence[int], axes: int, default: int | None, what: str) -> Shape:

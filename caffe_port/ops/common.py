@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_port.errors import CaffeError
-from caffe_port.ops.base import Op, Shape, axis_of
+from caffe_port.ops.base import Op, Shape, axis_of, indices
 from caffe_port.proto.caffe_pb2 import EltwiseParameter, ReductionParameter
 
 
@@ -186,6 +186,67 @@ class InnerProduct(Op):
                      f'bottom {tuple(bottom.shape)} has {flat.shape[-1]} values from axis '
                      f'{self.axis} on, expected {inputs}')
         return F.linear(flat, self.weight.t() if self.transpose else self.weight, self.bias)
+
+
+class Embed(Op):
+    """Row i of the weight (input_dim x num_output), plus the bias, for each i in the bottom,
+    as embed_layer.cpp: the top has one axis more."""
+
+    forceable = (False,)
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.embed_param
+        self.require(p.num_output > 0 and p.input_dim > 0,
+                     f'num_output {p.num_output} and input_dim {p.input_dim} must be positive')
+        self.add_blob('weight', (p.input_dim, p.num_output), p.weight_filler)
+        if p.bias_term:
+            self.add_blob('bias', (p.num_output,), p.bias_filler)
+        else:
+            self.bias = None
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        top = F.embedding(indices(bottom, self.weight.shape[0], 'index'), self.weight)
+        return top if self.bias is None else top + self.bias
+
+
+class BatchReindex(Op):
+    """Items of the first bottom in the order of the second's indices, each as often as it
+    is named there, as batch_reindex_layer.cpp."""
+
+    bottoms = (2, 2)
+    forceable = (True, False)
+
+    def forward(self, bottom: Tensor, order: Tensor) -> Tensor:
+        self.require(order.dim() == 1, f'the indices {tuple(order.shape)} must have 1 axis')
+        return bottom.index_select(0, indices(order, bottom.shape[0], 'index'))
+
+
+class Filter(Op):
+    """The items of each bottom for which the last bottom is not 0, as filter_layer.cpp.
+
+    How many there are shows in forward; until then the tops have the bottoms' shapes.
+    """
+
+    bottoms, tops = (2, math.inf), (1, math.inf)
+
+    def setup(self, *shapes: Shape) -> None:
+        self.require(self.top_count == len(shapes) - 1,
+                     f'{self.top_count} tops for {len(shapes) - 1} bottoms and the selector')
+
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
+        *shapes, selector = shapes
+        self.require(len(selector) > 0 and math.prod(selector[1:]) == 1,
+                     f'selector {selector} must hold one value per item')
+        for shape in shapes:
+            self.require(shape[:1] == selector[:1],
+                         f'{selector[0]} values in the selector for bottom {shape}')
+        return shapes
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        self.top_shapes(*(tuple(bottom.shape) for bottom in bottoms))
+        *bottoms, selector = bottoms
+        kept = selector.detach().flatten().nonzero().flatten()
+        return tuple(bottom.index_select(0, kept) for bottom in bottoms)
 
 
 class Parameter(Op):

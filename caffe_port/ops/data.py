@@ -1,4 +1,4 @@
-"""Where blobs come from: Input; the types that read databases say what to use instead."""
+"""Where blobs come from: Input, DummyData; and what to use in place of databases and files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from caffe_port.ops.base import Op, Shape
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
 
-# Types that read databases or files of Caffe's own; nothing here stands in for them.
-FED_TYPES = ('Data', 'ImageData', 'HDF5Data', 'HDF5Output', 'WindowData', 'MemoryData')
+# Types that nothing here stands in for: what each does, and what to do instead.
+FED_TYPES = {
+    **dict.fromkeys(('Data', 'ImageData', 'HDF5Data', 'WindowData'),
+                    'reads a database or files of Caffe\'s own: feed the net through an Input '
+                    'or a Python layer instead'),
+    'MemoryData': 'takes its values from the program: feed the net through an Input or a '
+                  'DummyData layer instead',
+    'HDF5Output': 'writes a file: take the blobs from net.blobs instead'}
 
 
 class Input(Op):

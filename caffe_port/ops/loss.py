@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.ops.base import Op, Shape, axis_of
-from caffe_port.proto.caffe_pb2 import LossParameter
+from caffe_port import caffemodel
+from caffe_port.errors import CaffeError
+from caffe_port.ops.base import Op, Shape, axis_of, indices
+from caffe_port.proto.caffe_pb2 import HingeLossParameter, LossParameter
 
 # -log of the smallest normal float32, below which Caffe's loss does not see a probability.
 LARGEST_NLL = -math.log(1.17549435e-38)
+# InfogainLoss and MultinomialLogisticLoss see none below this.
+LEAST_PROBABILITY = 1e-20
 
 
 def normalization_of(param: LossParameter, fallback: int = LossParameter.VALID) -> int:
@@ -28,6 +32,18 @@ def divisor(mode: int, full: int, batch: int, valid: Tensor | int) -> Tensor | f
         return valid.clamp(min=1)
     return max(1, {LossParameter.FULL: full, LossParameter.VALID: valid,
                    LossParameter.BATCH_SIZE: batch, LossParameter.NONE: 1}[mode])
+
+
+def labels_along(labels: Tensor, scores: Tensor, axis: int) -> Tensor:
+    """The label of every position, whole, in the scores' shape without `axis`.
+
+    Raises CaffeError for another number of labels than positions.
+    """
+    rest = scores.shape[:axis] + scores.shape[axis + 1:]
+    if labels.numel() != rest.numel():
+        raise CaffeError(f'{tuple(labels.shape)} labels for scores {tuple(scores.shape)}: '
+                         f'{labels.numel()}, expected {rest.numel()}')
+    return labels.detach().reshape(rest).long()
 
 
 class SoftmaxWithLoss(Op):
@@ -51,13 +67,8 @@ class SoftmaxWithLoss(Op):
 
     def forward(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         log_prob = F.log_softmax(scores, self.axis)
-        classes = scores.shape[self.axis]
-        positions = scores.numel() // classes if classes else 0
-        self.require(labels.numel() == positions,
-                     f'{tuple(labels.shape)} labels for scores {tuple(scores.shape)}: '
-                     f'{labels.numel()}, expected {positions}')
-        rest = log_prob.shape[:self.axis] + log_prob.shape[self.axis + 1:]
-        target = labels.detach().reshape(rest).long()
+        target = labels_along(labels, scores, self.axis)
+        positions = target.numel()
         valid = target != self.ignore if self.ignore is not None else None
         if valid is not None:
             target = target.where(valid, 0)
@@ -88,8 +99,110 @@ class MultinomialLogisticLoss(Op):
                      f'{labels.numel()} labels for a batch of {prob.shape[0]}')
         true = prob.flatten(1).gather(1, labels.detach().reshape(-1, 1).long())
         # The clamp counts for the gradient's value, but lets it pass.
-        true = true + (true.clamp(min=1e-20) - true).detach()
+        true = true + (true.clamp(min=LEAST_PROBABILITY) - true).detach()
         return -true.log().sum() / prob.shape[0]
+
+
+class InfogainLoss(Op):
+    """Sum of -H[label, k] log p_k over the classes k, with p the softmax of the scores over
+    an axis, as infogain_loss_layer.cpp; H = 1 on the diagonal makes it SoftmaxWithLoss.
+
+    Bottoms: scores N x C x ..., labels with one integer per position, and H (C x C) unless
+    the .binaryproto `source` holds it. Tops: the loss, a scalar, and on request the
+    probabilities, without gradient. The loss sees no probability below 1e-20, its
+    gradient sees all.
+    """
+
+    bottoms, tops = (2, 3), (1, 2)
+    loss = True
+    forceable = (True, False)
+
+    def setup(self, shape: Shape, labels: Shape, *matrix: Shape) -> None:
+        p, given = self.param.infogain_loss_param, self.param.loss_param
+        self.axis = axis_of(p.axis, len(shape))
+        self.require(not given.HasField('normalize'),
+                     'normalize does not go with InfogainLoss: give normalization')
+        self.ignore = given.ignore_label if given.HasField('ignore_label') else None
+        self.mode = normalization_of(given)
+        if not matrix:
+            self.require(p.HasField('source'),
+                         'the matrix is neither a third bottom nor in a file that source names')
+            self.register_buffer('matrix', torch.from_numpy(caffemodel.read_blob(p.source)).to(
+                self.device), persistent=False)
+
+    def forward(self, scores: Tensor, labels: Tensor, *matrix: Tensor) -> tuple[Tensor, ...]:
+        classes = scores.shape[self.axis]
+        (gains,) = matrix or (self.matrix,)
+        self.require(gains.numel() == classes ** 2,
+                     f'matrix {tuple(gains.shape)} for {classes} classes, '
+                     f'expected {classes} x {classes}')
+        target = labels_along(labels, scores, self.axis)
+        valid = target != self.ignore if self.ignore is not None else torch.ones_like(
+            target, dtype=torch.bool)
+        target = indices(target.where(valid, 0), classes, 'label')
+        log_prob = F.log_softmax(scores, self.axis)
+        seen = log_prob.clamp(min=math.log(LEAST_PROBABILITY))
+        seen = (log_prob + (seen - log_prob).detach()).movedim(self.axis, -1)
+        losses = -(F.embedding(target, gains.detach().reshape(classes, classes)) * seen).sum(-1)
+        batch = math.prod(scores.shape[:self.axis])
+        loss = (losses * valid).sum() / divisor(self.mode, target.numel(), batch, valid.sum())
+        return (loss,) if self.top_count == 1 else (loss, log_prob.detach().exp())
+
+
+class HingeLoss(Op):
+    """Sum of max(0, 1 - s x), or with norm L2 of its squares, over the batch size, where s is
+    1 for the score of the label and -1 for the others, as hinge_loss_layer.cpp.
+
+    Bottoms: scores N x C (with 1 x 1), labels N.
+    """
+
+    bottoms = (2, 2)
+    loss = True
+    forceable = (True, False)
+
+    def setup(self, shape: Shape, labels: Shape) -> None:
+        self.squared = self.param.hinge_loss_param.norm == HingeLossParameter.L2
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        self.require(labels.numel() == scores.shape[0],
+                     f'{labels.numel()} labels for a batch of {scores.shape[0]}')
+        rows = scores.flatten(1)
+        true = indices(labels.reshape(-1, 1), rows.shape[1], 'label')
+        gaps = F.relu(1 + torch.ones_like(rows).scatter(1, true, -1) * rows)
+        return (gaps * gaps if self.squared else gaps).sum() / scores.shape[0]
+
+
+class ContrastiveLoss(Op):
+    """Half the mean over pairs at distance d of d ** 2 where they are alike, and else of
+    max(0, margin - d) ** 2, or with legacy_version max(0, margin - d ** 2), as
+    contrastive_loss_layer.cpp.
+
+    Bottoms: two blobs N x C (with 1 x 1), and N labels, not 0 where a pair is alike. For
+    the gradient Caffe divides by d + 1e-4 in place of d.
+    """
+
+    bottoms = (3, 3)
+    loss = True
+    forceable = (True, True, False)
+
+    def setup(self, *shapes: Shape) -> None:
+        p = self.param.contrastive_loss_param
+        self.margin, self.legacy = p.margin, p.legacy_version
+
+    def forward(self, one: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+        self.require(one.shape[:2] == other.shape[:2]
+                     and one.shape[2:].numel() == other.shape[2:].numel() == 1,
+                     f'{tuple(one.shape)} and {tuple(other.shape)} must be N x C both')
+        self.require(labels.numel() == one.shape[0],
+                     f'{labels.numel()} labels for {one.shape[0]} pairs')
+        squares = (one.flatten(1) - other.flatten(1)).square().sum(1)
+        d2, alike = squares.detach(), labels.detach().flatten().trunc() != 0
+        gap = (self.margin - (d2 if self.legacy else d2.sqrt())).clamp(min=0)
+        value, slope = ((gap, -gap.sign()) if self.legacy
+                        else (gap * gap, -gap / (d2.sqrt() + 1e-4)))
+        # The value, and a derivative along the squared distance that is finite at 0.
+        losses = value.where(~alike, d2) + slope.where(~alike, 1) * (squares - d2)
+        return losses.sum() / (2 * one.shape[0])
 
 
 class EuclideanLoss(Op):

@@ -74,8 +74,9 @@ def _find(module: str, layer: str) -> type[Layer]:
         points = [p for p in importlib.metadata.entry_points(group=ENTRY_POINTS)
                   if p.name == module]
         if not points:
-            raise CaffeError(f'python_param: no module {module} on the path; those of the official '
-                             'release come with `import solve.datasets`') from error
+            raise CaffeError(f'python_param: no module {module} on the path, and no installed '
+                             'package offers one by that name (entry point group '
+                             f'{ENTRY_POINTS})') from error
         loaded = points[0].load()
     found = getattr(loaded, layer, None)
     if not (isinstance(found, type) and issubclass(found, Layer)):

@@ -1,31 +1,31 @@
-"""Layers that look at neighbourhoods: Convolution, Deconvolution, Pooling, LRN, Crop."""
+"""Layers that look at neighbourhoods: Convolution, Deconvolution, Im2col, Pooling, SPP, LRN,
+Crop."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_port.ops.base import Op, Shape, axis_of, height_width, per_axis
-from caffe_port.proto.caffe_pb2 import LRNParameter, PoolingParameter
+from caffe_port.proto.caffe_pb2 import LRNParameter, PoolingParameter, SPPParameter
 
 LOWEST = torch.finfo(torch.float32).min
-# Pads and strides that pooling lays out in memory; nets in use have less than 10.
+# Pads and strides that are laid out in memory; nets in use have less than 10.
 MAX_PAD = 1024
 
 
-class _Filters(Op):
-    """What Convolution and Deconvolution share: geometry, weight and bias."""
+class _Sliding(Op):
+    """A kernel that slides over the axes after the channels, as convolution_param says."""
 
-    bottoms = tops = (1, math.inf)
-
-    def setup(self, *shapes: Shape) -> None:
-        p, first = self.param.convolution_param, shapes[0]
-        self.axis = axis_of(p.axis, len(first))
-        axes = len(first) - self.axis - 1
-        self.require(1 <= axes <= 3, f'{axes} spatial axes in bottom {first}, 1 to 3 are supported')
+    def _read_geometry(self, shape: Shape) -> None:
+        p = self.param.convolution_param
+        self.axis = axis_of(p.axis, len(shape))
+        axes = len(shape) - self.axis - 1
+        self.require(1 <= axes <= 3, f'{axes} spatial axes in bottom {shape}, 1 to 3 are supported')
         self.spatial = axes
         self.kernel = self._numbers('kernel', 'kernel_size', None)
         self.stride = self._numbers('stride', 'stride', 1)
@@ -34,6 +34,24 @@ class _Filters(Op):
         for what, numbers in (('kernel', self.kernel), ('stride', self.stride),
                               ('dilation', self.dilation)):
             self.require(min(numbers) > 0, f'{what} {numbers} must be positive')
+
+    def _numbers(self, name: str, field: str, default: int | None) -> tuple[int, ...]:
+        p = self.param.convolution_param
+        if p.HasField(f'{name}_h') or p.HasField(f'{name}_w'):
+            self.require(self.spatial == 2,
+                         f'{name}_h and {name}_w need 2 spatial axes, there are {self.spatial}')
+            return height_width(p, name, default, lambda: getattr(p, field))
+        return per_axis(getattr(p, field), self.spatial, default, field)
+
+
+class _Filters(_Sliding):
+    """What Convolution and Deconvolution share: weight, bias and batch."""
+
+    bottoms = tops = (1, math.inf)
+
+    def setup(self, *shapes: Shape) -> None:
+        p, first = self.param.convolution_param, shapes[0]
+        self._read_geometry(first)
         self.group = p.group
         outputs, inputs = p.num_output, first[self.axis]
         self.require(outputs > 0, 'num_output must be positive')
@@ -48,14 +66,6 @@ class _Filters(Op):
             self.add_blob('bias', (outputs,), p.bias_filler)
         else:
             self.bias = None
-
-    def _numbers(self, name: str, field: str, default: int | None) -> tuple[int, ...]:
-        p = self.param.convolution_param
-        if p.HasField(f'{name}_h') or p.HasField(f'{name}_w'):
-            self.require(self.spatial == 2,
-                         f'{name}_h and {name}_w need 2 spatial axes, there are {self.spatial}')
-            return height_width(p, name, default, lambda: getattr(p, field))
-        return per_axis(getattr(p, field), self.spatial, default, field)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._with_batch(bottom) for bottom in bottoms)
@@ -96,7 +106,116 @@ class Deconvolution(_Filters):
                     self.dilation)
 
 
-class Pooling(Op):
+class Im2col(_Sliding):
+    """What the kernel sees at each place, as channels, as im2col_layer.cpp.
+
+    C x H x W becomes C kh kw x (places down) x (places across): channel (c kh + i) kw + j
+    holds the kernel's pixel i, j of channel c.
+    """
+
+    def setup(self, shape: Shape) -> None:
+        self._read_geometry(shape)
+        self.require(max(self.pad) <= MAX_PAD, f'pad {self.pad} exceeds {MAX_PAD}')
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        top = F.pad(bottom, [pad for pad in reversed(self.pad) for _ in (0, 1)])
+        at = self.axis + 1
+        for i, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation)):
+            reach = top.shape[at + 2 * i] - d * (k - 1)
+            self.require(reach > 0, f'kernel {self.kernel} with dilation {self.dilation} exceeds '
+                                    f'padded bottom {tuple(bottom.shape)}')
+            starts = torch.arange(0, reach, s, device=top.device)
+            places = torch.arange(0, d * k, d, device=top.device)[:, None] + starts
+            top = top.index_select(at + 2 * i, places.flatten()).unflatten(
+                at + 2 * i, places.shape)
+        # Now each spatial axis is two: the kernel's pixels, and the places it goes to.
+        kernels, starts = ([at + 2 * i + j for i in range(self.spatial)] for j in (0, 1))
+        top = top.permute(*range(at), *kernels, *starts)
+        return top.flatten(self.axis, self.axis + self.spatial)
+
+
+class Windows(NamedTuple):
+    """Where a pooling looks, each as (h, w)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+
+
+class _Pool(Op):
+    """What Pooling and SPP share: the maximum, with its mask, or the mean over windows."""
+
+    is_max: bool
+    ceil = True
+
+    def _read_method(self, shape: Shape, method: str) -> None:
+        self.require(len(shape) == 4, f'bottom {shape} must have 4 axes')
+        self.require(method != 'STOCHASTIC',
+                     'pool STOCHASTIC is not supported; there are MAX and AVE')
+        self.is_max = method == 'MAX'
+
+    def _pooled(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
+        if not torch.compiler.is_exporting() and all(
+                s <= k and 2 * pad <= k for k, s, pad in zip(*windows)):
+            return self._pool(bottom, windows, self.ceil)
+        return self._padded(bottom, windows)
+
+    def _pool(self, bottom: Tensor, windows: Windows, ceil: bool) -> tuple[Tensor, ...]:
+        if not self.is_max:
+            return F.avg_pool2d(bottom, *windows, ceil, True),
+        if self.top_count == 1:
+            return F.max_pool2d(bottom, *windows, ceil_mode=ceil),
+        top, mask = F.max_pool2d(bottom, *windows, ceil_mode=ceil, return_indices=True)
+        return top, mask.to(bottom.dtype)
+
+    def _padded(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
+        """What PyTorch refuses (strides past the window, pads past its half) or can't
+        export (rounding up): padding that is there, and no rounding.
+
+        As many windows fit after stride - 1 more pixels as rounding up gives.
+        """
+        kernel, stride, pad = windows
+        size, extra = bottom.shape[2:], [s - 1 if self.ceil else 0 for s in stride]
+        (high, wide), (low, right) = pad, [p + e for p, e in zip(pad, extra)]
+        for axis in (0, 1):
+            reach = size[axis] + 2 * pad[axis] + extra[axis]
+            self.require(reach >= kernel[axis],
+                         f'kernel {kernel} exceeds padded bottom {tuple(bottom.shape)}')
+            self.require(max(pad[axis], extra[axis]) <= MAX_PAD,
+                         f'pad {pad} or stride {stride} exceeds {MAX_PAD}')
+        padded = F.pad(bottom, (wide, right, high, low), value=LOWEST if self.is_max else 0)
+        tops = self._pool(padded, windows._replace(pad=(0, 0)), False)
+        if not self.is_max:
+            area = kernel[0] * kernel[1]
+            tops = tops[0] * area / _areas(bottom, windows, tops[0]),
+        elif len(tops) == 2:
+            rows, columns = tops[1] // padded.shape[3] - high, tops[1] % padded.shape[3] - wide
+            inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+            tops = tops[0], torch.where(inside, rows * size[1] + columns, -1)
+        return tuple(_without_last(top, bottom, windows).contiguous() for top in tops)
+
+
+def _areas(bottom: Tensor, windows: Windows, top: Tensor) -> Tensor:
+    """The areas of the windows, clipped to the padded extent as Caffe clips them."""
+    sides = []
+    for axis, (k, s, pad) in enumerate(zip(*windows), 2):
+        starts = torch.arange(top.shape[axis], device=top.device) * s
+        ends = (starts + k).clamp(max=bottom.shape[axis] + 2 * pad)
+        sides.append((ends - starts).to(top.dtype))
+    return sides[0][:, None] * sides[1]
+
+
+def _without_last(top: Tensor, bottom: Tensor, windows: Windows) -> Tensor:
+    """With any pad, a last window that starts past image and first pad is dropped."""
+    for axis, (k, s, pad) in enumerate(zip(*windows), 2):
+        # Windows that reach back into the image whatever its size need no look at it.
+        if any(windows.pad) and pad + s > k and (
+                (top.shape[axis] - 1) * s >= bottom.shape[axis] + pad):
+            top = top.narrow(axis, 0, top.shape[axis] - 1)
+    return top
+
+
+class Pooling(_Pool):
     """Maximum or mean over windows, as pooling_layer.cpp; a second top of MAX is the mask.
 
     Output = ceil((in + 2 pad - kernel) / stride) + 1 (floor on request); with pad, a
@@ -108,39 +227,32 @@ class Pooling(Op):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.pooling_param
-        self.require(len(shape) == 4, f'bottom {shape} must have 4 axes')
-        self.require(p.pool != PoolingParameter.STOCHASTIC,
-                     'pool STOCHASTIC is not supported; there are MAX and AVE')
-        self.require(len(self.param.top) == 1 or p.pool == PoolingParameter.MAX,
-                     'only MAX has a second top')
-        self.is_max, self.is_global = p.pool == PoolingParameter.MAX, p.global_pooling
+        self._read_method(shape, PoolingParameter.PoolMethod.Name(p.pool))
+        self.require(self.top_count == 1 or self.is_max, 'only MAX has a second top')
+        self.is_global = p.global_pooling
         self.ceil = p.round_mode == PoolingParameter.CEIL
 
         def plain(field: str):
             return lambda: [getattr(p, field)] if p.HasField(field) else []
 
-        self.stride = height_width(p, 'stride', 1, plain('stride'))
-        self.pad = height_width(p, 'pad', 0, plain('pad'))
+        stride = height_width(p, 'stride', 1, plain('stride'))
+        pad = height_width(p, 'pad', 0, plain('pad'))
         if self.is_global:
             self.require(not (p.HasField('kernel_size') or p.HasField('kernel_h')
                               or p.HasField('kernel_w')),
                          'global_pooling takes no kernel size')
-            self.require(self.pad == (0, 0) and self.stride == (1, 1),
+            self.require(pad == (0, 0) and stride == (1, 1),
                          'global_pooling goes with pad 0 and stride 1')
             return
-        self.kernel = height_width(p, 'kernel', None, plain('kernel_size'))
-        self.require(min(self.kernel) > 0 and min(self.stride) > 0,
-                     f'kernel {self.kernel} and stride {self.stride} must be positive')
-        self.require(all(pad < k for pad, k in zip(self.pad, self.kernel)),
-                     f'pad {self.pad} must be smaller than kernel {self.kernel}')
+        kernel = height_width(p, 'kernel', None, plain('kernel_size'))
+        self.require(min(kernel) > 0 and min(stride) > 0,
+                     f'kernel {kernel} and stride {stride} must be positive')
+        self.require(all(one < k for one, k in zip(pad, kernel)),
+                     f'pad {pad} must be smaller than kernel {kernel}')
+        self.windows = Windows(kernel, stride, pad)
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
-        if self.is_global:
-            return self._whole(bottom)
-        if not torch.compiler.is_exporting() and all(
-                s <= k and 2 * pad <= k for s, k, pad in zip(self.stride, self.kernel, self.pad)):
-            return self._pool(bottom, self.kernel, self.pad, self.ceil)
-        return self._padded(bottom, self.kernel)
+        return self._whole(bottom) if self.is_global else self._pooled(bottom, self.windows)
 
     def _whole(self, bottom: Tensor) -> tuple[Tensor, ...]:
         """The image as the only window."""
@@ -150,58 +262,35 @@ class Pooling(Op):
         tops = best, place.to(bottom.dtype)
         return tuple(top[:, :, None, None] for top in tops[:self.top_count])
 
-    def _pool(self, bottom: Tensor, kernel: tuple[int, int], pad: tuple[int, int],
-              ceil: bool) -> tuple[Tensor, ...]:
-        if not self.is_max:
-            return F.avg_pool2d(bottom, kernel, self.stride, pad, ceil, True),
-        if self.top_count == 1:
-            return F.max_pool2d(bottom, kernel, self.stride, pad, ceil_mode=ceil),
-        top, mask = F.max_pool2d(bottom, kernel, self.stride, pad, ceil_mode=ceil,
-                                 return_indices=True)
-        return top, mask.to(bottom.dtype)
 
-    def _padded(self, bottom: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, ...]:
-        """What PyTorch refuses (strides past the window, pads past its half) or can't
-        export (rounding up): padding that is there, and no rounding.
+class SPP(_Pool):
+    """Spatial pyramid pooling, as spp_layer.cpp: level i of pyramid_height pools 2**i x 2**i
+    windows that tile the image; all levels' values in a row, N x (1 + 4 + 16 + ...) C.
 
-        As many windows fit after stride - 1 more pixels as rounding up gives.
-        """
-        size, extra = bottom.shape[2:], [s - 1 if self.ceil else 0 for s in self.stride]
-        (high, wide), (low, right) = self.pad, [p + e for p, e in zip(self.pad, extra)]
-        for axis in (0, 1):
-            reach = size[axis] + 2 * self.pad[axis] + extra[axis]
-            self.require(reach >= kernel[axis],
-                         f'kernel {kernel} exceeds padded bottom {tuple(bottom.shape)}')
-            self.require(max(self.pad[axis], extra[axis]) <= MAX_PAD,
-                         f'pad {self.pad} or stride {self.stride} exceeds {MAX_PAD}')
-        padded = F.pad(bottom, (wide, right, high, low), value=LOWEST if self.is_max else 0)
-        tops = self._pool(padded, kernel, (0, 0), False)
-        if not self.is_max:
-            area = kernel[0] * kernel[1]
-            tops = tops[0] * area / self._areas(bottom, kernel, tops[0]),
-        elif len(tops) == 2:
-            rows, columns = tops[1] // padded.shape[3] - high, tops[1] % padded.shape[3] - wide
-            inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
-            tops = tops[0], torch.where(inside, rows * size[1] + columns, -1)
-        return tuple(self._without_last(top, bottom, kernel).contiguous() for top in tops)
+    A window is as high as its share of the image, rounded up, and what the windows have
+    too much is padded, half of it, rounded up, on each side. As in Caffe an image is
+    refused for which that is a window or more. A pyramid of one level keeps N x C x 1 x 1.
+    """
 
-    def _areas(self, bottom: Tensor, kernel: tuple[int, int], top: Tensor) -> Tensor:
-        """The areas of the windows, clipped to the padded extent as Caffe clips them."""
-        sides = []
-        for axis in (0, 1):
-            starts = torch.arange(top.shape[2 + axis], device=top.device) * self.stride[axis]
-            ends = (starts + kernel[axis]).clamp(max=bottom.shape[2 + axis] + 2 * self.pad[axis])
-            sides.append((ends - starts).to(top.dtype))
-        return sides[0][:, None] * sides[1]
+    def setup(self, shape: Shape) -> None:
+        p = self.param.spp_param
+        self._read_method(shape, SPPParameter.PoolMethod.Name(p.pool))
+        self.levels = p.pyramid_height
+        self.require(self.levels > 0, 'pyramid_height must be positive')
 
-    def _without_last(self, top: Tensor, bottom: Tensor, kernel: tuple[int, int]) -> Tensor:
-        """With any pad, a last window that starts past image and first pad is dropped."""
-        for axis, (s, k, pad) in enumerate(zip(self.stride, kernel, self.pad), 2):
-            # Windows that reach back into the image whatever its size need no look at it.
-            if any(self.pad) and pad + s > k and (
-                    (top.shape[axis] - 1) * s >= bottom.shape[axis] + pad):
-                top = top.narrow(axis, 0, top.shape[axis] - 1)
-        return top
+    def forward(self, bottom: Tensor) -> Tensor:
+        tops = [self._pooled(bottom, self._windows(bottom, level))[0]
+                for level in range(self.levels)]
+        return tops[0] if len(tops) == 1 else torch.cat([top.flatten(1) for top in tops], 1)
+
+    def _windows(self, bottom: Tensor, level: int) -> Windows:
+        size, count = tuple(bottom.shape[2:]), 2 ** level
+        kernel = tuple(-(-length // count) for length in size)
+        pad = tuple((k * count - length + 1) // 2 for k, length in zip(kernel, size))
+        self.require(all(p < k for p, k in zip(pad, kernel)),
+                     f'level {level} of the pyramid does not fit {size[0]} x {size[1]}: '
+                     f'pad {pad} must be smaller than kernel {kernel}')
+        return Windows(kernel, kernel, pad)
 
 
 class LRN(Op):

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import special
 
 import caffe_port as caffe
-from tests.formulas import X, check, draw, layer_net, run
+from tests.formulas import RANDOM, X, check, draw, layer_net, run
 from tests.vectors import assert_close, net_of
 
 
@@ -225,6 +226,79 @@ def test_silence_takes_anything_and_passes_no_gradient():
     assert not net.blobs['b0'].diff.any() and net.outputs == []
 
 
+# Items and rows.
+
+@pytest.mark.parametrize('bias', ['true', 'false'])
+@pytest.mark.parametrize('shape', [(4,), (2, 3), (2, 1, 2, 2)])
+def test_embed_gives_a_row_of_the_weight_per_index(bias, shape):
+    rows, params = RANDOM(3).randint(0, 5, shape), [draw(5, 3), draw(3, seed=1)]
+    check('Embed', f'embed_param {{ num_output: 3 input_dim: 5 bias_term: {bias} }}',
+          lambda _, w, b=0: w[rows] + b, rows, params=params[:1 + (bias == 'true')], fixed=[0])
+
+
+def test_embed_fills_weight_and_bias_as_told():
+    net = run('Embed', 'embed_param { num_output: 3 input_dim: 5 weight_filler { value: 2 } '
+              'bias_filler { value: 0.5 } }', np.zeros(2))
+    assert [blob.shape for blob in net.params['layer']] == [(5, 3), (3,)]
+    assert (net.blobs['t0'].data == 2.5).all()
+
+
+@pytest.mark.parametrize('order', [[1, 0], [2, 2, 0, 1, 2], [1]])
+def test_batch_reindex_takes_items_in_an_order_and_adds_their_gradients_up(order):
+    x = draw(3, 2, 2)
+    check('BatchReindex', '', lambda x, _: x[order], x, np.array(order), fixed=[1])
+
+
+@pytest.mark.parametrize('type_, settings, bottoms, size', [
+    ('Embed', 'embed_param { num_output: 3 input_dim: 5 }', [], 5),
+    ('BatchReindex', '', [X], 2), ('HingeLoss', '', [X[:1, :, 0, 0]], 3),
+    ('InfogainLoss', '', [X[:1, :, 0, 0]], 3)])
+@pytest.mark.parametrize('index', [-1, 5, np.nan])
+def test_an_index_that_is_none_is_named(type_, settings, bottoms, size, index):
+    extra = [np.eye(3)] if type_ == 'InfogainLoss' else []
+    with pytest.raises(caffe.CaffeError, match=rf'^layer \({type_}\): (index|label) -?\d+ is '
+                                               rf'outside 0\.\.{size - 1}$'):
+        run(type_, settings, *bottoms, np.array([index]), *extra)
+
+
+def test_filter_keeps_the_items_that_the_last_bottom_selects():
+    x, y, selector = draw(4, 2, 3), draw(4, seed=1), np.array([0, 2, 0, -0.5]).reshape(4, 1, 1)
+    net = layer_net('Filter', '', [x, y, selector], tops=2)
+    assert [net.blobs[t].shape for t in ('t0', 't1')] == [(4, 2, 3), (4,)], 'before a forward'
+    check('Filter', '', lambda x, y, _: (x[[1, 3]], y[[1, 3]]), x, y, selector, tops=2,
+          fixed=[2])
+
+
+def test_filter_follows_its_selector_from_one_forward_to_the_next():
+    net = net_of('''
+layer { name: "x" type: "Input" top: "x" top: "s" input_param { shape { dim: 3 dim: 2 }
+        shape { dim: 3 } } }
+layer { name: "f" type: "Filter" bottom: "x" bottom: "s" top: "f" }
+layer { name: "ip" type: "InnerProduct" bottom: "f" top: "ip" inner_product_param {
+        num_output: 4 weight_filler { value: 1 } } }
+layer { name: "r" type: "Reduction" bottom: "ip" top: "r" loss_weight: 1 }''', force_backward=True)
+    x = draw(3, 2)
+    for selector in ([1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]):
+        kept = np.flatnonzero(selector)
+        net.forward(x=x, s=np.array(selector))
+        assert net.blobs['ip'].shape == (len(kept), 4)
+        assert net.blobs['r'].data == pytest.approx(4 * x[kept].sum(), abs=1e-5)
+        net.backward()
+        assert np.array_equal(net.blobs['x'].diff, 4.0 * np.outer(selector, [1, 1]))
+        assert not net.blobs['s'].diff.any()
+
+
+@pytest.mark.parametrize('type_, settings, bottoms, tops, message', [
+    ('Filter', '', [X, np.zeros(3)], 1, r'3 values in the selector for bottom \(2, 3, 4, 5\)'),
+    ('Filter', '', [X, X], 1, 'one value per item'), ('Filter', '', [X, np.float32(1)], 1, 'item'),
+    ('Filter', '', [X, np.zeros(2)], 2, '2 tops for 1 bottoms'),
+    ('BatchReindex', '', [X, np.zeros((2, 1))], 1, 'must have 1 axis'),
+    ('Embed', 'embed_param { num_output: 3 }', [X], 1, 'input_dim 0 must be positive')])
+def test_selectors_and_indices_of_other_shapes_are_refused(type_, settings, bottoms, tops, message):
+    with pytest.raises(caffe.CaffeError, match=rf'^layer \({type_}\): .*{message}'):
+        layer_net(type_, settings, bottoms, tops)
+
+
 # Shifts, scales, statistics.
 
 @pytest.mark.parametrize('type_', ['Scale', 'Bias'])
@@ -290,6 +364,38 @@ def test_batch_norm_in_test_uses_the_blobs_over_their_factor():
         net.backward(t0=np.ones_like(X))
         assert_close(net.blobs['b0'].diff[0, :, 0, 0], 1 / np.sqrt(variance / 4 + 1e-5), 1e-5)
         assert np.array_equal(net.params['layer'][0].data, mean)
+
+
+def test_batch_norm_in_test_passes_the_gradient_of_its_formula():
+    mean, variance, factor = draw(3), draw(3, low=1, high=2, seed=1), np.float32(4)
+    net = layer_net('BatchNorm', 'batch_norm_param { eps: 0.01 }', [X])
+    for blob, values in zip(net.params['layer'], (mean, variance, factor)):
+        blob.data[...] = values
+    net.forward()
+    given = draw(*X.shape, seed=3)
+    net.backward(t0=given)
+    slope = 1 / np.sqrt(variance.astype(np.float64) / 4 + 0.01)
+    assert_close(net.blobs['b0'].diff, given * slope[:, None, None], 1e-5)
+    assert not any(blob.diff.any() for blob in net.params['layer'])
+
+
+@pytest.mark.parametrize('shape', [(6,), (5, 3), (2, 3, 4), (2, 3, 2, 4, 3), (0, 3, 2)])
+def test_batch_norm_in_test_takes_any_axes(shape):
+    x, channels = draw(*shape), shape[1] if len(shape) > 1 else 1
+    mean, variance = 100 + draw(channels), draw(channels, low=1, high=2)
+    net = run('BatchNorm', '', x + 100, params=[mean, variance, np.float32(1)])
+    rows = (x + np.float32(100)).astype(np.float64).reshape(*shape[:1], channels, -1) \
+        if x.size else x
+    expected = (rows - mean[:, None].astype(np.float64)) / np.sqrt(variance[:, None] + 1e-5)
+    assert_close(net.blobs['t0'].data, expected.reshape(shape), 1e-5)
+
+
+def test_batch_norm_in_test_is_one_pass_over_memory():
+    net = run('BatchNorm', '', X, params=[np.zeros(3), np.ones(3), np.float32(1)])
+    bottom, largest = torch.from_numpy(X), X.nbytes
+    with torch.profiler.profile(profile_memory=True) as profile, torch.no_grad():
+        net.module.layer(bottom)
+    assert sum(max(event.self_cpu_memory_usage, 0) for event in profile.events()) < 2 * largest
 
 
 def test_batch_norm_without_history_divides_by_eps_alone():

@@ -8,6 +8,8 @@ import pytest
 
 import caffe_port as caffe
 from caffe_port.ops import LAYER_TYPES, Op, common, loss
+from caffe_port.ops.data import FED_TYPES
+from caffe_port.upgrade import V1_TYPES
 from tests.formulas import X, layer_net
 from tests.vectors import FACTS, net_of
 
@@ -87,22 +89,47 @@ def test_settings_that_caffe_refuses_are_refused(type_, settings, message):
 
 # Fields that choose between implementations of one result.
 HARMLESS = {'engine', 'force_nd_im2col', 'stable_prod_grad', 'share_in_parallel'}
+# Those of convolution_param that Caffe's Im2col has no use for.
+UNUSED = {'Im2col': {'num_output', 'bias_term', 'group', 'weight_filler', 'bias_filler'}}
 
 
 @pytest.mark.parametrize('type_', sorted(caffe.layer_type_list()))
 def test_every_field_of_a_layers_parameter_is_read(type_):
     messages = {'SoftmaxWithLoss': ('Softmax', 'Loss'), 'SigmoidCrossEntropyLoss': ('Loss',),
-                'Deconvolution': ('Convolution',)}.get(type_, (type_,))
+                'Deconvolution': ('Convolution',), 'Im2col': ('Convolution',),
+                'InfogainLoss': ('InfogainLoss', 'Loss')}.get(type_, (type_,))
     rows = [line.split('\t') for line in (FACTS / 'caffe_schema.tsv').read_text().splitlines()]
     fields = {row[4] for row in rows if row[0] in {f'{name}Parameter' for name in messages}}
     sources = [inspect.getsource(cls) for cls in LAYER_TYPES[type_].__mro__
                if cls.__module__.startswith('caffe_port.ops') and cls is not Op]
     if type_.endswith('Loss'):
-        sources.append(inspect.getsource(loss))
+        sources.append(inspect.getsource(loss.normalization_of))
     if type_ in ('Concat', 'Slice'):
         sources.append(inspect.getsource(common._either_axis))
     text = '\n'.join(sources)
-    unread = {field for field in fields - HARMLESS
+    unread = {field for field in fields - HARMLESS - UNUSED.get(type_, set())
               if not re.search(rf'\b{field}\b', text)
               and not re.search(rf"'{re.sub('_[hw]$', '', field)}'", text)}
     assert not unread
+
+
+# The types there are.
+
+def test_every_type_of_caffes_older_format_is_here_or_has_its_replacement_named():
+    missing = set(V1_TYPES.values()) - set(LAYER_TYPES) - {''}
+    assert missing and missing <= set(FED_TYPES)
+
+
+@pytest.mark.parametrize('type_, instead', [
+    ('Data', 'Input or a Python layer'), ('HDF5Data', 'Input or a Python layer'),
+    ('ImageData', 'Input or a Python layer'), ('WindowData', 'Input or a Python layer'),
+    ('MemoryData', 'Input or a DummyData layer'), ('HDF5Output', 'take the blobs from net.blobs')])
+def test_types_that_are_fed_from_outside_say_what_to_use_instead(type_, instead):
+    assert type_ not in LAYER_TYPES and instead in FED_TYPES[type_]
+
+
+def test_a_python_module_that_is_nowhere_is_not_laid_to_the_release():
+    with pytest.raises(caffe.CaffeError, match='no module my_layers on the path, and no installed '
+                                               'package offers one by that name') as caught:
+        layer_net('Python', 'python_param { module: "my_layers" layer: "L" }', [X])
+    assert 'solve' not in str(caught.value)

@@ -25,7 +25,7 @@ def test_load_image_is_rgb_from_0_to_1(photo):
 def test_load_image_in_grey_has_one_channel(photo):
     image = caffe.io.load_image(photo, color=False)
     assert image.shape == (6, 8, 1)
-    assert np.allclose(image[..., 0], PHOTO @ [0.299, 0.587, 0.114] / 255, atol=1 / 255)
+    assert np.allclose(image[..., 0], PHOTO @ [0.2125, 0.7154, 0.0721] / 255, atol=1e-6)
 
 
 def test_load_image_spreads_grey_and_drops_alpha(tmp_path):
@@ -35,6 +35,26 @@ def test_load_image_spreads_grey_and_drops_alpha(tmp_path):
     alpha = np.dstack([PHOTO, PHOTO[..., :1]])
     Image.fromarray(alpha).save(tmp_path / 'alpha.png')
     assert np.allclose(caffe.io.load_image(tmp_path / 'alpha.png'), PHOTO / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_load_image_keeps_the_16_bits_of_grey(tmp_path, suffix):
+    grey = RANDOM.randint(0, 2**16, (6, 8)).astype(np.uint16)
+    path = tmp_path / f'grey.{suffix}'
+    Image.fromarray(grey).save(path)
+    for color, channels in ((False, 1), (True, 3)):
+        image = caffe.io.load_image(path, color)
+        expected = np.repeat(grey[..., None] / 65535, channels, 2)
+        assert image.dtype == np.float32 and image.shape == expected.shape
+        assert np.allclose(image, expected, rtol=0, atol=1e-7) and image.flags.writeable
+
+
+@pytest.mark.parametrize('mode', ['L', '1'])
+def test_load_image_leaves_grey_as_it_is(tmp_path, mode):
+    grey = Image.fromarray(PHOTO[..., 0]).convert(mode)
+    grey.save(tmp_path / 'grey.png')
+    image = caffe.io.load_image(tmp_path / 'grey.png', color=False)
+    assert np.allclose(image[..., 0], np.asarray(grey.convert('L')) / 255, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize('content', [None, b'', b'no image', b'\x89PNG\r\n\x1a\n broken'])
@@ -66,6 +86,21 @@ def test_resize_keeps_channels_and_constants(channels):
     constant = np.full((5, 7, channels), 0.25, np.float32)
     out = caffe.io.resize_image(constant, (9, 3))
     assert out.shape == (9, 3, channels) and np.allclose(out, 0.25)
+
+
+@pytest.mark.parametrize('channels', [2, 4, 5])
+def test_resize_of_other_channels_keeps_the_outermost_pixels_in_place(channels):
+    ramp = np.tile(np.arange(5.0)[None, :, None], (4, 1, channels))
+    big = caffe.io.resize_image(ramp, (4, 9))
+    assert big.dtype == np.float32 and big.shape == (4, 9, channels)
+    assert np.allclose(big, np.arange(9)[None, :, None] / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64, np.uint8])
+def test_resize_by_cubics_stays_in_the_images_range(dtype):
+    step = np.repeat(np.array([10, 10, 20, 20], dtype)[None, :, None], 4, 0)
+    big = caffe.io.resize_image(step, (4, 16), interp_order=3)
+    assert big.dtype == np.float32 and (big.min(), big.max()) == (10, 20)
 
 
 def transformer() -> caffe.io.Transformer:
@@ -152,6 +187,11 @@ def test_a_blobproto_of_another_count_is_refused(dims):
     blob.shape.dim.extend(dims)
     with pytest.raises(caffe.CaffeError, match='BlobProto: 3 values for shape'):
         caffe.io.blobproto_to_array(blob)
+
+
+def test_io_has_the_messages_as_pycaffes_does():
+    blob = caffe.io.caffe_pb2.BlobProto.FromString(BlobProto(data=[1, 2]).SerializeToString())
+    assert caffe.io.blobproto_to_array(blob).tolist() == [1, 2]
 
 
 def test_vectors_of_arrays_go_through_a_string():

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import caffe_port as caffe
 from tests.formulas import RANDOM, X, check, draw, run
 from tests.vectors import assert_close
 
@@ -84,6 +85,44 @@ def test_a_tie_of_max_pooling_goes_to_the_first():
     assert net.blobs['t1'].data == 0
 
 
+def pyramid(x, height, maximum):
+    levels = []
+    for count in 2 ** np.arange(height):
+        kernel = [-(-size // count) for size in x.shape[2:]]
+        pad = [(k * count - size + 1) // 2 for k, size in zip(kernel, x.shape[2:])]
+        top = pooled(x, kernel, kernel, pad, maximum)
+        levels.append(top[0] if maximum else top)
+    return levels[0] if height == 1 else np.concatenate([t.reshape(len(x), -1) for t in levels], 1)
+
+
+@pytest.mark.parametrize('pool', ['MAX', 'AVE'])
+@pytest.mark.parametrize('height, size', [(1, (5, 6)), (2, (5, 6)), (3, (9, 8)), (3, (12, 7))])
+def test_spp_tiles_the_image_at_every_level(pool, height, size):
+    x = RANDOM(1).permutation(4 * size[0] * size[1]).reshape(2, 2, *size).astype(np.float32) / 10
+    net = check('SPP', f'spp_param {{ pyramid_height: {height} pool: {pool} }}',
+                lambda x: pyramid(x, height, pool == 'MAX'), x)
+    shape = (2, 2, 1, 1) if height == 1 else (2, 2 * (4 ** height - 1) // 3)
+    assert net.blobs['t0'].shape == shape
+
+
+def test_spp_gives_as_many_values_for_images_of_any_size():
+    net = run('SPP', 'spp_param { pyramid_height: 3 }', draw(1, 2, 8, 8))
+    for size in ((16, 20), (37, 53), (113, 64)):
+        net.blobs['b0'].reshape(1, 2, *size)
+        net.blobs['b0'].data[...] = draw(1, 2, *size)
+        assert_close(net.forward()['t0'], pyramid(net.blobs['b0'].data, 3, True), 1e-6)
+
+
+@pytest.mark.parametrize('settings, message', [
+    ('', 'pyramid_height must be positive'),
+    ('pyramid_height: 3', r'level 2 of the pyramid does not fit 5 x 6: pad \(2, 1\) must be'),
+    ('pyramid_height: 4294967295', 'level 2 of the pyramid does not fit'),
+    ('pyramid_height: 1 pool: STOCHASTIC', 'STOCHASTIC is not supported')])
+def test_spp_refuses_what_caffe_does(settings, message):
+    with pytest.raises(caffe.CaffeError, match=rf'^layer \(SPP\): .*{message}'):
+        run('SPP', f'spp_param {{ {settings} }}', draw(1, 2, 5, 6))
+
+
 def test_global_pooling_takes_the_whole_image():
     for pool, formula in (('AVE', np.mean), ('MAX', np.max)):
         check('Pooling', f'pooling_param {{ pool: {pool} global_pooling: true }}',
@@ -151,6 +190,36 @@ def test_convolution_over_one_to_three_axes(size, kernel, stride, pad, dilation,
                                  'force_nd_im2col: true'),
           lambda x, w, b: convolved(x, w, b, stride, pad, dilation, group), x,
           params=[draw(4, 2 // group, *kernel, seed=2), draw(4, seed=3)])
+
+
+def columns(x, kernel, stride, pad, dilation):
+    """im2col by a convolution whose filters each see one pixel of one channel."""
+    count = x.shape[1] * int(np.prod(kernel))
+    return convolved(x, np.eye(count).reshape(count, x.shape[1], *kernel), np.zeros(count),
+                     stride, pad, dilation, 1)
+
+
+@pytest.mark.parametrize('size, kernel, stride, pad, dilation, group', CONVOLUTIONS)
+def test_im2col_lays_out_what_the_kernel_sees(size, kernel, stride, pad, dilation, group):
+    settings = filters(kernel, stride, pad, dilation, group, 'force_nd_im2col: true')
+    check('Im2col', settings, lambda x: columns(x, kernel, stride, pad, dilation),
+          draw(2, 2, *size))
+
+
+def test_im2col_from_another_axis_and_by_height_and_width():
+    check('Im2col', 'convolution_param { axis: 2 kernel_h: 2 kernel_w: 3 stride_h: 2 stride_w: 1 '
+          'pad_h: 0 pad_w: 1 }', lambda x: columns(
+              x.reshape(-1, 3, 4, 5), (2, 3), (2, 1), (0, 1), (1, 1)).reshape(2, 2, 18, 2, 5),
+          draw(2, 2, 3, 4, 5))
+
+
+@pytest.mark.parametrize('settings, message', [
+    ('kernel_size: 6', 'exceeds padded bottom'), ('', 'kernel_size is not given'),
+    ('kernel_size: 3 dilation: 2', 'exceeds padded bottom'),
+    ('kernel_size: 1 pad: 4294967295', 'exceeds 1024'), ('kernel_size: 1 axis: 3', 'spatial axes')])
+def test_im2col_refuses_kernels_that_fit_nowhere(settings, message):
+    with pytest.raises(caffe.CaffeError, match=rf'^layer \(Im2col\): .*{message}'):
+        run('Im2col', f'convolution_param {{ {settings} }}', X)
 
 
 @pytest.mark.parametrize('size, kernel, stride, pad, dilation, group', CONVOLUTIONS)
