@@ -21,9 +21,9 @@ from caffe_port import hdf5, wire
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.hdf5 import write_hdf5, write_state_hdf5
 from caffe_port.proto.caffe_pb2 import BlobProto, BlobShape, NetParameter, SolverState
-from caffe_port.stored import (MAX_AXES, Arrays, LayerBlobs, State, StoredBlob,
+from caffe_port.stored import (MAX_AXES, Arrays, LayerBlobs, Place, State, StoredBlob,
                                declared_shape, layers_to_write)
-from caffe_port.upgrade import put, upgrade_net, v0_type, v1_type
+from caffe_port.upgrade import MAX_LAYERS, put, upgrade_net, v0_type, v1_type
 
 __all__ = ['LayerBlobs', 'State', 'StoredBlob', 'read', 'read_blob', 'read_net', 'read_state',
            'write', 'write_blob', 'write_hdf5', 'write_state', 'write_state_hdf5']
@@ -37,6 +37,7 @@ _FLOAT, _DOUBLE = np.dtype('<f4'), np.dtype('<f8')
 _NUMBERS = {'data': _FLOAT, 'diff': _FLOAT, 'double_data': _DOUBLE, 'double_diff': _DOUBLE}
 _LEGACY_DIMS = ('num', 'channels', 'height', 'width')
 _NESTED = ('layer', 'layers')
+_MAX_LEARNED_NET = 1 << 12  # no path is longer
 
 Piece = Union[bytes, np.ndarray]
 
@@ -48,7 +49,7 @@ def read(path: str | os.PathLike) -> list[LayerBlobs]:
     older files keep their 4 axes.
 
     Raises CaffeError for what is no such file, and for a blob whose values are not
-    as many as its shape says.
+    as many as its shape says; binary files beyond 2 GiB are refused, as by protobuf.
     """
     source = wire.Source(path)
     if source.is_hdf5():
@@ -57,6 +58,7 @@ def read(path: str | os.PathLike) -> list[LayerBlobs]:
         layers, formats = [], set()
         for name, field in source.named(0, source.size, NetParameter.DESCRIPTOR):
             if name in _NESTED:
+                source.tally('layers', MAX_LAYERS)
                 formats.add(name)
                 kind = NetParameter.DESCRIPTOR.fields_by_name[name].message_type
                 layers.append(_layer(source, field, kind))
@@ -116,10 +118,11 @@ def read_state(path: str | os.PathLike) -> State:
     with _expecting(source, STATE):
         for name, field in source.named(0, source.size, SolverState.DESCRIPTOR):
             if name == 'history':
+                source.tally('blobs', wire.MAX_BLOBS)
                 history.append(_stored(source, field.start, field.end,
-                                       f'{source.path}: history blob {len(history)}'))
+                                       Place((source.path, f'history blob {len(history)}'))))
             elif name == 'learned_net':
-                found[name] = source.text(field)
+                found[name] = source.text(field, _MAX_LEARNED_NET)
             elif name:
                 found[name] = wire.signed(field.value, 32)
         if 'iter' not in found:
@@ -153,6 +156,9 @@ def write_blob(path: str | os.PathLike, array: np.ndarray) -> None:
 def _expecting(source: wire.Source, due: str) -> Iterator[None]:
     """Let an error say what the file is, if it is something else than `due`."""
     try:
+        if source.size > MAX_BYTES:
+            raise CaffeError(f'{source.path}: {source.size} bytes, and protobuf reads no message '
+                             f'of more than {MAX_BYTES}; only HDF5 has no such limit')
         yield
     except CaffeError as error:
         found = wire.what_is(source)
@@ -167,7 +173,7 @@ def _layer(source: wire.Source, field: wire.Field, kind: Descriptor) -> LayerBlo
     name = said.get('name', '')
     blobs = [value for part, value in parts if part == 'blobs']
     return LayerBlobs(name, said.get('type', ''), [
-        _stored(source, blob.start, blob.end, f'{source.path}: {name}: blob {i}')
+        _stored(source, blob.start, blob.end, Place((source.path, name, f'blob {i}')))
         for i, blob in enumerate(blobs)])
 
 
@@ -176,6 +182,7 @@ def _layer_parts(source: wire.Source, layer: wire.Field,
     """Name, type and the fields of the blobs of a layer, those of a V0 layer within it too."""
     for name, field in source.named(layer.start, layer.end, kind):
         if name == 'blobs':
+            source.tally('blobs', wire.MAX_BLOBS)
             yield name, field
         elif name == 'layer':
             yield from _layer_parts(source, field, kind.fields_by_name[name].message_type)
@@ -189,7 +196,7 @@ def _layer_parts(source: wire.Source, layer: wire.Field,
                 yield name, v0_type(word) if kind.name == 'V0LayerParameter' else word
 
 
-def _stored(source: wire.Source, start: int, end: int, where: str) -> StoredBlob:
+def _stored(source: wire.Source, start: int, end: int, where: str | Place) -> StoredBlob:
     """Index the BlobProto at start:end."""
     legacy: dict[str, int] = {}
     dims: list[int] = []
@@ -215,8 +222,9 @@ def _stored(source: wire.Source, start: int, end: int, where: str) -> StoredBlob
                   stored(runs[diff], _NUMBERS[diff]) if runs[diff] else None)
 
 
-def _counted(source: wire.Source, where: str, shape: tuple[int, ...], runs: list[wire.Run],
-             dtype: np.dtype, diff: StoredBlob | None = None) -> StoredBlob:
+def _counted(source: wire.Source, where: str | Place, shape: tuple[int, ...],
+             runs: list[wire.Run], dtype: np.dtype,
+             diff: StoredBlob | None = None) -> StoredBlob:
     blob = StoredBlob(where, shape, dtype, partial(source.load, runs, dtype), diff)
     found = sum(run.count for run in runs)
     if found != blob.count:
@@ -242,6 +250,7 @@ def _without_blobs(source: wire.Source, start: int, end: int, kind: Descriptor) 
             continue
         start, body = field.tag, b''
         if name in _NESTED:
+            source.tally('layers', 2 * MAX_LAYERS)  # a V0 layer lies in another
             inner = kind.fields_by_name[name].message_type
             body = _without_blobs(source, field.start, field.end, inner)
             out += wire.opening(field.number, len(body))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Callable, Iterator
 
 import numpy as np
 
@@ -11,11 +13,22 @@ from caffe_port import rng
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
-
-# More than twice VGG16's fc6; a few lines of prototxt should not fill the machine's memory.
-MAX_COUNT = 2**28
+# A few lines of prototxt should not fill the machine's memory: what a net draws in all (1.2 GB).
+# The largest official one, FCN-32s on colour and HHA, has 275 million parameters.
+MAX_COUNT = 300_000_000
 # Values drawn at once: the stream gives float64, which would take twice the blob's memory.
 _CHUNK = 2**20
+_spent: ContextVar[list[int] | None] = ContextVar('spent', default=None)
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Let all that is filled within, the params of a net, share the bound of MAX_COUNT values."""
+    token = _spent.set([0])
+    try:
+        yield
+    finally:
+        _spent.reset(token)
 
 
 def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
@@ -24,18 +37,26 @@ def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     Random types draw from the stream of rng.py. The distributions are Caffe's;
     the numbers are not, for Caffe's depend on the version of boost it was built with.
 
-    Raises CaffeError for an unknown type, a shape the type does not fit, and more
-    values than a blob that is not constant 0 may have.
+    Raises CaffeError for an unknown type, a shape the type does not fit, and more than
+    MAX_COUNT values, with those drawn before in a `bounded` net.
     """
     if filler.type not in _FILLERS:
         raise CaffeError(f'filler type "{filler.type}" unknown; there are '
                          + ', '.join(sorted(_FILLERS)))
     if filler.sparse != -1 and filler.type != 'gaussian':
         raise CaffeError(f'filler type "{filler.type}" takes no `sparse`; only gaussian does')
-    if math.prod(shape) > MAX_COUNT:
-        raise CaffeError(f'filler {filler.type}: {shape} are {math.prod(shape)} values, at most '
-                         f'{MAX_COUNT} are drawn; load weights over a constant 0 instead')
+    _spend(filler.type, shape)
     return _FILLERS[filler.type](filler, shape)
+
+
+def _spend(kind: str, shape: tuple[int, ...]) -> None:
+    """Note what a blob takes of the bound."""
+    spent, count = _spent.get() or [0], math.prod(shape)
+    if spent[0] + count > MAX_COUNT:
+        raise CaffeError(f'filler {kind}: {shape} are {count} values after {spent[0]} of other '
+                         f'params, at most {MAX_COUNT} are drawn for a net; load weights over a '
+                         'constant 0 instead')
+    spent[0] += count
 
 
 def _constant(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
@@ -44,11 +65,16 @@ def _constant(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 
 def _drawn(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> np.ndarray:
     """An array of `shape` from draw(count), called for one stretch after the other."""
-    values = np.empty(math.prod(shape), np.float32)
-    for start in range(0, values.size, _CHUNK):
-        part = values[start:start + _CHUNK]
+    values = np.empty(shape, np.float32)
+    for part in _stretches(values):
         part[...] = draw(part.size)
-    return values.reshape(shape)
+    return values
+
+
+def _stretches(values: np.ndarray) -> Iterator[np.ndarray]:
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        yield flat[start:start + _CHUNK]
 
 
 def _uniform(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
@@ -67,7 +93,8 @@ def _gaussian(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
         if not 0 <= share <= 1:
             raise CaffeError(f'filler gaussian: sparse {filler.sparse} of {shape}, must be -1 '
                              'or 0 to the number of outputs')
-        values *= _drawn(shape, lambda n: rng.stream().uniform(size=n) < share)
+        for part in _stretches(values):
+            part *= rng.stream().uniform(size=part.size) < share
     return values
 
 

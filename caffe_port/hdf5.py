@@ -6,22 +6,29 @@ Weights are /data/<layer>/<i>, their gradients /diff/<layer>/<i>, a solver's his
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any, Iterator, Sequence
 
 import numpy as np
 
+from caffe_port import wire
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.stored import (Arrays, LayerBlobs, State, StoredBlob, declared_shape,
+from caffe_port.stored import (Arrays, LayerBlobs, Place, State, StoredBlob, declared_shape,
                                layers_to_write)
+from caffe_port.upgrade import MAX_LAYERS
 
 # A compressed dataset may be larger than its file, a forged one without bound.
 MAX_INFLATION = 32
+# A few bytes can nest groups, or let them hold themselves, without end.
+MAX_DEPTH = 32
+MAX_OBJECTS = MAX_LAYERS + wire.MAX_BLOBS
 _MIN_BOUND = 1 << 26
 _GROWTH = 1 << 24  # bytes by which a file in memory grows
 
@@ -29,31 +36,31 @@ _GROWTH = 1 << 24  # bytes by which a file in memory grows
 def read(path: str | os.PathLike) -> list[LayerBlobs]:
     """The layers of a .caffemodel.h5, by name; the format knows neither types nor order.
 
-    Raises CaffeError for what is no such file, or without h5py.
+    The file stays open for as long as a blob of it is held, as another of its name may come.
+
+    Raises CaffeError for what is no such file, for links in it, or without h5py.
     """
+    due = 'a .caffemodel.h5'
     with _open(path) as file:
-        data, diff = _group(file, 'data', 'a .caffemodel.h5', path), file.get('diff')
-        names: dict[str, None] = {}
-
-        def note(name: str, item: Any) -> None:
-            if not hasattr(item, 'keys'):
-                names[name.rpartition('/')[0]] = None
-
-        # Each object once, and links out of the file not at all.
-        data.visititems(note)
-        return [LayerBlobs(name, '', _blobs(data, name, path, diff)) for name in names]
+        layers = _blobs(_group(file, 'data', due, path), 'data', path)
+        if not layers:
+            raise CaffeError(f'{path}: expected {due}, found no blobs in it')
+        diff = _member(file, 'diff', path)
+        diffs = _blobs(diff, 'diff', path) if hasattr(diff, 'keys') else {}
+        return [LayerBlobs(name, '', _with_diffs(blobs, diffs.get(name, [])))
+                for name, blobs in layers.items()]
 
 
 def read_state(path: str | os.PathLike) -> State:
     """The content of a .solverstate.h5. Raises CaffeError for what is no such file."""
     with _open(path) as file:
-        history = _group(file, 'history', 'a .solverstate.h5', path)
+        history = _blobs(_group(file, 'history', 'a .solverstate.h5', path), 'history', path)
         learned = _single(file, 'learned_net', path)
         return State(iter=operator.index(_single(file, 'iter', path)),
                      learned_net=learned.decode('utf-8') if isinstance(learned, bytes)
                      else str(learned),
                      current_step=operator.index(_single(file, 'current_step', path)),
-                     history=_blobs(file, 'history', path) if len(history) else [])
+                     history=history.get('', []))
 
 
 def write_hdf5(path: str | os.PathLike, net: NetParameter, blobs: Arrays,
@@ -93,11 +100,22 @@ def _h5py(path: str | os.PathLike) -> ModuleType:
 
 @contextmanager
 def _open(path: str | os.PathLike) -> Iterator[Any]:
-    """An HDF5 file open for reading; what the library says of it becomes CaffeError."""
+    """An HDF5 file to read from until nobody holds it; it is closed at once if it is refused."""
     h5py = _h5py(path)
-    try:
-        with h5py.File(path, 'r') as file:
+    with _refused(path):
+        file = h5py.File(path, 'r')
+        try:
             yield file
+        except BaseException:
+            file.close()
+            raise
+
+
+@contextmanager
+def _refused(path: str | os.PathLike) -> Iterator[None]:
+    """Let what the library says of a file become CaffeError."""
+    try:
+        yield
     except CaffeError:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
@@ -121,55 +139,85 @@ def _create(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def _group(file: Any, name: str, due: str, path: str | os.PathLike) -> Any:
-    group = file.get(name)
+    group = _member(file, name, path)
     if not hasattr(group, 'keys'):
-        found = ', '.join(sorted(file)[:5]) or 'nothing'
+        found = ', '.join(itertools.islice(file, 5)) or 'nothing'
         raise CaffeError(f'{path}: expected {due} with a group "{name}", found {found}')
     return group
 
 
+def _member(group: Any, name: str, path: str | os.PathLike) -> Any:
+    """What a group holds under a name, None if nothing.
+
+    Raises CaffeError for a link, which may lead nowhere, or to any file of the machine.
+    """
+    link = group.get(name, getlink=True)
+    if hasattr(link, 'path'):
+        raise CaffeError(f'{path}: {group.name}/{name}: expected values, found a link to '
+                         f'{getattr(link, "filename", "")}{link.path}')
+    return link and group[name]
+
+
 def _single(file: Any, name: str, path: str | os.PathLike) -> Any:
-    dataset = file[name]
-    if dataset.size != 1 or dataset.nbytes > 1 << 16:
-        raise CaffeError(f'{path}: {name}: expected one value, found {dataset.shape}')
+    dataset = _member(file, name, path)
+    if dataset is None or dataset.size != 1 or dataset.nbytes > 1 << 16:
+        found = 'nothing' if dataset is None else dataset.shape
+        raise CaffeError(f'{path}: {name}: expected one value, found {found}')
     return np.ravel(dataset[()])[0]
 
 
-def _blobs(parent: Any, name: str, path: str | os.PathLike,
-           diffs: Any = None) -> list[StoredBlob]:
-    """The blobs 0, 1, ... of the group `name`."""
-    group = parent[name] if name else parent
-    blobs = []
-    for i in range(sum(not hasattr(item, 'keys') for item in group.values())):
-        where = f'{path}: {name}: blob {i}'
-        if str(i) not in group:
-            raise CaffeError(f'{where} is missing, found {", ".join(sorted(group)[:5])}')
-        diff = diffs.get(f'{name}/{i}') if hasattr(diffs, 'keys') else None
-        blobs.append(_stored(group[str(i)], where, path,
-                             diff and _stored(diff, f'{where}: diff', path)))
-    return blobs
+def _blobs(root: Any, kind: str, path: str | os.PathLike) -> dict[str, list[StoredBlob]]:
+    """The blobs 0, 1, ... of each group within `root`, and under '' its own."""
+    found: dict[str, dict[str, StoredBlob]] = {}
+    for name, key, dataset in _datasets(root, '', path, MAX_DEPTH, itertools.count(1)):
+        where = Place((os.fspath(path), name or kind, f'blob {key}' + ': diff' * (kind == 'diff')))
+        found.setdefault(name, {})[key] = _stored(root.file, kind, name, key, dataset, where)
+    for name, blobs in found.items():
+        for i in range(len(blobs)):
+            if str(i) not in blobs:
+                raise CaffeError(f'{path}: {name or kind}: blob {i} is missing, found '
+                                 f'{", ".join(sorted(blobs)[:5])}')
+    return {name: [blobs[str(i)] for i in range(len(blobs))] for name, blobs in found.items()}
 
 
-def _stored(dataset: Any, where: str, path: str | os.PathLike,
-            diff: StoredBlob | None = None) -> StoredBlob:
+def _with_diffs(blobs: list[StoredBlob], diffs: list[StoredBlob]) -> list[StoredBlob]:
+    return [replace(blob, diff=diff) for blob, diff in zip(blobs, diffs)] + blobs[len(diffs):]
+
+
+def _datasets(group: Any, name: str, path: str | os.PathLike, depth: int,
+              count: Iterator[int]) -> Iterator[tuple[str, str, Any]]:
+    """Each dataset within a group: the name of its own group, its key there, itself."""
+    for key in group:
+        inner = f'{name}/{key}' if name else key
+        if next(count) > MAX_OBJECTS:
+            raise CaffeError(f'{path}: more than {MAX_OBJECTS} objects; no net has so many')
+        if not depth or len(inner) > wire.MAX_NAME:
+            raise CaffeError(f'{path}: {inner[:40]}...: nested more than {MAX_DEPTH} deep, or '
+                             f'named in more than {wire.MAX_NAME} characters')
+        item = _member(group, key, path)
+        if hasattr(item, 'keys'):
+            yield from _datasets(item, inner, path, depth - 1, count)
+        else:
+            yield name, key, item
+
+
+def _stored(file: Any, kind: str, name: str, key: str, dataset: Any, where: Place) -> StoredBlob:
     if dataset.dtype.kind != 'f' or dataset.shape is None:
         raise CaffeError(f'{where}: expected floats, found {dataset.dtype}')
     shape = declared_shape(dataset.shape, where)
-    bound = max(MAX_INFLATION * os.path.getsize(path), _MIN_BOUND)
-    if dataset.is_virtual or dataset.external or dataset.file.filename != os.fspath(path):
+    bound = max(MAX_INFLATION * file.id.get_filesize(), _MIN_BOUND)
+    if dataset.is_virtual or dataset.external:
         raise CaffeError(f'{where}: its values are in another file')
     if dataset.nbytes > bound:
         raise CaffeError(f'{where}: expected at most {bound} bytes from a file of this size, '
                          f'found {dataset.nbytes}')
-    return StoredBlob(where, shape, dataset.dtype, partial(_fill, path, dataset.name, shape), diff)
+    return StoredBlob(where, shape, dataset.dtype, partial(_fill, file, (kind, name, key), shape))
 
 
-def _fill(path: str | os.PathLike, name: str, shape: tuple[int, ...], out: np.ndarray) -> None:
-    with _open(path) as file:
-        if file[name].shape != shape:
-            raise CaffeError(f'{path}: {name} has changed since the file was opened')
-        if out.size:
-            file[name].read_direct(out.reshape(shape))
+def _fill(file: Any, names: Sequence[str], shape: tuple[int, ...], out: np.ndarray) -> None:
+    if out.size:
+        with _refused(file.filename):
+            file['/'.join(filter(None, names))].read_direct(out.reshape(shape))
 
 
 def _put_all(group: Any, arrays: Sequence[np.ndarray]) -> None:

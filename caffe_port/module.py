@@ -11,7 +11,7 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from caffe_port import mode
+from caffe_port import fillers, mode
 from caffe_port.blob import ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op
@@ -120,9 +120,10 @@ class NetModule(nn.Module):
         self._numbers = itertools.count()
         unread: dict[str, None] = {}
         device = mode.device()
-        for layer in param.layer:
-            if included(layer, state):
-                self._append(layer, state.phase, device, unread)
+        with fillers.bounded():
+            for layer in param.layer:
+                if included(layer, state):
+                    self._append(layer, state.phase, device, unread)
         if not self.nodes:
             raise CaffeError(f'net "{param.name}": no layers in phase '
                              f'{"TEST" if state.phase else "TRAIN"}')

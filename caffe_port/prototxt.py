@@ -22,8 +22,10 @@ from google.protobuf.message import Message
 
 from caffe_port import wire
 from caffe_port.errors import CaffeError, replacing
+from caffe_port.ops import LAYER_TYPES
+from caffe_port.ops.data import FED_TYPES
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
-from caffe_port.upgrade import upgrade_net, upgrade_solver
+from caffe_port.upgrade import V1_TYPES, upgrade_net, upgrade_solver
 
 __all__ = ['parse_net', 'parse_solver', 'read_net', 'read_solver', 'to_text', 'upgrade_net',
            'upgrade_solver', 'write']
@@ -35,6 +37,9 @@ MAX_MESSAGES = 1 << 17
 MAX_DEPTH = 32
 # Comments and strings are matched so that the braces in them are not.
 _BRACES = re.compile(r'''#[^\n]*|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|[{}<>]''')
+
+_LAYER = re.compile(r'\blayers?\s*:?\s*$')
+_SAID = re.compile(r"""\b(name|type)\s*:\s*("[^"\n]*"|'[^'\n]*'|\w+)""")
 
 M = TypeVar('M', bound=Message)
 
@@ -98,7 +103,7 @@ def _parse(text: str, message: M, name: str) -> M:
         # Lines one at a time: split up, a text of short lines takes many times its size.
         text_format.ParseLines((line.rstrip('\n') for line in io.StringIO(text)), message)
     except text_format.ParseError as error:
-        raise CaffeError(f'{name}:{_one_line(error)}') from error
+        raise CaffeError(f'{name}:{_with_layer(error, text)}') from error
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise CaffeError(f'{name}: {_one_line(error)}') from error
     missing = message.FindInitializationErrors()
@@ -114,6 +119,48 @@ def _one_line(error: Exception) -> str:
     text = re.sub(r'^(\d+:\d+) :', r'\1:', ' '.join(str(error).split()))
     text = text.replace('caffe_port.', '')
     return text if len(text) <= 300 else text[:300] + '...'
+
+
+def _with_layer(error: text_format.ParseError, text: str) -> str:
+    """An error on one line that names the layer it is in; a type that is not ours is told first.
+
+    A setting that no message has is most often that of such a type.
+    """
+    if not error.GetLine():
+        return _one_line(error)
+    place, _, words = _one_line(error).partition(': ')
+    layer = _layer_at(text, error.GetLine(), error.GetColumn())
+    type_ = layer.get('type', '')
+    who = f'{layer["name"]}: ' if 'name' in layer else ''
+    if ' has no ' not in words or V1_TYPES.get(type_, type_) in {'', *LAYER_TYPES, *FED_TYPES}:
+        return f'{place}: {who}{words}'
+    return (f'{place}: {who}no layer type "{type_}" ({words.rstrip(".")}); there are '
+            + ', '.join(sorted(LAYER_TYPES)))
+
+
+def _layer_at(text: str, line: int, column: int) -> dict[str, str]:
+    """What the text says of `name` and `type` of the layer around a place; empty if none is."""
+    at = -1
+    for _ in range(line - 1):
+        at = text.find('\n', at + 1)
+    at += column
+    depth, own, end = 0, [], 0
+    for match in _BRACES.finditer(text):
+        token, start = match.group(), match.start()
+        if not depth and start > at:
+            break
+        if depth == 1:
+            own += text[end:start], token
+        end = match.end()
+        if token in '{<' and (depth or _LAYER.search(text, max(start - 40, 0), start)):
+            depth += 1
+        elif token in '}>' and depth:
+            depth -= 1
+            if not depth:
+                if end > at:
+                    break
+                own = []
+    return {field: value.strip('"\'')[:100] for field, value in _SAID.findall(''.join(own))}
 
 
 def _check_braces(text: str, name: str) -> None:

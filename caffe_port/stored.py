@@ -18,6 +18,15 @@ MAX_AXES = 32
 Arrays = Mapping[str, Sequence[np.ndarray]]
 
 
+class Place(tuple):
+    """Where a blob is, from the file on: joined when an error shows it, not for every blob."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ': '.join(self)
+
+
 @dataclass(frozen=True)
 class StoredBlob:
     """A blob in a file: its shape, and the means to read it.
@@ -26,7 +35,7 @@ class StoredBlob:
     gradient stored with it, if any.
     """
 
-    where: str
+    where: str | Place
     shape: tuple[int, ...]
     dtype: np.dtype
     fill: Callable[[np.ndarray], None] = field(repr=False)
@@ -82,7 +91,7 @@ class State:
     history: list[StoredBlob]
 
 
-def declared_shape(dims: Sequence[int], where: str) -> tuple[int, ...]:
+def declared_shape(dims: Sequence[int], where: str | Place) -> tuple[int, ...]:
     """The shape a file declares; raises CaffeError where no blob can have it."""
     # With 1 for 0, so that an empty blob's other dims are bounded too.
     checked_shape([dim or 1 for dim in dims], where)

@@ -16,6 +16,9 @@ from caffe_port.proto.caffe_pb2 import (LayerParameter, NetParameter, SolverPara
 
 LOG = logging.getLogger('caffe_port')
 
+# The deepest nets published have some 4000.
+MAX_LAYERS = 10_000
+
 V1_TYPES = {
     'NONE': '', 'ABSVAL': 'AbsVal', 'ACCURACY': 'Accuracy', 'ARGMAX': 'ArgMax', 'BNLL': 'BNLL',
     'CONCAT': 'Concat', 'CONTRASTIVE_LOSS': 'ContrastiveLoss', 'CONVOLUTION': 'Convolution',
@@ -85,8 +88,12 @@ _SOLVER_TYPES = {
 def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
     """A copy of `net` in the current format; errors call it `name`.
 
-    Raises CaffeError for what no format allows, such as `layer` beside `layers`.
+    Raises CaffeError for what no format allows, such as `layer` beside `layers`, and for
+    more than MAX_LAYERS layers.
     """
+    count = len(net.layer) + len(net.layers)
+    if count > MAX_LAYERS:
+        raise CaffeError(f'{name}: {count} layers, at most {MAX_LAYERS} are taken')
     _check_strings(net, name)
     upgraded = NetParameter()
     upgraded.CopyFrom(net)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import weakref
+from collections import Counter
 from functools import cache
 from typing import Iterator, NamedTuple
 
@@ -19,8 +20,10 @@ from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import BlobProto, NetParameter, SolverState
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# Far above what any net holds; bounds the work and the memory a forged file can ask for.
+# Far above what any net holds; they bound the work and the memory a forged file can ask for.
 MAX_FIELDS = 1 << 17
+MAX_BLOBS = 1 << 14
+MAX_NAME = 1 << 10
 _WINDOW = 1 << 13
 _WIRES = {
     FieldDescriptor.TYPE_FLOAT: FIXED32, FieldDescriptor.TYPE_DOUBLE: FIXED64,
@@ -28,6 +31,7 @@ _WIRES = {
     FieldDescriptor.TYPE_MESSAGE: BYTES,
 }
 _CHUNK = 1 << 20
+_FIRST_ROWS = 64
 UNKNOWN = 'binary data'
 _HDF5 = b'\x89HDF\r\n\x1a\n'
 _MAGIC = (
@@ -84,7 +88,7 @@ class Source:
         weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
         self._window, self._window_start = b'', 0
-        self._walked = 0
+        self._tallied: Counter[str] = Counter()
         if self.size == 0:
             raise CaffeError(f'{self.path}: the file is empty')
 
@@ -142,8 +146,11 @@ class Source:
                              f'expected wire type {wires[0]}, found {field.wire}')
         return name
 
-    def text(self, field: Field) -> str:
-        """The string that a field holds."""
+    def text(self, field: Field, most: int = MAX_NAME) -> str:
+        """The string that a field holds; raises CaffeError for more than `most` bytes."""
+        if field.end - field.start > most:
+            raise CaffeError(f'{self.path}: name at byte {field.start}: expected at most {most} '
+                             f'bytes, found {field.end - field.start}')
         try:
             return self.read(field.start, field.end).decode('utf-8')
         except UnicodeDecodeError as error:
@@ -155,11 +162,15 @@ class Source:
             value, start = self._varint(start, end)
             yield value
 
+    def tally(self, what: str, most: int) -> None:
+        """Count one more of something found; raises CaffeError beyond `most`."""
+        self._tallied[what] += 1
+        if self._tallied[what] > most:
+            raise CaffeError(f'{self.path}: more than {most} {what}; no net has so many')
+
     def field(self, at: int, end: int) -> Field:
         """The field whose tag is at `at`, of a message that ends at `end`."""
-        self._walked += 1
-        if self._walked > MAX_FIELDS:
-            raise CaffeError(f'{self.path}: more than {MAX_FIELDS} fields; no net has so many')
+        self.tally('fields', MAX_FIELDS)
         tag, start = self._varint(at, end)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
@@ -213,14 +224,16 @@ class Source:
             return Run(field.start, size // itemsize, False), field.end
         # The tags of the fields concerned (5, 6, 8 and 9) take one byte.
         tag, step = field.number << 3 | field.wire, itemsize + 1
-        at = field.end
-        while end - at >= step:
-            rows = min((end - at) // step, _CHUNK // step)
+        at, rows = field.end, _FIRST_ROWS
+        while end - at >= step and self._peek(at, at + 1)[0] == tag:
+            rows = min((end - at) // step, rows)
             tags = np.frombuffer(self.read(at, at + rows * step), np.uint8)[::step]
             same = rows if (tags == tag).all() else int(np.argmax(tags != tag))
             at += same * step
             if same < rows:
                 break
+            # A short run must not cost a long look.
+            rows = min(2 * rows, _CHUNK // step)
         return Run(field.start - 1, (at - field.start + 1) // step, True), at
 
     def load(self, runs: list[Run], dtype: np.dtype, out: np.ndarray) -> None:

@@ -279,6 +279,7 @@ def test_missing_folder_is_named(tmp_path):
 
 # Refusals.
 
+READS = [caffemodel.read, caffemodel.read_net, caffemodel.read_state, caffemodel.read_blob]
 READERS = {
     'a .caffemodel': caffemodel.read, 'a .solverstate': caffemodel.read_state,
     'a .binaryproto': caffemodel.read_blob, 'text': None,
@@ -295,8 +296,7 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(path, kind):
             refused(read, path, f'expected {due}', kind)
 
 
-@pytest.mark.parametrize('read', [caffemodel.read, caffemodel.read_net, caffemodel.read_state,
-                                  caffemodel.read_blob])
+@pytest.mark.parametrize('read', READS)
 @pytest.mark.parametrize('data, words', [
     (b'', 'empty'),
     (b'\xff\xd8\xff\xe0\0\x10JFIF' + bytes(99), 'a JPEG image'),
@@ -396,6 +396,77 @@ def test_a_forged_multitude_is_refused(tmp_path, monkeypatch, data):
     (tmp_path / 'x').write_bytes(data)
     for read in (caffemodel.read, caffemodel.read_net):
         refused(read, tmp_path / 'x', 'no net has so many')
+
+
+def test_more_layers_or_blobs_than_any_net_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(wire, 'MAX_BLOBS', 20)
+    monkeypatch.setattr(caffemodel, 'MAX_LAYERS', 10)
+    blobs = [BlobProto(shape=dict(dim=[0]))] * 11
+    for words, content in (
+            ('than 10 layers', NetParameter(layer=[dict(name='a')] * 11)),
+            ('than 10 layers', NetParameter(layers=[dict(name='a')] * 11)),
+            ('than 20 blobs', NetParameter(layer=[dict(name='a', blobs=blobs)] * 2)),
+            ('than 20 blobs', SolverState(iter=1, history=blobs * 2))):
+        (tmp_path / 'x').write_bytes(content.SerializeToString())
+        state = isinstance(content, SolverState)
+        refused(caffemodel.read_state if state else caffemodel.read, tmp_path / 'x', words)
+    (tmp_path / 'x').write_bytes(NetParameter(layer=[dict(name='a')] * 21).SerializeToString())
+    refused(caffemodel.read_net, tmp_path / 'x', 'layers; no net has so many')
+
+
+def named(tmp_path, name: str, blobs: int) -> list[caffemodel.LayerBlobs]:
+    """Read a layer of that name with so many empty blobs."""
+    net = NetParameter(layer=[dict(name=name, blobs=[dict(shape=dict(dim=[0]))] * blobs)])
+    (tmp_path / 'x').write_bytes(net.SerializeToString())
+    return caffemodel.read(tmp_path / 'x')
+
+
+def test_a_layers_name_is_held_once_however_many_blobs_it_has(tmp_path):
+    taken = []
+    for name in ('a', 'a' * 1000):
+        tracemalloc.start()
+        try:
+            layer, = named(tmp_path, name, 1000)
+            taken.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        with pytest.raises(CaffeError, match=f'x: {name}: blob 999: expected'):
+            layer.blobs[999].read_into(np.zeros(1, np.float32))
+    assert taken[1] - taken[0] < 100_000
+
+
+def test_absurdly_long_names_are_refused(tmp_path):
+    assert named(tmp_path, 'a' * 1024, 1)[0].name == 'a' * 1024
+    with pytest.raises(CaffeError, match='x: name at byte .*: expected at most 1024 bytes, '
+                                         'found 1025'):
+        named(tmp_path, 'a' * 1025, 1)
+
+
+@pytest.mark.parametrize('length', [1, 2, 100])
+def test_short_runs_of_numbers_are_not_read_over_and_over(tmp_path, monkeypatch, length):
+    counts, readinto = [], wire.Source.readinto
+
+    def counted(source, start, out):
+        counts.append(len(out))
+        readinto(source, start, out)
+
+    monkeypatch.setattr(wire.Source, 'readinto', counted)
+    run = np.zeros(length, np.float32)
+    body = (tagged(0x2d, run) + tagged(0x35, run)) * (10_000 // length)
+    with pytest.raises(CaffeError, match=r'expected 1 values for shape \(\), found 10000'):
+        one_blob(tmp_path, body)
+    # A look at 64 rows behind each run of two, which the file may hold.
+    assert sum(counts) < 40 * len(body)
+
+
+@pytest.mark.parametrize('read', READS)
+def test_binary_files_beyond_2_gib_are_refused_with_the_reason(tmp_path, read):
+    path = tmp_path / 'x'
+    path.write_bytes({caffemodel.read_state: STATE, caffemodel.read_blob: MEAN}.get(
+        read, MODEL).read_bytes())
+    read(path)
+    os.truncate(path, 1 << 31)  # a hole, which takes no room on the disk
+    refused(read, path, '2147483648 bytes, and protobuf reads no message of more than 2147483647')
 
 
 ORIGINALS = [path.read_bytes() for path in (V1, V1_UPGRADED, MODEL, STATE, MEAN)]

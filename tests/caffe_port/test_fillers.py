@@ -1,6 +1,7 @@
 """How parameters are filled: distributions by their own formulas, and the seed."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,6 +95,34 @@ def test_large_blobs_are_drawn_in_stretches_of_one_stream():
     assert np.array_equal(values, rng.stream().normal(size=count).astype(np.float32))
 
 
+def test_sparse_takes_its_choice_from_the_stream_after_all_values_without_a_second_blob():
+    count = (1 << 22) + 7
+    tracemalloc.start()
+    try:
+        values = fill((2, count), type='gaussian', sparse=1)
+        used = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert used < 1.5 * values.nbytes
+    caffe.set_random_seed(1)
+    expected = rng.stream().normal(size=2 * count).astype(np.float32)
+    expected *= rng.stream().uniform(size=2 * count) < 0.5
+    assert np.array_equal(values.reshape(-1), expected)
+
+
+def test_a_net_draws_a_bounded_number_of_values_in_all(monkeypatch):
+    monkeypatch.setattr(fillers, 'MAX_COUNT', 1000)
+    for _ in range(2):
+        with fillers.bounded():
+            fill((30, 20), type='xavier')
+            fill((20, 20), value=1)
+            with pytest.raises(caffe.CaffeError, match='1 values after 1000 of other params, '
+                                                       'at most 1000 are drawn'):
+                fill((1,), value=1)
+    for _ in range(2):  # blobs that belong to no net
+        fill((30, 20), type='xavier')
+
+
 def test_set_random_seed_decides_a_nets_weights():
     text = ('layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 4 } } }'
             'layer { name: "ip" type: "InnerProduct" bottom: "d" top: "ip" inner_product_param {'
@@ -115,7 +144,7 @@ def test_set_random_seed_decides_a_nets_weights():
     (dict(type='xavier', sparse=1), (2, 2), 'takes no `sparse`'),
     (dict(type='bilinear'), (2, 2), 'stack of square filters'),
     (dict(type='bilinear'), (2, 2, 3, 4), 'stack of square filters'),
-    (dict(type='msra'), (2**15, 2**15), 'values, at most 268435456 are drawn')])
+    (dict(type='msra'), (2**15, 2**15), 'at most 300000000 are drawn for a net')])
 def test_what_cannot_be_filled_is_refused(fields, shape, message):
     with pytest.raises(caffe.CaffeError, match=message):
         fill(shape, **fields)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import caffe_port as caffe
-from caffe_port import prototxt
+from caffe_port import fillers, prototxt
 from caffe_port.ops import LAYER_TYPES
 from nets import siftflow_fcn16s, voc_fcn8s, voc_fcn_alexnet
 from tests.vectors import GOLDEN, load, net_of
@@ -193,6 +193,17 @@ def build_strictly(text: str) -> None:
 def test_an_absurd_setting_of_two_bottoms_is_refused(layer):
     with pytest.raises(caffe.CaffeError, match=r'^l \(\w+\): '):
         build_strictly(INPUTS + f'layer {{ name: "l" type: "{layer} bottom: "x" top: "t" }}')
+
+
+def test_what_fillers_draw_is_bounded_over_the_net_and_the_layer_named(monkeypatch):
+    monkeypatch.setattr(fillers, 'MAX_COUNT', 10_000)
+    layer = ('layer { name: "%s" type: "InnerProduct" bottom: "x" top: "%s" inner_product_param { '
+             'num_output: 40 weight_filler { value: 1 } } }')
+    text = INPUTS + layer % ('a', 'a') + layer % ('b', 'b')
+    net_of(text)
+    with pytest.raises(caffe.CaffeError, match=r'^c \(InnerProduct\): filler constant: \(40, 120\) '
+                                               'are 4800 values after 9600 of other params'):
+        net_of(text + layer % ('c', 'c'))
 
 
 def test_a_window_over_far_channels_costs_no_memory():

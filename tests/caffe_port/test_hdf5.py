@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from caffe_port import caffemodel
+from caffe_port import caffemodel, hdf5
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter
 from tests.weight_files import MODEL, VALUES, arrays_of, refused
@@ -84,10 +84,105 @@ def test_hdf5_values_must_be_in_the_file_and_not_beyond_its_size(tmp_path):
         with h5py.File(path, 'w') as file:
             forge(file.create_group('data/a'))
         refused(caffemodel.read, path, words)
-    with h5py.File(path, 'w') as file:
-        file.create_group('data/a').create_dataset('1', data=[1.0])
-        file['data/a']['0'] = h5py.ExternalLink('b.h5', '/data/a/0')
-    refused(caffemodel.read, path, 'its values are in another file')
+
+
+def forged(path, forge) -> None:
+    """An HDF5 file with one good layer and whatever `forge` puts in beside it."""
+    with h5py.File(path, 'w', libver='latest') as file:
+        forge(file)
+        if 'data/good/0' not in file:
+            file.create_group('data/good').create_dataset('0', data=np.float32([1, 2]))
+
+
+def link(place: str, to):
+    def forge(file):
+        file.create_group('data/good').create_dataset('0', data=np.float32([1, 2]))
+        file[place] = to
+    return forge
+
+
+@pytest.mark.parametrize('place', ['data/a/0', 'data/a', 'data/good/1', 'diff/good/0', 'diff'])
+@pytest.mark.parametrize('to', [h5py.SoftLink('/nowhere'), h5py.SoftLink('/data/good/0'),
+                                h5py.ExternalLink('b.h5', '/data/good/0'),
+                                h5py.ExternalLink('none.h5', '/x')])
+def test_hdf5_links_are_refused_wherever_they_lead(tmp_path, place, to):
+    forged(tmp_path / 'b.h5', lambda file: None)
+    forged(tmp_path / 'a.h5', link(place, to))
+    refused(caffemodel.read, tmp_path / 'a.h5', f'/{place}: expected values, found a link to',
+            to.path)
+
+
+def test_hdf5_values_reached_by_two_names_belong_to_both_layers(tmp_path):
+    forged(tmp_path / 'a.h5', lambda file: None)
+    with h5py.File(tmp_path / 'a.h5', 'r+') as file:
+        file.create_group('data/twin')['0'] = file['data/good/0']
+    assert {name: list(*values) for name, values in arrays_of(tmp_path / 'a.h5').items()} == {
+        'good': [1, 2], 'twin': [1, 2]}
+
+
+def test_hdf5_without_a_blob_is_refused_like_a_model_without_layers(tmp_path):
+    for groups in (['data'], ['data/a', 'data/b']):
+        with h5py.File(tmp_path / 'a.h5', 'w') as file:
+            for group in groups:
+                file.create_group(group)
+        refused(caffemodel.read, tmp_path / 'a.h5', 'expected a .caffemodel.h5, found no blobs')
+
+
+def test_hdf5_nests_loops_and_multitudes_are_refused_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, 'MAX_OBJECTS', 200)
+
+    def many(file):
+        for i in range(200):
+            file.create_group(f'data/a{i}')
+
+    def loop(file):
+        group = file.create_group('data')
+        group['a'] = group['b'] = group
+
+    for forge, words in (
+            (lambda file: file.create_group('data/' + 'a/' * 33), 'nested more than 32 deep'),
+            (lambda file: file.create_group('data/' + 'a' * 1025), 'more than 1024 characters'),
+            (many, 'more than 200 objects'), (loop, 'nested more than 32 deep')):
+        forged(tmp_path / 'a.h5', forge)
+        refused(caffemodel.read, tmp_path / 'a.h5', words)
+    forged(tmp_path / 'a.h5', lambda file: file.create_group('data/' + 'a/' * 32))
+    assert [layer.name for layer in caffemodel.read(tmp_path / 'a.h5')] == ['good']
+
+
+def test_hdf5_is_opened_once_and_stays_open_while_its_blobs_are_held(tmp_path, monkeypatch):
+    path, opened, h5file = tmp_path / 'a.h5', [], h5py.File
+    net = NetParameter(layer=[dict(name='a')])
+    caffemodel.write_hdf5(path, net, {'a': [VALUES, VALUES[0]]})
+    monkeypatch.setattr(h5py, 'File', lambda *args: opened.append(args) or h5file(*args))
+    layer, = caffemodel.read(path)
+    monkeypatch.undo()
+    caffemodel.write_hdf5(path, net, {'a': [-VALUES, -VALUES[0]]})
+    path.rename(tmp_path / 'moved')
+    np.testing.assert_array_equal(layer.blobs[0].array(), VALUES)
+    np.testing.assert_array_equal(layer.blobs[1].array(), VALUES[0])
+    assert len(opened) == 1 and len(held(tmp_path)) == 1
+    del layer
+    assert held(tmp_path) == []
+
+
+def held(folder) -> list[str]:
+    """The files in `folder` that this process has open, replaced ones among them."""
+    places = [f'/proc/self/fd/{number}' for number in os.listdir('/proc/self/fd')]
+    files = [os.readlink(place) for place in places if os.path.islink(place)]
+    return [file for file in files if file.startswith(str(folder))]
+
+
+def test_hdf5_that_is_refused_is_closed_at_once(tmp_path):
+    forged(tmp_path / 'a.h5', link('data/a', h5py.SoftLink('/nowhere')))
+    with pytest.raises(CaffeError) as caught:
+        hdf5.read(tmp_path / 'a.h5')
+    assert caught.value.args and held(tmp_path) == []
+
+
+def test_hdf5_may_exceed_2_gib(tmp_path):
+    forged(tmp_path / 'a.h5', lambda file: None)
+    os.truncate(tmp_path / 'a.h5', 1 << 31)
+    assert list(arrays_of(tmp_path / 'a.h5')) == ['good']
 
 
 def test_damaged_hdf5_is_refused(tmp_path):
