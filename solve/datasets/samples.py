@@ -29,7 +29,8 @@ _GEOMETRIC = {'sky': 'sky', 'grass': 'horizontal', 'sidewalk': 'horizontal',
               'bus': 'vertical', 'pottedplant': 'vertical', 'sheep': 'vertical',
               'tvmonitor': 'vertical'}
 # PASCAL-Context calls all by their names here; its 59 classes have none for lines on a road.
-_CONTEXT = (*REGIONS, *OBJECTS)
+_CONTEXT = ('sky', 'grass', 'building', 'sidewalk', 'road', 'line', *OBJECTS)
+_OUTDOORS = ('meadow', 'street')
 
 _BORDER = 3
 # Depths, in millimetres, at the foot of the wall and at the lower edge of the picture; and
@@ -79,7 +80,7 @@ def draw_siftflow(folder: str | os.PathLike, train: int = 100, test: int = 30,
 
 def draw_pascalcontext(folder: str | os.PathLike, train: int = 100, test: int = 30,
                        size: tuple[int, int] = (160, 200), seed: int = 1337) -> Drawn:
-    """Draw scenes into folder/pascal and folder/pascal-context, or take those already there.
+    """Draw outdoor scenes into folder/pascal and folder/pascal-context, or take those there.
 
     Splits train and val. Labels hold the numbers of 459 annotations, of which 59 are
     classes. All else as draw_nyud.
@@ -168,7 +169,7 @@ def _draw_siftflow(folder: Path, settings: dict[str, Any]) -> None:
     sem = {name: siftflow.SEMANTIC.index(known) + 1 for name, known in _SEMANTIC.items()}
     geo = {'bottle': -1, **{name: siftflow.GEOMETRIC.index(known) + 1
                             for name, known in _GEOMETRIC.items()}}
-    for name, _, scene in series(settings, list(OBJECTS), ['meadow', 'street']):
+    for name, _, scene in series(settings, list(OBJECTS), _OUTDOORS):
         ids.append(name)
         Image.fromarray(scene.rgb).save(images / f'{name}.jpg', quality=92)
         write_mat(semantic / f'{name}.mat', {'S': scene.labels(sem)})
@@ -183,7 +184,7 @@ def _draw_pascalcontext(folder: Path, settings: dict[str, Any]) -> None:
     images, lists, labels = _folders(voc / 'JPEGImages', voc / 'ImageSets' / 'Main',
                                      context / 'trainval')
     numbers = {name: pascalcontext.ANNOTATED.index(name) + 1 for name in _CONTEXT}
-    for name, _, scene in series(settings, list(OBJECTS)):
+    for name, _, scene in series(settings, list(OBJECTS), _OUTDOORS):
         ids.append(name)
         Image.fromarray(scene.rgb).save(images / f'{name}.jpg', quality=92)
         write_mat(labels / f'{name}.mat', {'LabelMap': scene.labels(numbers, np.uint16)})

@@ -18,7 +18,7 @@ from caffe_port.errors import CaffeError
 from solve.datasets.drawings import ALL_PLACES, REGIONS, draw_object, draw_place, light, paste
 
 # Change it with whatever changes the pictures of a seed.
-_EDITION = 1
+_EDITION = 2
 _SETTINGS = 'sample.json'
 # Objects measure from the first to the second, pixels.
 SIDES = (80, 140)
