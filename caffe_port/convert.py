@@ -129,12 +129,25 @@ def _prepared(options: argparse.Namespace) -> Work:
         layers = from_torchvision(layers)
     net = None
     if options.prototxt or options.net:
-        net = Net(options.prototxt or net_by_name(options.net, options.fully_conv), TEST)
+        net = _net(options)
         layers = _fitted(layers, net, options.source, options.fully_conv, tell=True).layers
     written = to_torchvision(layers) if options.to_torchvision else layers
     if options.from_torchvision or options.to_torchvision:
         _note_mean(layers, options.mean or ZOO_MEAN_BGR)
     return Work(layers, written, net)
+
+
+def _net(options: argparse.Namespace) -> Net:
+    """The net to check against: that of --prototxt or --net."""
+    if options.net:
+        return Net(net_by_name(options.net, options.fully_conv), TEST)
+    try:
+        return Net(options.prototxt, TEST)
+    except CaffeError as error:
+        if '(Python)' not in str(error):
+            raise
+        raise CaffeError(f'{error}; to check names and shapes take the deploy prototxt, or --net '
+                         'with an experiment\'s name') from error
 
 
 def net_by_name(name: str, fully_conv: bool = False) -> NetParameter:
@@ -250,8 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Convert or look at a weight file; the exit status: 0, or 2 where it can't be done."""
     options = _parser().parse_args(arguments)
     try:
-        if options.info and options.target is not None:
-            raise CaffeError('--info looks at SRC alone: leave DST out')
+        if options.info and (options.target is not None or options.net or options.prototxt):
+            raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
         info(options) if options.info else convert(options)
     except CaffeError as error:
         print(f'error: {printable(str(error))}', file=sys.stderr)

@@ -39,15 +39,18 @@ def _layers(solver: 'SGDSolver') -> Iterator[tuple[str, Layer]]:
 def collect(solver: 'SGDSolver') -> dict:
     """The memory of a solver as it stands between two iterations; collective.
 
-    Random streams are those of every rank, all else is the same on all.
+    Random streams and layers are those of every rank, as one that skips an image leaves the
+    others' order; all else is the same on all.
     """
-    streams, *others = parallel.gather(rng.get_state())
+    own = {name: layer.state() for name, layer in _layers(solver)}
+    (streams, layers), *others = parallel.gather((rng.get_state(), own))
     return {
         'iter': solver.iter,
         'type': solver.param.type,
         'streams': streams,
-        'streams_of_other_ranks': others,
-        'layers': {name: layer.state() for name, layer in _layers(solver)},
+        'streams_of_other_ranks': [streams for streams, _ in others],
+        'layers': layers,
+        'layers_of_other_ranks': [layers for _, layers in others],
         'losses': [float(loss) for loss in solver.losses],
         'notes': solver.notes,
     }
@@ -79,7 +82,10 @@ def load(path: Path, iteration: int) -> dict | None:
             streams['devices'] = {name: np.array(state, np.uint8)
                                   for name, state in streams['devices'].items()}
         found = content['iter']
-        content['losses'], content['layers'], content['notes']
+        content['losses'], content['notes']
+        # Earlier versions kept the layers of rank 0 alone.
+        for layers in [content['layers'], *content.setdefault('layers_of_other_ranks', [])]:
+            layers.keys()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -98,12 +104,14 @@ def load(path: Path, iteration: int) -> dict | None:
 def recall(content: dict, solver: 'SGDSolver') -> None:
     """Put layers, streams, losses and notes back to what `content` says.
 
-    Another number of ranks goes on in the data order, but each with the streams it has.
+    Another number of ranks goes on in rank 0's data order, each with the streams it has.
     Raises CaffeError if it is of other data; what came before that has changed then.
     """
+    layers = [content['layers'], *content['layers_of_other_ranks']]
+    own = layers[parallel.solver_rank() if len(layers) == parallel.solver_count() else 0]
     for name, layer in _layers(solver):
-        if name in content['layers']:
-            layer.set_state(content['layers'][name])
+        if name in own:
+            layer.set_state(own[name])
     streams = [content['streams'], *content['streams_of_other_ranks']]
     if len(streams) == parallel.solver_count():
         rng.set_state(streams[parallel.solver_rank()])

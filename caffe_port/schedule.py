@@ -9,7 +9,11 @@ from caffe_port.proto.caffe_pb2 import SolverParameter
 
 
 def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: str) -> float:
-    """base_lr as lr_policy changes it over iterations, as SGDSolver::GetLearningRate."""
+    """base_lr as lr_policy changes it over iterations, as SGDSolver::GetLearningRate.
+
+    Raises CaffeError, naming policy and iteration, for what is no finite number.
+    Deviates: there Caffe goes on, with a rate of nan or infinity.
+    """
     needs = {'fixed': (), 'step': ('gamma', 'stepsize'), 'exp': ('gamma',),
              'inv': ('gamma', 'power'), 'multistep': ('gamma', 'stepvalue'),
              'poly': ('power', 'max_iter'), 'sigmoid': ('gamma', 'stepsize')}
@@ -20,6 +24,9 @@ def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: 
                if not (p.stepvalue if name == 'stepvalue' else p.HasField(name))]
     if missing:
         raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" needs {" and ".join(missing)}')
+    divisor = {'step': 'stepsize', 'poly': 'max_iter'}.get(p.lr_policy)
+    if divisor and not getattr(p, divisor):
+        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" divides by {divisor}, which is 0')
     factors = {
         'fixed': lambda: 1.0,
         'step': lambda: p.gamma ** (iteration // p.stepsize),
@@ -27,6 +34,14 @@ def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: 
         'inv': lambda: (1 + p.gamma * iteration) ** -p.power,
         'multistep': lambda: p.gamma ** current_step,
         'poly': lambda: (1 - iteration / p.max_iter) ** p.power,
-        'sigmoid': lambda: 1 / (1 + math.exp(-p.gamma * (iteration - p.stepsize))),
+        # Beyond 700 the exponential leaves its range; the rate has long been 0 in float32.
+        'sigmoid': lambda: 1 / (1 + math.exp(min(-p.gamma * (iteration - p.stepsize), 700))),
     }
-    return p.base_lr * factors[p.lr_policy]()
+    try:
+        rate = p.base_lr * factors[p.lr_policy]()
+    except ArithmeticError:
+        rate = math.inf
+    if isinstance(rate, complex) or not math.isfinite(rate):
+        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" has no finite rate at iteration '
+                         f'{iteration}; Caffe\'s pow gives nan or infinity there')
+    return rate

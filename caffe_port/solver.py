@@ -22,6 +22,7 @@ from caffe_port.schedule import learning_rate
 from caffe_port.update import Update
 
 LOG = logging.getLogger('caffe_port')
+_MAX_UNCHECKED = 1000  # iterations
 
 
 class SGDSolver:
@@ -60,7 +61,7 @@ class SGDSolver:
         self._update = Update(self.param, self.net.module.learnable)
         self._in_step = False  # whether all ranks have the same parameters
         self.losses: deque[Tensor] = deque(maxlen=max(self.param.average_loss, 1))
-        self._unchecked: list[tuple[int, str, Tensor, Tensor]] = []
+        self._unchecked: list[tuple[int, list[tuple[str, Tensor]], Tensor]] = []
         self._callbacks: list[tuple[Callable, Callable]] = []
         self._display_clock = time.monotonic(), 0
         self.requested_action: Callable[[], str | None] = lambda: None
@@ -147,16 +148,17 @@ class SGDSolver:
             if p.test_interval and self.iter % p.test_interval == 0 and (
                     self.iter or p.test_initialization):
                 self.test_all()
+            self._advance_step()
             for before, _ in self._callbacks:
                 before()
             self.net.debug_info = bool(
                 p.debug_info and p.display and self.iter % p.display == 0)
-            own = self._forward_backward()
-            loss = own.clone()
+            passes = self._forward_backward()
+            loss = sum(loss for _, loss in passes) / len(passes)
             parallel.average([loss])
             self.losses.append(loss)
-            self._unchecked.append((self.iter, self._images(), own, loss))
-            if loss.device.type == 'cpu':
+            self._unchecked.append((self.iter, passes, loss))
+            if loss.device.type == 'cpu' or len(self._unchecked) >= _MAX_UNCHECKED:
                 self.check_losses()
             if p.display and self.iter % p.display == 0:
                 self._display()
@@ -184,15 +186,15 @@ class SGDSolver:
         actions = (None, 'snapshot', 'stop')
         return actions[parallel.agree(actions.index(self.requested_action()))]
 
-    def _forward_backward(self) -> Tensor:
-        """iter_size passes, gradients added up; returns the mean loss as a scalar tensor."""
+    def _forward_backward(self) -> list[tuple[str, Tensor]]:
+        """iter_size passes, gradients added up; returns each one's images and scalar loss."""
         net, last = self.net, len(self.net.layers) - 1
-        losses = []
+        passes = []
         for _ in range(self.param.iter_size):
             net._forward(0, last)
-            losses.append(net.loss())
+            passes.append((self._images(), net.loss()))
             net._backward(last, 0, keep=False)
-        return sum(losses) / len(losses)
+        return passes
 
     @property
     def smoothed_loss(self) -> float:
@@ -212,14 +214,16 @@ class SGDSolver:
     def check_losses(self) -> None:
         """Raise CaffeError if a loss since the last check is NaN or infinite on any rank.
 
-        It waits for the device, so on a GPU it runs at display and before snapshots only.
+        It waits for the device, so on a GPU it runs at display, before snapshots and where
+        many are unchecked only.
         """
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked:
             return
         losses = torch.stack([mean.to(mode.device()) for *_, mean in unchecked]).tolist()
-        for (iteration, images, own, _), loss in zip(unchecked, losses):
+        for (iteration, passes, _), loss in zip(unchecked, losses):
             if not math.isfinite(loss):
+                images, own = min(passes, key=lambda one: math.isfinite(one[1]))
                 on = f' on image {images}' if images else ''
                 if parallel.solver_count() > 1:
                     on += f' (rank {parallel.solver_rank()})'
@@ -292,13 +296,17 @@ class SGDSolver:
         """The learning rate of this iteration, before lr_mult."""
         return learning_rate(self.param, self.iter, self.current_step, self.where)
 
-    def apply_update(self) -> None:
-        """Average the gradients over ranks, clip them and move the parameters, as Update says."""
+    def _advance_step(self) -> None:
+        """Count the stepvalues that this iteration has come to."""
         p = self.param
         while (p.lr_policy == 'multistep' and self.current_step < len(p.stepvalue)
                and self.iter >= p.stepvalue[self.current_step]):
             self.current_step += 1
             LOG.info('MultiStep Status: Iteration %d, step = %d', self.iter, self.current_step)
+
+    def apply_update(self) -> None:
+        """Average the gradients over ranks, clip them and move the parameters, as Update says."""
+        self._advance_step()
         self.net.module.flush()
         self._update.apply(self.rate())
         self.net.params_written()
@@ -349,9 +357,10 @@ class SGDSolver:
     def restore(self, path: str | os.PathLike) -> None:
         """Take up iteration, weights and history from a .solverstate, Caffe's or ours.
 
-        Its weights are looked for where it says, then beside it. With the .memory.json
-        that `snapshot` leaves the run goes on to the bit as if it had not stopped; without
-        it data order and random streams start anew, as in Caffe. Nothing changes on error.
+        Its weights are looked for beside it, so that a run may be moved, then where it says.
+        With the .memory.json that `snapshot` leaves the run goes on to the bit as if it had
+        not stopped; without it data order and random streams start anew, as in Caffe.
+        Nothing changes on error.
         """
         state = caffemodel.read_state(path)
         self._update.check(state.history, path, self.net.name)
@@ -366,7 +375,7 @@ class SGDSolver:
             if state.learned_net:
                 named = Path(state.learned_net)
                 beside = Path(path).parent / named.name
-                self.net.copy_from(beside if not named.exists() and beside.exists() else named)
+                self.net.copy_from(beside if beside.exists() else named)
         except CaffeError:
             memory.recall(before, self)
             raise

@@ -63,13 +63,13 @@ class Update:
         history = [self._history[i] for i in members]
         if self.param.snapshot_diff and self.param.type == 'Nesterov':
             self._before.update((i, self._history[i].clone()) for i in members)
-        if rate == 0:  # nothing to scale by, and nothing moves but by momentum
-            torch._foreach_mul_(history, self.param.momentum)
-            torch._foreach_sub_(weights, history)
-            return
+        factor = rate * scale
+        if abs(factor) < torch.finfo(torch.float32).tiny:  # the kernel cannot divide by it
+            torch._foreach_mul_(grads, 0.0)
+            factor = 1.0
         if self.param.regularization_type == 'L1' and decay:
             for weight, grad in zip(weights, grads):
-                grad.add_(weight.sign(), alpha=decay / scale)
+                grad.add_(weight.sign(), alpha=rate * decay / factor)
             decay = 0.0
         torch._fused_sgd_(
             weights, grads, history, weight_decay=rate * decay,
@@ -77,7 +77,7 @@ class Update:
             momentum=self.param.momentum or math.ulp(0.0),
             lr=1.0, dampening=0.0, nesterov=self.param.type == 'Nesterov', maximize=False,
             is_first_step=False,
-            grad_scale=torch.full((), 1 / (rate * scale), device=weights[0].device))
+            grad_scale=torch.full((), 1 / factor, device=weights[0].device))
 
     def _clip(self) -> float:
         """The factor that brings the gradients' L2 norm down to clip_gradients."""

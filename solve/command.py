@@ -117,6 +117,9 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
     if args.keep < 0:
         raise CaffeError(f'--keep {args.keep}: must not be negative')
     named = [getattr(args, option) for option in (*data.PLACES, 'weights')]
+    if args.resume:
+        args.output = _resumed_folder(args, [Path('output') / name] + (
+            [] if any(named) else [sample.folder_of(name)]))
     defaults = [ROOT / path for path in (*data.PLACES.values(), *weights)]
     resumed_sample = args.resume and sample.is_in(args.output or sample.folder_of(name))
     if any(named) or any(path.exists() for path in defaults) or (
@@ -163,11 +166,36 @@ def _sample_job(args: argparse.Namespace, name: str, data: ModuleType) -> Job:
                **sample.prepare(name, folder, start=not args.resume))
 
 
+def _resumed_folder(args: argparse.Namespace, defaults: list[Path]) -> Path:
+    """The folder of the run to go on with: as told, the state's own, or the last one used."""
+    if args.output:
+        if args.resume == LATEST and not args.output.is_dir():
+            raise CaffeError(f'{args.output}: no such folder, so there is nothing to resume')
+        return args.output
+    if args.resume != LATEST:
+        folder = args.resume.parent.parent
+        if not (folder / 'log.jsonl').is_file():
+            raise CaffeError(f'{args.resume}: not in the folder of a run; --output names the '
+                             'folder to go on in')
+        return folder
+    logs = {log.stat().st_mtime: folder for default in defaults
+            for folder in [default, *default.parent.glob(f'{default.name}-[0-9]*')]
+            for log in _logs(folder)}
+    if not logs:
+        raise CaffeError(f'{" and ".join(map(str, defaults))}: no run there to resume; --output '
+                         'names another folder')
+    return logs[max(logs)]
+
+
+def _logs(folder: Path) -> list[Path]:
+    """The logs of a run, or of the runs of a chain."""
+    return [*folder.glob('log.jsonl'), *folder.glob('*/log.jsonl')]
+
+
 def _fresh_folder(folder: Path, resume: Path | None) -> Path:
     """Make the output folder; another number where a run, or one of a chain, has left its log."""
     chosen, number = folder, 2
-    while resume is None and not _of_this_torchrun(chosen) and (
-            any(chosen.glob('log.jsonl')) or any(chosen.glob('*/log.jsonl'))):
+    while resume is None and not _of_this_torchrun(chosen) and _logs(chosen):
         chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
     try:
         chosen.mkdir(parents=True, exist_ok=True)

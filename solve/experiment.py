@@ -53,6 +53,10 @@ class Job:
         param.snapshot_prefix = str(self.prefix)
         if self.iterations:
             param.max_iter = self.iterations
+        try:
+            self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CaffeError(f'{self.prefix.parent}: cannot be made: {error.strerror}') from error
         snapshots.sweep(self.prefix)
         solver = caffe.SGDSolver(param)
         _data_layer(solver.net).skip_bad = self.skip_bad_images
@@ -62,12 +66,20 @@ class Job:
     def resumed(self, solver: caffe.SGDSolver) -> bool:
         """Restore the snapshot that --resume names; False where there is none to restore."""
         if self.resume is None or parallel.restarted() and not snapshots.states(self.prefix):
+            if any(parallel.gather(bool(snapshots.states(self.prefix)))):
+                raise CaffeError(f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
+                                 'goes on with it, --snapshot-prefix names another place')
             return False
         state = self.resume
         if state == LATEST:
             state = parallel.first(lambda: snapshots.latest(self.prefix))
         print(f'Going on from {state}', flush=True)
         solver.restore(state)
+        if not memory.beside(state).exists():
+            self._watch.warn(f'{memory.beside(state).name} is missing: data order and random '
+                             'streams start anew, as in Caffe')
+        for path in parallel.first(lambda: snapshots.set_aside(self.prefix, solver.iter)):
+            self._watch.warn(f'a snapshot beyond iteration {solver.iter} is now {path}')
         return True
 
     def rounds(self, solver: caffe.SGDSolver, count: int, step: int) -> Iterator[int]:
@@ -103,8 +115,9 @@ class Job:
         if caffe.solver_rank():
             return
         try:
-            memory.save(memory.beside(snapshots.states(self.prefix)[solver.iter]), remembered)
-        except (KeyError, WriteError) as error:  # the disk is full, or was for the snapshot
+            if solver.iter in snapshots.states(self.prefix):  # else the disk was full for it
+                memory.save(memory.beside(snapshots.states(self.prefix)[solver.iter]), remembered)
+        except WriteError as error:
             LOG.error('scores of iteration %d are not in its snapshot: %s', solver.iter, error)
         if self.keep:
             snapshots.prune(self.prefix, self.keep, solver.notes['best']['iteration'])
@@ -118,17 +131,25 @@ class Job:
         """Draw the learning curve and a panel of predictions, and say where all is.
 
         `means` are the blobs with the pictures, by name, and what was subtracted from them.
+
+        Raises WriteError where the last snapshot, missing so far, is refused once more.
         """
-        parallel.first(lambda: self._draw(solver, means))
+        if parallel.first(lambda: solver.iter not in snapshots.states(self.prefix)):
+            solver.snapshot()
         skipped: dict[str, str] = {}
         for of_rank in parallel.gather(_data_layer(solver.net).skipped):
             skipped.update(of_rank)
         if skipped:
             print(f'{len(skipped)} images were skipped:', *skipped.values(), sep='\n  ')
+        parallel.first(lambda: self._draw(solver, means))
 
     def _draw(self, solver: caffe.SGDSolver, means: dict[str, Sequence[float]]) -> None:
-        plot.curve([self.folder], self.folder / 'curve.png')
-        plot.panel(solver.test_nets[0], means, self.folder / 'panel.png')
+        solver.test_nets[0].share_with(solver.net)  # as nothing may have been scored
+        try:
+            plot.curve([self.folder], self.folder / 'curve.png')
+            plot.panel(solver.test_nets[0], means, self.folder / 'panel.png')
+        except CaffeError as error:  # the run is done, and saved
+            self._watch.warn(str(error))
         print(f'Snapshots: {solver.param.snapshot_prefix}_iter_*; '
               f'learning curve and panel: {self.folder}/curve.png, panel.png')
 

@@ -124,7 +124,7 @@ def _infer(args: argparse.Namespace) -> None:
     mean = args.mean or getattr(data, 'MEAN', voc.MEAN)
     net = _net(args)
     pictures = _pictures(net, args.images, args.output)
-    output = trained.make_folder(args.output)
+    output, written = trained.make_folder(args.output), set()
     for files in pictures:
         try:
             best = infer(net, {top: reader(args.net, top, mean)(path)
@@ -134,6 +134,11 @@ def _infer(args: argparse.Namespace) -> None:
         for name, labels in best.items():
             suffix = '_' + name.removeprefix('score_') if len(best) > 1 else ''
             path = output / f'{files[0].stem}{suffix}.png'
+            for made in (path, path.with_stem(path.stem + '_overlay')):
+                if made in written:
+                    raise CaffeError(f'{files[0]}: {made} is another picture\'s already; rename one, '
+                                     'or name another folder with --output')
+                written.add(made)
             save_prediction(labels, path)
             if args.overlay:
                 overlay(read_rgb(files[0]), labels, path.with_stem(path.stem + '_overlay'))

@@ -25,20 +25,27 @@ from solve.score import predict, tasks
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The lines of a run's log.jsonl.
+    """The lines of a run's log.jsonl, without those that a full disk has torn.
 
-    Raises CaffeError if there is none, or it holds something else.
+    Raises CaffeError if there is none, or no line is whole.
     """
     path = folder / 'log.jsonl'
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        lines = [_line(text) for text in path.read_text(errors='replace').splitlines()]
     except FileNotFoundError as error:
         raise CaffeError(f'{path}: no such file; is {folder} the folder of a run?') from error
-    except (UnicodeDecodeError, ValueError) as error:
-        raise CaffeError(f'{path}: not a run\'s log: {error}') from error
-    if not all(isinstance(line, dict) and 'iteration' in line for line in lines):
-        raise CaffeError(f'{path}: not a run\'s log: lines without an iteration')
-    return lines
+    if lines and not any(lines):
+        raise CaffeError(f'{path}: not a run\'s log: no line of JSON with an iteration')
+    return [line for line in lines if line]
+
+
+def _line(text: str) -> dict:
+    """What one line of a log says; nothing if it is torn."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) and 'iteration' in line else {}
 
 
 def curve(folders: Sequence[Path], out: Path) -> None:

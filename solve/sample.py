@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from solve import classifiers, experiment
+from solve import classifiers, experiment, snapshots
 from solve.datasets import sample, samples, voc
 
 SEED = 1337
@@ -147,5 +147,7 @@ def _train_before(name: str, folder: Path, net: dict[str, Any], seed: int) -> No
     weights = [_weights(first, folder, net, seed) for first in chosen.starts]
     print(f'Training {name} first, for {chosen.before} iterations', flush=True)
     job = experiment.Job(name, own, weights, net=net, **settings(name, seed, chosen.before))
+    if snapshots.states(job.prefix):  # stopped under way
+        job.resume = experiment.LATEST
     with contextlib.redirect_stdout(None):
         importlib.import_module(f'solve.{name}').solve(job)

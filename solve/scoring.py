@@ -130,13 +130,17 @@ class Scoring:
         if force or not path.exists():
             return fresh
         found = fresh.found_at(path, images)
-        if predictions and not found.predictions:
-            print(f'{path}: scored without predictions, so this begins anew')
+        if predictions and not (found.predictions and self._has_predictions(found.done)):
+            print(f'{path}: scored without all predictions, so this begins anew')
             return fresh
         print(f'{path}: all {images} images are scored already; --force scores anew'
               if found.done == images else f'{path}: goes on after {found.done} of {images} images')
         # Without them from here on, they are not whole and must not count as made.
         return replace(found, predictions=predictions)
+
+    def _has_predictions(self, count: int) -> bool:
+        return all((self.folder / f'predictions{self.suffix(task)}' / f'{name}.png').is_file()
+                   for task in self.tasks for name in self.layer.ids[:count])
 
     def report(self, state: State) -> None:
         """Print the scores and write them, with the confusion matrices, to the folder."""

@@ -39,6 +39,21 @@ def latest(prefix: Path) -> Path:
                      + ''.join(f'; {reason}' for reason in broken))
 
 
+def set_aside(prefix: Path, iteration: int) -> list[Path]:
+    """Rename the snapshots beyond `iteration`, another run's, to *.old; returns the states'.
+
+    A run that goes on there would else take them for its own newest ones.
+    """
+    renamed = []
+    for number, state in states(prefix).items():
+        if number > iteration:
+            for path in (model_of(state), memory.beside(state)):
+                if path.exists():
+                    path.rename(path.with_name(f'{path.name}.old'))
+            renamed.append(state.rename(state.with_name(f'{state.name}.old')))
+    return renamed
+
+
 def prune(prefix: Path, keep: int, best: int | None) -> None:
     """Delete all but the newest `keep` snapshots and the one of iteration `best`."""
     found = states(prefix)

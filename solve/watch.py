@@ -43,6 +43,11 @@ class Watch:
             raise CaffeError(f'{folder}: not written to: {error.strerror}') from error
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
         LOG.addHandler(handler)
+        # What went wrong also shows where the user looks.
+        errors = logging.StreamHandler()
+        errors.setLevel(logging.ERROR)
+        errors.setFormatter(logging.Formatter('\nError: %(message)s'))
+        LOG.addHandler(errors)
 
     @contextmanager
     def over(self, stops: Sequence[int]) -> Iterator[None]:
@@ -65,8 +70,10 @@ class Watch:
         """Add a line to log.jsonl, and count the time from here for images per second."""
         line = {'iteration': self.solver.iter, 'time': time.time(), **values}
         try:
-            with open(self.folder / 'log.jsonl', 'a') as log:
-                log.write(json.dumps(line) + '\n')
+            with open(self.folder / 'log.jsonl', 'a+b') as log:
+                log.seek(max(log.tell() - 1, 0))
+                torn = log.read(1) not in (b'', b'\n')  # by a disk that was full
+                log.write(b'\n' * torn + json.dumps(line).encode() + b'\n')
         except OSError as error:  # a full disk must not end the run
             LOG.error('log.jsonl: not written: %s', error.strerror)
         self._clock = time.monotonic(), self.solver.iter

@@ -152,8 +152,8 @@ class SegDataLayer(Layer):
     image, the next is read.
 
     `current` is the id of the image that is in the tops. An image that cannot be read
-    raises its CaffeError; with `skip_bad` the next one takes its place, and `skipped`
-    says why, by id.
+    raises its CaffeError; with `skip_bad` the next one takes its place, of many ranks this
+    rank's next, and `skipped` says why, by id.
     """
 
     top_names: ClassVar[tuple[str, ...]] = ('data', 'label')

@@ -1,10 +1,12 @@
 """What solvers write and take up: HDF5 twins, diffs, debug_info, and whom a state belongs to."""
 
+import json
+
 import numpy as np
 import pytest
 
 import caffe_port as caffe
-from caffe_port import caffemodel
+from caffe_port import caffemodel, memory, parallel, rng
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from tests.caffe_port.test_solver import follow, solver_of
 from tests.vectors import load
@@ -113,3 +115,77 @@ def test_weights_where_a_state_is_due_are_named(tmp_path):
 def test_the_golden_trajectory_does_not_mind_diffs_and_debug_info(caplog):
     vector = {**VECTOR, 'data': VECTOR['data'][:4]}
     follow(solver_of(VECTOR, snapshot_diff=True, debug_info=True, display=1), vector)
+
+
+def test_a_moved_run_takes_its_own_weights_and_not_those_in_its_old_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    solver = stepped(2, 'run')
+    state = solver.snapshot()
+    (tmp_path / 'moved').mkdir()
+    for path in tmp_path.glob('run_iter_2.*'):
+        path.rename(tmp_path / 'moved' / path.name)
+    solver_of(VECTOR).net.save(tmp_path / 'run_iter_2.caffemodel')  # of another run
+    resumed = solver_of(VECTOR)
+    resumed.restore(tmp_path / 'moved' / state.name)
+    assert_same(resumed, solver)
+    (tmp_path / 'moved/run_iter_2.caffemodel').rename(tmp_path / 'run_iter_2.caffemodel')
+    elsewhere = solver_of(VECTOR)
+    elsewhere.restore(tmp_path / 'moved' / state.name)
+    assert_same(elsewhere, solver)
+
+
+class Place:
+    """A layer with no more than a state."""
+
+    def __init__(self, place: int):
+        self.place = place
+
+    def state(self) -> dict:
+        return {'place': self.place}
+
+    def set_state(self, state: dict) -> None:
+        self.place = state['place']
+
+
+def remembered_of_two_ranks(tmp_path, monkeypatch) -> dict:
+    """The memory of two ranks at places 3 and 5, as rank 0 wrote it and a file gave it back."""
+    solver = solver_of(VECTOR)
+    other = rng.get_state(), {'0:data': {'place': 5}}
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, '_layers', lambda _: [('0:data', Place(3))])
+        patch.setattr(parallel, 'gather', lambda own: [own, other])
+        content = memory.collect(solver)
+    memory.save(tmp_path / 'x.memory.json', content)
+    return memory.load(tmp_path / 'x.memory.json', 0)
+
+
+@pytest.mark.parametrize('rank, count, place', [(0, 2, 3), (1, 2, 5), (0, 1, 3), (2, 3, 3)])
+def test_each_of_as_many_ranks_goes_on_at_its_own_place(tmp_path, monkeypatch, rank, count, place):
+    content, layer = remembered_of_two_ranks(tmp_path, monkeypatch), Place(0)
+    monkeypatch.setattr(memory, '_layers', lambda _: [('0:data', layer)])
+    monkeypatch.setattr(parallel, 'solver_rank', lambda: rank)
+    monkeypatch.setattr(parallel, 'solver_count', lambda: count)
+    memory.recall(content, solver_of(VECTOR))
+    assert layer.place == place
+
+
+def test_a_memory_of_rank_0s_place_alone_is_every_ranks(tmp_path, monkeypatch):
+    remembered_of_two_ranks(tmp_path, monkeypatch)
+    path, layer = tmp_path / 'x.memory.json', Place(0)
+    stored = json.loads(path.read_text())
+    del stored['layers_of_other_ranks']
+    path.write_text(json.dumps(stored))
+    monkeypatch.setattr(memory, '_layers', lambda _: [('0:data', layer)])
+    monkeypatch.setattr(parallel, 'solver_rank', lambda: 1)
+    monkeypatch.setattr(parallel, 'solver_count', lambda: 2)
+    memory.recall(memory.load(path, 0), solver_of(VECTOR))
+    assert layer.place == 3
+
+
+@pytest.mark.parametrize('broken', [dict(layers=3), dict(layers_of_other_ranks=[3])])
+def test_a_memory_whose_layers_are_none_is_refused(tmp_path, monkeypatch, broken):
+    remembered_of_two_ranks(tmp_path, monkeypatch)
+    path = tmp_path / 'x.memory.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))
+    with pytest.raises(caffe.CaffeError, match='not the memory of a snapshot'):
+        memory.load(path, 0)

@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +129,7 @@ def test_a_sample_with_nothing_before_it_trains_what_it_starts_from(small, monke
     stamp = before.stat().st_mtime_ns
     # What is there is taken again, as by a run that was stopped.
     (small / 'here/log.jsonl').unlink()
+    shutil.rmtree(small / 'here/snapshot')
     run(monkeypatch, 'voc_fcn8s', '--iterations', '1', '--output', 'here')
     assert 'Training' not in capsys.readouterr().out and before.stat().st_mtime_ns == stamp
 
@@ -214,5 +216,6 @@ def test_a_chain_resumes_nothing_but_the_latest(small, monkeypatch, capsys):
     for resume, message in (('x.solverstate', 'resumes `latest` only'),
                             ('latest', 'no whole snapshot')):
         with pytest.raises(SystemExit, match='2'):
-            run(monkeypatch, 'voc_chain', '--resume', resume)
+            run(monkeypatch, 'voc_chain', '--resume', resume, '--output',
+                'output/voc_chain-sample')
         assert message in capsys.readouterr().err

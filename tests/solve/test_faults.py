@@ -12,7 +12,7 @@ import pytest
 
 import caffe_port as caffe
 from caffe_port.errors import WriteError
-from solve import experiment, snapshots, symptoms, voc_fcn32s
+from solve import experiment, plot, snapshots, symptoms, voc_fcn32s
 from solve.datasets import sample, voc
 from solve.datasets.layer import SegDataLayer
 from tests.solve.feeding import random_classifier
@@ -166,6 +166,63 @@ def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
     monkeypatch.undo()
     follow(solver, {**vector, 'data': vector['data'][:6]})
     assert snapshots.latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
+
+
+def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reason(
+        data, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(WriteError, match='No space left on device'):
+        voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
+    assert 'Error: ' in capsys.readouterr().err and not snapshots.states(tmp_path / 'snapshot/train')
+
+
+def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own(
+        data, tmp_path, capsys):
+    prefix = tmp_path / 'snapshot/train'
+    voc_fcn32s.solve(job_in(tmp_path, data))
+    assert list(snapshots.states(prefix)) == [3, 6]
+    from_3 = prefix.parent / 'train_iter_3.solverstate'
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=5, step=5, keep=1, resume=from_3))
+    assert list(snapshots.states(prefix)) == [5]
+    assert 'train_iter_6.solverstate.old' in capsys.readouterr().err
+    assert (prefix.parent / 'train_iter_6.caffemodel.old').is_file()
+    with pytest.raises(caffe.CaffeError, match='train_iter_.*snapshots of another run'):
+        voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
+    assert list(snapshots.states(prefix)) == [5]
+
+
+def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_path):
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
+    panel = (tmp_path / 'panel.png').read_bytes()
+    (tmp_path / 'panel.png').unlink()
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, 'panel', lambda net, *_: drawn.append(net.params['fc6'][0].data.any()))
+        voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
+    assert drawn == [True] and panel
+
+
+def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path):
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=1, step=1))
+    log = tmp_path / 'log.jsonl'
+    whole = plot.read_log(tmp_path)
+    log.write_bytes(log.read_bytes() + b'{"iteration": 3, "ti')
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
+    assert len(plot.read_log(tmp_path)) > len(whole) and (tmp_path / 'curve.png').exists()
+    assert plot.read_log(tmp_path)[:len(whole)] == whole
+    log.write_text('hello')
+    with pytest.raises(caffe.CaffeError, match='not a run.s log'):
+        plot.read_log(tmp_path)
+
+
+def test_without_its_memory_a_run_says_that_it_starts_anew(data, tmp_path, capsys):
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=1, step=1))
+    (tmp_path / 'snapshot/train_iter_1.memory.json').unlink()
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
+    assert 'data order and random streams start anew' in capsys.readouterr().err
 
 
 def test_the_newest_whole_snapshot_is_found_and_broken_ones_are_not(tmp_path):

@@ -1,5 +1,7 @@
 """The command infer.py: what it writes, at which sizes, for nets of which inputs, and refusals."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -127,6 +129,14 @@ def test_an_overlay_is_half_picture_half_colours(folder, monkeypatch):
     assert call(monkeypatch, infer.main, 'voc_fcn8s', path, 'a.png', '--overlay') == 0
     colours = np.array(Image.open('predictions/a.png').convert('RGB')).astype(int)
     assert np.array_equal(pixels('predictions/a_overlay.png'), (pixels('a.png') + colours) // 2)
+
+
+def test_an_overlay_does_not_take_the_place_of_another_picture(folder, monkeypatch, capsys):
+    path = save_random(voc_fcn8s.fcn('deploy', **NARROW), folder / 'w.caffemodel', seed=8)
+    shutil.copy('a.png', 'a_overlay.png')
+    assert call(monkeypatch, infer.main, 'voc_fcn8s', path, 'a.png', 'a_overlay.png',
+                '--overlay') == 2
+    assert "a_overlay.png is another picture's already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments, message', [

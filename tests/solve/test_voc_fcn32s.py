@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,13 +188,28 @@ def test_options_that_name_missing_things_end_in_one_line_and_status_2(
             ([*trees, '--weights', empty], 'empty.caffemodel'),
             ([*trees, '--weights', weights, '--resume', 'x'], 'x: no such file'),
             ([*trees, '--weights', weights], 'vgg.caffemodel: conv1_1 0 of shape 2 x 3 x 3 x 3'),
-            (['--resume', weights], 'no such folder; --sbdd-dir'),
-            (['--resume', 'latest'], 'no such folder; --sbdd-dir'),
+            (['--resume', weights], 'not in the folder of a run; --output names'),
+            (['--resume', 'latest'], 'no run there to resume'),
+            (['--resume', 'latest', '--output', 'typo'], 'typo: no such folder, so there is'),
             (['--keep', '-1'], '--keep -1: must not be negative'),
             (['--iterations', '0'], '--iterations 0: must be positive')):
         assert run(monkeypatch, *arguments) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith('error: ') and message in error, error
+
+
+def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, folder in enumerate(('run', 'run-3', 'run-2')):
+        (tmp_path / folder / 'snapshot').mkdir(parents=True)
+        (tmp_path / folder / 'log.jsonl').touch()
+        os.utime(tmp_path / folder / 'log.jsonl', (number, number))
+    state = Path('run-3/snapshot/train_iter_2.solverstate')
+    for resume, output, expected in ((state, None, 'run-3'), (state, 'run', 'run'),
+                                     (experiment.LATEST, None, 'run-2'),
+                                     (experiment.LATEST, 'run', 'run')):
+        args = Namespace(resume=resume, output=output and Path(output))
+        assert command._resumed_folder(args, [Path('run'), Path('none')]) == Path(expected)
 
 
 def test_help_shows_the_defaults(monkeypatch, capsys):
