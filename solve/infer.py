@@ -136,8 +136,8 @@ def _infer(args: argparse.Namespace) -> None:
             path = output / f'{files[0].stem}{suffix}.png'
             for made in (path, path.with_stem(path.stem + '_overlay')):
                 if made in written:
-                    raise CaffeError(f'{files[0]}: {made} is another picture\'s already; rename one, '
-                                     'or name another folder with --output')
+                    raise CaffeError(f'{files[0]}: {made} is another picture\'s already; rename '
+                                     'one, or name another folder with --output')
                 written.add(made)
             save_prediction(labels, path)
             if args.overlay:

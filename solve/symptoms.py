@@ -62,7 +62,7 @@ def accuracy_at_chance(scores: Scores) -> str | None:
     labelled = np.flatnonzero(~np.isnan(scores.accuracy))
     if len(labelled) < 2 or abs(scores.mean_accuracy - 1 / len(labelled)) > 1e-3:
         return None
-    return (f'the mean accuracy is {scores.mean_accuracy:.4f}, 1 / {len(labelled)} classes: as good '
-            'as one class for every pixel. Usual causes: too few iterations so far, weights that '
+    return (f'the mean accuracy is {scores.mean_accuracy:.4f}, 1 / {len(labelled)} classes: as '
+            'good as one class for every pixel. Usual causes: too few iterations so far, weights that '
             'did not reach the net, kernels of upsampling that are 0 (surgery.interp), a learning '
             'rate that is far too small or too large, or labels that do not belong to the images.')

@@ -1,4 +1,4 @@
-"""Nets on a GPU: Caffe's values, and the same stories as on the CPU; skipped where there is none."""
+"""Nets on a GPU: Caffe's values, the same stories as on the CPU; skipped where there is none."""
 
 import copy
 import sys

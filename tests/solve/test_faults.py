@@ -176,7 +176,8 @@ def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reaso
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(WriteError, match='No space left on device'):
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
-    assert 'Error: ' in capsys.readouterr().err and not snapshots.states(tmp_path / 'snapshot/train')
+    assert 'Error: ' in capsys.readouterr().err
+    assert not snapshots.states(tmp_path / 'snapshot/train')
 
 
 def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own(
