@@ -37,7 +37,7 @@ def run(solve: Callable[[Job], None], doc: str, data: ModuleType, *weights: str)
     # The progress line takes the place of Caffe's log lines, which go to a file.
     logging.getLogger('caffe_port').handlers.clear()
     with session():
-        _choose_device(args.gpu)
+        choose_device(args.gpu)
         solve(parallel.first(lambda: _job(args, name, data, weights)))
 
 
@@ -69,7 +69,8 @@ def _rank_0_speaks() -> Iterator[None]:
         yield
 
 
-def _option(place: str) -> str:
+def option(place: str) -> str:
+    """The option by which a command line names a folder that nets know as `place`."""
     return '--' + place.replace('_', '-')
 
 
@@ -81,7 +82,7 @@ def _parser(doc: str, name: str, data: ModuleType,
     add('gpu', nargs='?', type=int, metavar='GPU',
         help='number of the GPU (default: 0 if there is one, else the CPU)')
     for place, folder in data.PLACES.items():
-        add(_option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
+        add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
     add('--weights', type=Path, metavar='FILE', nargs=len(weights),
         help=f'.caffemodel to start from (default: {", ".join(weights)} in the project)')
     add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
@@ -98,7 +99,8 @@ def _parser(doc: str, name: str, data: ModuleType,
     return parser
 
 
-def _choose_device(gpu: int | None) -> None:
+def choose_device(gpu: int | None) -> None:
+    """Compute on the GPU of that number, on the first one, or on the CPU where there is none."""
     if gpu is not None and parallel.solver_count() > 1:
         raise CaffeError(f'GPU {gpu}: of many processes each takes the GPU of its own number; '
                          'CUDA_VISIBLE_DEVICES says which there are')
@@ -116,7 +118,7 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
         raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate or `latest`')
     if args.keep < 0:
         raise CaffeError(f'--keep {args.keep}: must not be negative')
-    named = [getattr(args, option) for option in (*data.PLACES, 'weights')]
+    named = [getattr(args, each) for each in (*data.PLACES, 'weights')]
     if args.resume:
         args.output = _resumed_folder(args, [Path('output') / name] + (
             [] if any(named) else [sample.folder_of(name)]))
@@ -141,7 +143,7 @@ def _real_job(args: argparse.Namespace, name: str, data: ModuleType,
               for place, folder in data.PLACES.items()}
     for place, folder in places.items():
         if not folder.is_dir():
-            raise CaffeError(f'{folder}: no such folder; {_option(place)} says where it is')
+            raise CaffeError(f'{folder}: no such folder; {option(place)} says where it is')
     start = args.weights or [ROOT / path for path in weights]
     for path in start:
         if not args.resume and not path.is_file():
@@ -159,7 +161,7 @@ def _real_job(args: argparse.Namespace, name: str, data: ModuleType,
 def _sample_job(args: argparse.Namespace, name: str, data: ModuleType) -> Job:
     print(f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
           'spot.\nThe real experiment needs '
-          f'{", ".join(map(_option, data.PLACES))} and --weights; see --help.')
+          f'{", ".join(map(option, data.PLACES))} and --weights; see --help.')
     folder = _fresh_folder(args.output or sample.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
     return Job(name, folder, resume=args.resume,

@@ -19,7 +19,7 @@ from caffe_port import TEST, Net, parallel, prototxt, solver_rank, weights
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 from solve import score, trained
-from solve.command import ROOT, _option
+from solve.command import ROOT, option
 from solve.datasets import voc
 from solve.datasets.layer import Params, SegDataLayer
 from solve.score import Count, Scores, Task
@@ -204,8 +204,8 @@ def _configure(param: NetParameter, split: str | None, places: dict[str, Path]) 
         own = sys.modules[layer.python_param.module].PLACES
         for place in places:
             if place not in own:
-                raise CaffeError(f'{_option(place)}: this net\'s data lies in '
-                                 + ' and '.join(map(_option, own)))
+                raise CaffeError(f'{option(place)}: this net\'s data lies in '
+                                 + ' and '.join(map(option, own)))
         changes = {'randomize': False, **{place: str(path) for place, path in places.items()},
                    **({'split': split} if split else {})}
         layer.python_param.param_str = repr({**params.values, **changes})
@@ -217,7 +217,7 @@ def _build(param: NetParameter, places: dict[str, Path]) -> Net:
     except CaffeError as error:
         for place, folder in places.items():
             if str(folder) in str(error) and not folder.is_dir():
-                raise CaffeError(f'{folder}: no such folder; {_option(place)} says where it '
+                raise CaffeError(f'{folder}: no such folder; {option(place)} says where it '
                                  'is') from error
         raise
 
@@ -287,7 +287,7 @@ def main() -> None:
     add = parser.add_argument
     add('--split', help='default: the one that is published, or what the prototxt has')
     for place in PLACES:
-        add(_option(place), type=Path, metavar='DIR',
+        add(option(place), type=Path, metavar='DIR',
             help='default: as in the experiment\'s script, or what the prototxt has')
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')

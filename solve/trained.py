@@ -45,7 +45,7 @@ def run(options: argparse.ArgumentParser, act: Callable[[argparse.Namespace], No
     logging.getLogger('caffe_port').handlers.clear()
     try:
         with command.session():
-            command._choose_device(args.gpu)
+            command.choose_device(args.gpu)
             act(args)
     except BrokenPipeError:
         # Whoever read the output has seen enough; Python would complain at its exit.
