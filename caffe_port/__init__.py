@@ -11,7 +11,7 @@ from caffe_port.net import Net
 from caffe_port.net_spec import NetSpec, layers, params, to_proto
 from caffe_port.parallel import solver_count, solver_rank
 from caffe_port.rng import set_random_seed
-from caffe_port.solver import SGDSolver, get_solver
+from caffe_port.solving.solver import SGDSolver, get_solver
 from caffe_port import coord_map, ops, proto
 from caffe_port import pyio as io
 

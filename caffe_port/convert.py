@@ -25,17 +25,17 @@ from typing import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from caffe_port import tensors, weights
+from caffe_port.files import named, weights
 from caffe_port.errors import CaffeError
-from caffe_port.fit import Fit, fit
+from caffe_port.files.fit import Fit, fit
 from caffe_port.mode import TEST
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.stored import LayerBlobs, StoredBlob
+from caffe_port.files.stored import LayerBlobs, StoredBlob
 from caffe_port.verify import verify
-from caffe_port.vgg_torchvision import (TORCHVISION_MEAN_BGR, ZOO_MEAN_BGR, from_torchvision,
+from caffe_port.files.torchvision import (TORCHVISION_MEAN_BGR, ZOO_MEAN_BGR, from_torchvision,
                                         mean_shift, to_torchvision)
-from caffe_port.weight_table import printable, summary, table
+from caffe_port.files.table import printable, summary, table
 
 # Above this many bytes of values a bar shows how far it is.
 BAR_FROM = 100_000_000
@@ -210,7 +210,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def _bar(layers: Sequence[LayerBlobs]) -> Iterator[tensors.Read]:
+def _bar(layers: Sequence[LayerBlobs]) -> Iterator[named.Read]:
     """The function that reads a blob; where there is much to read it moves a bar on stderr."""
     total = weights.nbytes(layers)
     with tqdm(total=total, unit='B', unit_scale=True, disable=total < BAR_FROM) as bar:

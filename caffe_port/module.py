@@ -11,7 +11,8 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from caffe_port import fillers, mode
+from caffe_port import mode
+from caffe_port.ops import fillers
 from caffe_port.blob import ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op

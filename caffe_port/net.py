@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from caffe_port import caffemodel, debug, mode
+from caffe_port import debug, mode, prototxt
+from caffe_port.files import caffemodel
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule, Node
@@ -56,8 +57,6 @@ class Net:
     def __init__(self, proto: str | os.PathLike | NetParameter, *args,
                  phase: int | None = None, weights: str | os.PathLike | None = None,
                  level: int = 0, stages: Sequence[str] | None = None):
-        from caffe_port import prototxt  # late, so that `python -m caffe_port.prototxt` is first
-
         if len(args) == 2 and phase is None and weights is None and not isinstance(args[0], int):
             weights, phase = args
         elif args and phase is None:

@@ -11,8 +11,8 @@ import torch
 from caffe_port import mode
 from caffe_port.errors import CaffeError
 from caffe_port.net import Net
-from caffe_port.stored import LayerBlobs
-from caffe_port.tensors import load_torch, refused
+from caffe_port.files.stored import LayerBlobs
+from caffe_port.files.named import load_torch, refused
 
 SEED = 1337
 # As far as whole nets may be apart, relative to the largest output.

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from caffe_port import TEST, Net, weights
+from caffe_port import TEST, Net
+from caffe_port.files import weights
 from caffe_port.errors import CaffeError, replacing
-from solve import trained
+from solve.run import trained
 from solve.datasets import nyud, voc
 from solve.datasets.images import bgr_blob, existing, read_rgb
-from solve.score import predict, save_prediction
+from solve.run.counting import predict, save_prediction
 
 EXAMPLES = """
 examples:

@@ -14,7 +14,8 @@ if __name__ == '__main__':  # as a script, from a bare checkout
 
 import surgery
 from nets import nyud_fcn32s_color_hha
-from solve import command, experiment, score
+from solve import score
+from solve.run import experiment, options
 from solve.datasets import nyud
 
 SOLVER = dict(base_lr=1e-12, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
@@ -44,5 +45,5 @@ def solve(job: experiment.Job) -> None:
 
 
 if __name__ == '__main__':
-    command.run(solve, __doc__, nyud, 'data/nyud-fcn32s-color.caffemodel',
+    options.run(solve, __doc__, nyud, 'data/nyud-fcn32s-color.caffemodel',
                 'data/nyud-fcn32s-hha.caffemodel')

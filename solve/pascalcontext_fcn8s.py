@@ -14,7 +14,8 @@ if __name__ == '__main__':  # as a script, from a bare checkout
 
 import surgery
 from nets import pascalcontext_fcn8s
-from solve import command, experiment, score
+from solve import score
+from solve.run import experiment, options
 from solve.datasets import pascalcontext
 
 SOLVER = dict(base_lr=1e-14, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
@@ -42,4 +43,4 @@ def solve(job: experiment.Job) -> None:
 
 
 if __name__ == '__main__':
-    command.run(solve, __doc__, pascalcontext, 'data/pascalcontext-fcn16s.caffemodel')
+    options.run(solve, __doc__, pascalcontext, 'data/pascalcontext-fcn16s.caffemodel')

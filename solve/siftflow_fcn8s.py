@@ -15,7 +15,8 @@ if __name__ == '__main__':  # as a script, from a bare checkout
 
 import surgery
 from nets import siftflow_fcn8s
-from solve import command, experiment, score
+from solve import score
+from solve.run import experiment, options
 from solve.datasets import siftflow
 
 # Deviates: the release snapshots nothing.
@@ -45,4 +46,4 @@ def solve(job: experiment.Job) -> None:
 
 
 if __name__ == '__main__':
-    command.run(solve, __doc__, siftflow, 'data/siftflow-fcn16s.caffemodel')
+    options.run(solve, __doc__, siftflow, 'data/siftflow-fcn16s.caffemodel')

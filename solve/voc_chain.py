@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from caffe_port.errors import CaffeError
-from solve import (command, experiment, plot, sample, snapshots, voc_fcn16s, voc_fcn32s,
-                   voc_fcn8s)
+from solve import voc_fcn16s, voc_fcn32s, voc_fcn8s
+from solve.run import options, experiment, pictures, snapshots
+from solve.samples import recipes
 from solve.datasets import voc
 
 STAGES = {'voc_fcn32s': voc_fcn32s, 'voc_fcn16s': voc_fcn16s, 'voc_fcn8s': voc_fcn8s}
@@ -33,7 +34,7 @@ def solve(job: experiment.Job) -> None:
         print(f'\n{name}, from {"its latest snapshot" if stage.resume else weights[0]}', flush=True)
         script.solve(stage)
         weights = [snapshots.model_of(snapshots.latest(stage.prefix))]
-        mean_iu.append([line['mean_iu'] for line in plot.read_log(stage.folder)
+        mean_iu.append([line['mean_iu'] for line in pictures.read_log(stage.folder)
                         if 'mean_iu' in line][-1])
     print('\n         ', *(f'{name:>10}' for name in STAGES))
     print('mean IU  ', *(f'{100 * value:10.2f}' for value in mean_iu))
@@ -45,8 +46,8 @@ def stage_of(job: experiment.Job, name: str, weights: list[Path]) -> experiment.
     folder.mkdir(exist_ok=True)
     resume = job.resume if snapshots.states(prefix) or not weights else None
     stage = replace(job, name=name, folder=folder, prefix=prefix, weights=weights, resume=resume)
-    return replace(stage, **sample.settings(name)) if job.constants else stage
+    return replace(stage, **recipes.settings(name)) if job.constants else stage
 
 
 if __name__ == '__main__':
-    command.run(solve, __doc__, voc, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')
+    options.run(solve, __doc__, voc, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')

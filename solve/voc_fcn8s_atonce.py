@@ -14,7 +14,8 @@ if __name__ == '__main__':  # as a script, from a bare checkout
 
 import surgery
 from nets import voc_fcn8s_atonce
-from solve import command, experiment, score
+from solve import score
+from solve.run import experiment, options
 from solve.datasets import voc
 
 SOLVER = dict(base_lr=1e-10, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
@@ -42,4 +43,4 @@ def solve(job: experiment.Job) -> None:
 
 
 if __name__ == '__main__':
-    command.run(solve, __doc__, voc, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')
+    options.run(solve, __doc__, voc, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')

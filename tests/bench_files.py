@@ -27,7 +27,7 @@ from typing import Callable
 
 import numpy as np
 
-from caffe_port import caffemodel
+from caffe_port.files import caffemodel
 from caffe_port.proto.caffe_pb2 import NetParameter
 
 CONVS = [(64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (256, 256),

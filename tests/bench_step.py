@@ -20,7 +20,7 @@ import caffe_port as caffe
 import surgery
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from nets import voc_fcn32s
-from solve.datasets import sample
+from solve.samples import voc_data
 from solve.voc_fcn32s import SOLVER
 
 
@@ -52,7 +52,7 @@ class Clock:
 
 def solver_on_drawn_images(folder: str, width: int, fc: int) -> caffe.SGDSolver:
     """The official solver of FCN-32s over a few images of VOC's size, weights drawn."""
-    data = sample.draw(folder, train=6, val=2, size=(375, 500))
+    data = voc_data.draw(folder, train=6, val=2, size=(375, 500))
     param = SolverParameter(**{**SOLVER, 'base_lr': 1e-14})  # drawn weights: no step may blow up
     for field in ('train_net', 'test_net', 'test_iter'):
         param.ClearField(field)

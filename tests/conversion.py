@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from caffe_port import caffemodel, convert, prototxt, weights
+from caffe_port import convert, prototxt
+from caffe_port.files import caffemodel, weights
 
 KINDS = ('.caffemodel', '.caffemodel.h5', '.pth', '.pt', '.safetensors', '.npz')
 TINY = '''

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from caffe_port import caffemodel
+from caffe_port.files import caffemodel
 from caffe_port.errors import CaffeError
 from tests.vectors import GOLDEN
 

@@ -9,7 +9,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from caffe_port import fillers
+from caffe_port.ops import fillers
 from caffe_port.blob import Blob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from caffe_port import fillers
+from caffe_port.ops import fillers
 from caffe_port.blob import Blob, checked_shape
 from caffe_port.ops.base import Op, Shape
 from caffe_port.proto.caffe_pb2 import FillerParameter

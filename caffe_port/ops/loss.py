@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port import caffemodel
+from caffe_port.files import caffemodel
 from caffe_port.errors import CaffeError
 from caffe_port.ops.base import Op, Shape, axis_of, indices
 from caffe_port.proto.caffe_pb2 import HingeLossParameter, LossParameter

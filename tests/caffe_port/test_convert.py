@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import caffe_port as caffe
-from caffe_port import caffemodel, convert, prototxt, weights
+from caffe_port import convert, prototxt
+from caffe_port.files import caffemodel, weights
 from caffe_port.errors import CaffeError
-from caffe_port.fit import fit
+from caffe_port.files.fit import fit
 from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.stored import LayerBlobs, StoredBlob
+from caffe_port.files.stored import LayerBlobs, StoredBlob
 from caffe_port.verify import verify
 from nets import voc_fcn8s
 from tests.conversion import (KINDS, ODD, TINY, bits, bits_of, h5py_for, refused, run,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import caffe_port as caffe
-from caffe_port import fillers, prototxt
+from caffe_port import prototxt
+from caffe_port.ops import fillers
 from caffe_port.ops import LAYER_TYPES
 from nets import siftflow_fcn16s, voc_fcn8s, voc_fcn_alexnet
 from tests.vectors import GOLDEN, load, net_of

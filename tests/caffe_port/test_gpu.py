@@ -11,7 +11,7 @@ import torch
 import caffe_port as caffe
 from caffe_port import prototxt
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from tests.caffe_port.test_solver import follow, solver_of
+from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.vectors import GOLDEN, assert_close, check_layer, load, net_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='PyTorch finds no GPU here')

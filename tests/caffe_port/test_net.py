@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port import caffemodel, layers as L, prototxt
+from caffe_port import layers as L, prototxt
+from caffe_port.files import caffemodel
 from caffe_port.net_spec import NetSpec
 from tests.vectors import net_of
 

@@ -14,7 +14,7 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import parallel
-from tests.caffe_port.test_solver import solver_of
+from tests.caffe_port.solving.test_solver import solver_of
 from tests.vectors import assert_close, load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,16 +4,19 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caffe_port import caffemodel, prototxt
+from caffe_port import prototxt
+from caffe_port.files import caffemodel
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter, V1LayerParameter
-from caffe_port.upgrade import V1_TYPES
+from caffe_port.prototxt.__main__ import main
+from caffe_port.files.upgrade import V1_TYPES
 from tests.mutations import damaged
 from tests.vectors import GOLDEN, load
 
@@ -408,26 +411,25 @@ def test_any_text_gives_a_net_or_caffe_error(text):
 
 def test_command_upgrades_and_refuses_to_overwrite(tmp_path, capsys):
     target = tmp_path / 'new.prototxt'
-    assert prototxt.main([str(LEGACY), str(target)]) == 0
+    assert main([str(LEGACY), str(target)]) == 0
     assert prototxt.read_net(target) == prototxt.read_net(LEGACY)
     target.write_text('name: "mine"')
-    assert prototxt.main([str(LEGACY), str(target)]) == 2
+    assert main([str(LEGACY), str(target)]) == 2
     assert capsys.readouterr().err == f'error: {target}: exists; --force replaces it\n'
     assert target.read_text() == 'name: "mine"'
-    assert prototxt.main([str(LEGACY), str(target), '--force']) == 0
+    assert main([str(LEGACY), str(target), '--force']) == 0
     assert 'type: "ReLU"' in target.read_text()
 
 
 def test_command_upgrades_a_solver_to_standard_output(tmp_path, capsys):
     (tmp_path / 's').write_text('net: "n" solver_type: ADAM')
-    assert prototxt.main(['--solver', str(tmp_path / 's')]) == 0
+    assert main(['--solver', str(tmp_path / 's')]) == 0
     assert capsys.readouterr().out == 'net: "n"\ntype: "Adam"\n'
 
 
-def test_command_runs_as_a_script_from_anywhere(tmp_path):
-    script = os.path.abspath(prototxt.__file__)
-    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
-    done = subprocess.run([sys.executable, script, 'none.prototxt'], cwd=tmp_path,
-                          env=environment, capture_output=True, text=True, timeout=120)
+def test_command_runs_as_a_module_and_says_what_is_wrong_in_one_line():
+    done = subprocess.run([sys.executable, '-m', 'caffe_port.prototxt', 'none.prototxt'],
+                          cwd=Path(__file__).parents[2], capture_output=True, text=True,
+                          timeout=120)
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr == 'error: none.prototxt: No such file or directory\n'

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from nets import caffenet, vgg16
-from solve import classifiers, command, experiment, plot, sample, voc_chain
+from solve import voc_chain
+from solve.run import options, experiment, pictures
+from solve.samples import classifiers, recipes
 from tests.vectors import FACTS
 
-NAMES = [name for name in sample.EXPERIMENTS if name != 'voc_chain']
+NAMES = [name for name in recipes.EXPERIMENTS if name != 'voc_chain']
 PUBLISHED = json.loads((FACTS / 'official_nets.json').read_text())
 ROUNDS = {'voc': (25, 4000), 'voc_fcn8s_atonce': (75, 4000), 'nyud': (50, 2000),
           'siftflow': (50, 2000), 'pascalcontext': (50, 8000)}
@@ -39,12 +41,12 @@ def small(monkeypatch, tmp_path):
         'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
         'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1)})
     monkeypatch.setattr(classifiers, 'SCENES', 10)
-    monkeypatch.setattr(plot.panel, '__defaults__', (1,))
-    monkeypatch.setattr(plot, 'curve', lambda *_: None)  # a second each; tested with FCN-32s
-    for name, entry in sample.EXPERIMENTS.items():
+    monkeypatch.setattr(pictures.panel, '__defaults__', (1,))
+    monkeypatch.setattr(pictures, 'curve', lambda *_: None)  # a second each; tested with FCN-32s
+    for name, entry in recipes.EXPERIMENTS.items():
         few = {'train': 2, 'val' if name.startswith('voc') else 'test': 1, 'size': (80, 80)}
         constants = {**entry.constants, 'max_iter': 2, 'snapshot': 1, 'iter_size': 1}
-        monkeypatch.setitem(sample.EXPERIMENTS, name, replace(
+        monkeypatch.setitem(recipes.EXPERIMENTS, name, replace(
             entry, draw=functools.partial(entry.draw, **few), constants=constants, before=1))
     return tmp_path
 
@@ -59,7 +61,7 @@ def run(monkeypatch, name, *arguments):
     module = script(name)
     data = importlib.import_module(f'solve.datasets.{name.partition("_")[0]}')
     monkeypatch.setattr('sys.argv', [f'{name}.py', *map(str, arguments)])
-    command.run(module.solve, module.__doc__, data, 'data/none.caffemodel')
+    options.run(module.solve, module.__doc__, data, 'data/none.caffemodel')
 
 
 def weights(path):
@@ -106,7 +108,7 @@ def test_every_sample_runs_its_whole_job(family, small, monkeypatch, capsys):
         tasks = 2 if family == 'siftflow' else 1
         assert said.count('Begin seg tests') == 2 * tasks
         assert said.count('Iteration 2 mean IU') == tasks
-        for start in sample.EXPERIMENTS[name].starts:
+        for start in recipes.EXPERIMENTS[name].starts:
             if start in NAMES:
                 assert f'Starting from output/{start}-sample/snapshot/train_iter_2' in said
         folder = small / 'output' / f'{name}-sample'
@@ -115,7 +117,7 @@ def test_every_sample_runs_its_whole_job(family, small, monkeypatch, capsys):
         scores = [blobs for layer, blobs in last.items() if layer.startswith('score')]
         # Scores begin at zero (a fused net's do not); two iterations have moved them.
         assert scores and all(np.asarray(blobs[0].data).any() for blobs in scores)
-        first = next(line for line in plot.read_log(folder) if 'mean_iu' in line)
+        first = next(line for line in pictures.read_log(folder) if 'mean_iu' in line)
         assert first['iteration'] == 1 and ('geo_mean_iu' in first) == (tasks == 2)
 
 
@@ -137,8 +139,8 @@ def test_a_sample_with_nothing_before_it_trains_what_it_starts_from(small, monke
 def untouched(monkeypatch, *names):
     """Let the samples of these experiments learn nothing, so that they end as they start."""
     for name in names:
-        entry = sample.EXPERIMENTS[name]
-        monkeypatch.setitem(sample.EXPERIMENTS, name, replace(
+        entry = recipes.EXPERIMENTS[name]
+        monkeypatch.setitem(recipes.EXPERIMENTS, name, replace(
             entry, constants={**entry.constants, 'base_lr': 0, 'max_iter': 1}))
 
 
@@ -173,7 +175,7 @@ def test_color_hha_starts_from_both_trained_nets(small, monkeypatch):
 
 def chained(name):
     return weights(f'output/voc_chain-sample/snapshot/{name}/train_iter_'
-                   f'{sample.EXPERIMENTS[name].constants["max_iter"]}.caffemodel')
+                   f'{recipes.EXPERIMENTS[name].constants["max_iter"]}.caffemodel')
 
 
 @pytest.mark.usefixtures('undrawn')
@@ -211,7 +213,7 @@ def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
 
 @pytest.mark.usefixtures('undrawn')
 def test_a_chain_resumes_nothing_but_the_latest(small, monkeypatch, capsys):
-    sample.EXPERIMENTS['voc_chain'].draw(small / 'output/voc_chain-sample/data')
+    recipes.EXPERIMENTS['voc_chain'].draw(small / 'output/voc_chain-sample/data')
     (small / 'x.solverstate').touch()
     for resume, message in (('x.solverstate', 'resumes `latest` only'),
                             ('latest', 'no whole snapshot')):

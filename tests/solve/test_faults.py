@@ -12,19 +12,22 @@ import pytest
 
 import caffe_port as caffe
 from caffe_port.errors import WriteError
-from solve import experiment, plot, snapshots, symptoms, voc_fcn32s
-from solve.datasets import sample, voc
+from solve import voc_fcn32s
+from solve.run import experiment, pictures, snapshots, symptoms
+from solve.datasets import voc
+from solve.samples import voc_data
 from solve.datasets.layer import SegDataLayer
 from tests.solve.feeding import random_classifier
 from tests.vectors import load
-from tests.caffe_port.test_solver import follow, solver_of
+from tests.caffe_port.solving.test_solver import follow, solver_of
 
 RUN = '''
 import logging, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from solve import experiment, snapshots, voc_fcn32s
+from solve import voc_fcn32s
+from solve.run import experiment, snapshots
 logging.getLogger('caffe_port').handlers.clear()
 data, folder = map(Path, sys.argv[1:])
 folder.mkdir(exist_ok=True)
@@ -41,7 +44,7 @@ voc_fcn32s.solve(job)
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    drawn = sample.draw(folder / 'sample', train=4, val=2)
+    drawn = voc_data.draw(folder / 'sample', train=4, val=2)
     listed = voc.seg11valid(drawn.voc_dir, drawn.sbdd_dir, expected=None)
     voc.segmentation_list(drawn.voc_dir, 'seg11valid').write_text('\n'.join(listed))
     random_classifier(folder / 'vgg.caffemodel')
@@ -201,7 +204,7 @@ def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_pat
     (tmp_path / 'panel.png').unlink()
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plot, 'panel', lambda net, *_: drawn.append(net.params['fc6'][0].data.any()))
+        patch.setattr(pictures, 'panel', lambda net, *_: drawn.append(net.params['fc6'][0].data.any()))
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
     assert drawn == [True] and panel
 
@@ -209,14 +212,14 @@ def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_pat
 def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path):
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=1, step=1))
     log = tmp_path / 'log.jsonl'
-    whole = plot.read_log(tmp_path)
+    whole = pictures.read_log(tmp_path)
     log.write_bytes(log.read_bytes() + b'{"iteration": 3, "ti')
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
-    assert len(plot.read_log(tmp_path)) > len(whole) and (tmp_path / 'curve.png').exists()
-    assert plot.read_log(tmp_path)[:len(whole)] == whole
+    assert len(pictures.read_log(tmp_path)) > len(whole) and (tmp_path / 'curve.png').exists()
+    assert pictures.read_log(tmp_path)[:len(whole)] == whole
     log.write_text('hello')
     with pytest.raises(caffe.CaffeError, match='not a run.s log'):
-        plot.read_log(tmp_path)
+        pictures.read_log(tmp_path)
 
 
 def test_without_its_memory_a_run_says_that_it_starts_anew(data, tmp_path, capsys):

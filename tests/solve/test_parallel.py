@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
-from caffe_port import caffemodel, memory, parallel
+from caffe_port import parallel
+from caffe_port.files import caffemodel
+from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
-from solve import command, experiment, score, snapshots, voc_fcn32s
-from solve.datasets import sample, voc
+from solve import voc_fcn32s
+from solve.run import options, experiment, counting, snapshots
+from solve.datasets import voc
+from solve.samples import voc_data
 from solve.datasets.layer import Order, SegDataLayer
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
@@ -31,7 +35,7 @@ TRAIN, VAL, SEED = 4, 3, 5
 def data(tmp_path_factory) -> Path:
     """Drawn images on disk, and a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('data')
-    drawn = sample.draw(folder / 'sample', train=TRAIN, val=VAL)
+    drawn = voc_data.draw(folder / 'sample', train=TRAIN, val=VAL)
     listed = voc.seg11valid(drawn.voc_dir, drawn.sbdd_dir, expected=None)
     voc.segmentation_list(drawn.voc_dir, 'seg11valid').write_text('\n'.join(listed))
     random_classifier(folder / 'vgg.caffemodel')
@@ -82,7 +86,7 @@ def watched_feed():
 
 def act_as_rank(data: str, folder: str) -> None:
     data, folder = Path(data), Path(folder)
-    experiment.plot.panel = lambda *_: None  # takes longer than all else here
+    experiment.pictures.panel = lambda *_: None  # takes longer than all else here
     written, write = [], caffemodel.write_state
     caffemodel.write_state = lambda path, *rest: (written.append(path.name), write(path, *rest))
     parallel.join()
@@ -119,9 +123,9 @@ def scored(folder: Path, data: Path) -> dict:
                     str(snapshots.model_of(state_of(folder / 'straight', 4))), caffe.TEST)
     layer = net.module.nodes[0].op.layer
     seen = folder / f'seen {caffe.solver_count()}'
-    hist, loss = score.compute_hist(net, seen, layer.ids[:2])
+    hist, loss = counting.compute_hist(net, seen, layer.ids[:2])
     between = layer.state()
-    rest, _ = score.compute_hist(net, seen, layer.ids[2:])
+    rest, _ = counting.compute_hist(net, seen, layer.ids[2:])
     return {'hist': hist.tolist(), 'loss': loss, 'between': between, 'rest': rest.tolist(),
             'after': layer.state()}
 
@@ -174,7 +178,7 @@ def test_rank_0_alone_writes_snapshots(ranks):
 
 def test_ranks_draw_each_from_a_stream_of_their_own(ranks):
     state = state_of(ranks[0] / 'straight', 2)
-    remembered = memory.load(memory.beside(state), 2)
+    remembered = resume.load(resume.beside(state), 2)
     other, = remembered['streams_of_other_ranks']
     assert not np.array_equal(remembered['streams']['key'], other['key'])
 
@@ -250,7 +254,7 @@ def run_command(data: str, folder: str) -> None:
     trees = [f'--{name.replace("_", "-")}={path}' for name, path in places(Path(data)).items()]
     sys.argv = ['voc_fcn32s.py', *trees, f'--weights={data}/vgg.caffemodel', '--iterations=4',
                 f'--output={folder}']
-    command.run(solve, '', voc, 'none.caffemodel')
+    options.run(solve, '', voc, 'none.caffemodel')
 
 
 def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_path):

@@ -1,63 +1,406 @@
-"""Scores against an independent count, pixel by pixel."""
+"""The command score.py: its figures counted anew, going on after a stop, and what it refuses."""
 
-import math
+import collections
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
+from matplotlib import colormaps
+from PIL import Image
 
+import caffe_port as caffe
+from caffe_port import prototxt
+from caffe_port.files import caffemodel, weights
+from nets import siftflow_fcn8s, voc_fcn8s, voc_fcn32s
 from solve import score
+from solve.run import counting
+from solve.datasets import siftflow, voc
+from solve.samples import voc_data, other_data
+from tests.solve.scored import NARROW, call, save_random
 
 
-def draw(classes=5, seed=0):
-    rng = np.random.RandomState(seed)
-    label = rng.randint(0, classes, 400).astype(np.float32)
-    label[rng.rand(400) < 0.1] = 255
-    return label, rng.randint(0, classes, 400)
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    """VOC's sample, five images to score on, and weights for a narrow FCN-8s."""
+    folder = tmp_path_factory.mktemp('voc')
+    data = voc_data.draw(folder / 'data', train=4, val=5, size=(112, 140))
+    listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
+    voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(listed))
+    places = dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir))
+    path = save_random(voc_fcn8s.fcn('deploy', **NARROW), folder / 'random.caffemodel', seed=8)
+    return places, path, listed
 
 
-def counted(label, best, classes):
+@pytest.fixture
+def run(drawn, monkeypatch, tmp_path):
+    """Score the FCN-8s into tmp_path/out; its exit status."""
+    places, path, _ = drawn
+    given = ['--sbdd-dir', places['sbdd_dir'], '--voc-dir', places['voc_dir'],
+             '--output', tmp_path / 'out']
+
+    def scored(*arguments, net='voc_fcn8s', weights=path, picture=False):
+        if not picture:  # it takes longer than all else
+            monkeypatch.setattr(score, 'draw_confusion', lambda hist, names, out: None)
+        return call(monkeypatch, score.main, net, weights, *given, *arguments)
+
+    return scored
+
+
+def counted(pairs, classes):
+    """The confusion matrix of (labels, predictions), a pixel at a time."""
     hist = np.zeros((classes, classes), int)
-    for a, b in zip(label, best):
-        if 0 <= a < classes:
-            hist[int(a), b] += 1
+    for labels, best in pairs:
+        assert labels.shape == best.shape
+        for (label, found), times in collections.Counter(
+                zip(labels.ravel().tolist(), best.ravel().tolist())).items():
+            if 0 <= label < classes:
+                hist[label, found] += times
     return hist
 
 
-def test_fast_hist_counts_pairs_and_leaves_out_void():
-    label, best = draw()
-    assert np.array_equal(score.fast_hist(label, best, 5), counted(label, best, 5))
+def by_formula(hist):
+    """The four numbers and the mean IU of labelled classes, from lists of fractions."""
+    classes = range(len(hist))
+    total = hist.sum()
+    labelled = [c for c in classes if hist[c].sum()]
+    seen = [c for c in classes if hist[c].sum() or hist[:, c].sum()]
+    iu = {c: hist[c, c] / (hist[c].sum() + hist[:, c].sum() - hist[c, c]) for c in seen}
+    return {'overall_accuracy': sum(hist[c, c] for c in classes) / total,
+            'mean_accuracy': sum(hist[c, c] / hist[c].sum() for c in labelled) / len(labelled),
+            'mean_iu': sum(iu.values()) / len(seen),
+            'mean_iu_labelled': sum(iu[c] for c in labelled) / len(labelled),
+            'fwavacc': sum(hist[c].sum() / total * iu[c] for c in labelled)}
 
 
-def test_measures_are_those_of_the_definitions():
-    label, best = draw()
-    valid = label < 255
-    label, best = label[valid].astype(int), best[valid]
-    found = score.measures(score.fast_hist(label, best, 5), loss=2.5)
-    recall, iu, frequency = [], [], []
-    for c in range(5):
-        both, either = ((label == c) & (best == c)).sum(), ((label == c) | (best == c)).sum()
-        recall.append(both / (label == c).sum())
-        iu.append(both / either)
-        frequency.append((label == c).mean())
-    assert found.overall_accuracy == pytest.approx((label == best).mean())
-    assert found.mean_accuracy == pytest.approx(np.mean(recall))
-    assert found.mean_iu == pytest.approx(np.mean(iu))
-    assert found.fwavacc == pytest.approx(np.dot(frequency, iu))
-    assert found.loss == 2.5
+def pixels(path):
+    return np.array(Image.open(path)).astype(int)
 
 
-def test_a_class_that_neither_labels_nor_predictions_have_does_not_count():
-    hist = np.diag([10, 20, 0])
-    found = score.measures(hist)
-    assert found.mean_iu == 1 and math.isnan(found.iu[2])
-    assert 'absent from the ground truth: c\n' in score.table(found, ['a', 'b', 'c'])
+def mean_loss(net, count, layer, gt):
+    """The sum over pixels of -log softmax, a mean over images, in float64."""
+    losses = []
+    for _ in range(count):
+        net.forward()
+        scores = net.blobs[layer].data[0].astype(float)
+        labels = net.blobs[gt].data[0, 0].astype(int)
+        y, x = np.nonzero(labels != 255)
+        shifted = scores - scores.max(0)
+        losses.append(-(shifted[labels[y, x], y, x]
+                        - np.log(np.exp(shifted).sum(0))[y, x]).sum())
+    return sum(losses) / count
 
 
-def test_a_class_predicted_but_not_labelled_counts_as_a_miss():
-    found = score.measures(np.array([[10, 5], [0, 0]]))
-    assert found.iu[1] == 0 and math.isnan(found.accuracy[1])
-    assert found.mean_iu == pytest.approx((10 / 15 + 0) / 2)
-    assert found.mean_iu_labelled == pytest.approx(10 / 15)
-    said = score.table(found, ['a', 'b'])
-    assert 'b             -    0.00\nabsent from the ground truth: b\n' in said
-    assert said.endswith('mean IU 0.3333, without these 0.6667')
+def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, run, tmp_path):
+    places, path, ids = drawn
+    assert run('--predictions', picture=True) == 0
+    out = tmp_path / 'out'
+    assert Image.open(out / 'confusion.png').format == 'PNG'
+    assert sorted(file.stem for file in (out / 'predictions').iterdir()) == sorted(ids)
+    labels = Path(places['voc_dir'], 'SegmentationClass')
+    hist = counted([(pixels(labels / f'{name}.png'), pixels(out / f'predictions/{name}.png'))
+                    for name in ids], 21)
+    assert (hist.sum(0) > 0).sum() >= 3 and np.diag(hist).any(), 'the net says one thing only'
+    assert np.array_equal(np.load(out / 'confusion.npy'), hist)
+    found = json.loads((out / 'scores.json').read_text())
+    for what, value in by_formula(hist).items():
+        assert found[what] == pytest.approx(value, rel=1e-12), what
+    for name, row, column, right in zip(voc.CLASSES, hist, hist.T, np.diag(hist)):
+        each = found['classes'][name]
+        assert each['accuracy'] == (pytest.approx(right / row.sum()) if row.sum() else None)
+        assert (each['iu'] is None) == (not row.sum() and not column.sum())
+    net = caffe.Net(voc_fcn8s.fcn('seg11valid', **places, **NARROW), str(path), caffe.TEST)
+    assert found['loss'] == pytest.approx(mean_loss(net, len(ids), 'score', 'label'), rel=1e-4)
+
+
+def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, capsys):
+    data = other_data.draw_siftflow(tmp_path / 'data', train=2, test=4, size=(112, 112))
+    path = save_random(siftflow_fcn8s.fcn('deploy', **NARROW), tmp_path / 'random.caffemodel')
+    forwards, forward = [], caffe.Net._forward
+    monkeypatch.setattr(caffe.Net, '_forward',
+                        lambda net, *range_: (forwards.append(1), forward(net, *range_))[1])
+    out = tmp_path / 'out'
+    assert call(monkeypatch, score.main, 'siftflow_fcn8s', path, '--output', out,
+                '--predictions', '--siftflow-dir', data.places['siftflow_dir']) == 0
+    assert len(forwards) == 4
+    said = capsys.readouterr().out
+    root = tmp_path / 'data/sift-flow'
+    for gt, folder, names in (('sem', 'SemanticLabels', siftflow.SEMANTIC),
+                              ('geo', 'GeoLabels', siftflow.GEOMETRIC)):
+        pairs = []
+        for file in sorted((out / f'predictions_{gt}').iterdir()):
+            stored = scipy.io.loadmat(root / folder / siftflow.SCENES / f'{file.stem}.mat')['S']
+            pairs.append((stored.astype(int) - 1, pixels(file)))
+        assert len(pairs) == 4
+        hist = counted(pairs, len(names))
+        found = json.loads((out / f'scores_{gt}.json').read_text())
+        assert np.array_equal(np.load(out / f'confusion_{gt}.npy'), hist)
+        for what, value in by_formula(hist).items():
+            assert found[what] == pytest.approx(value, rel=1e-12), (gt, what)
+        assert (out / f'confusion_{gt}.png').is_file()
+        net = caffe.Net(siftflow_fcn8s.fcn('test', **data.places, **NARROW), str(path), caffe.TEST)
+        assert found['loss'] == pytest.approx(mean_loss(net, 4, f'score_{gt}', gt), rel=1e-4)
+        absent = [name for name, row in zip(names, hist) if not row.sum()]
+        assert found['absent_from_ground_truth'] == absent
+        if gt == 'sem':
+            assert absent and found['mean_iu'] < found['mean_iu_labelled']
+            assert f'absent from the ground truth: {", ".join(absent)}\n' in said
+            assert (f'mean IU {found["mean_iu"]:.4f}, without these '
+                    f'{found["mean_iu_labelled"]:.4f}') in said
+
+
+# Going on.
+
+def stop_after(monkeypatch, images):
+    """Let Ctrl-C arrive in the midst of the image after so many."""
+    calls, predict = [], counting.predict
+
+    def stopped(net, layer='score'):
+        calls.append(1)
+        if len(calls) > images:
+            raise KeyboardInterrupt
+        return predict(net, layer)
+
+    monkeypatch.setattr(counting, 'predict', stopped)
+
+
+@pytest.mark.parametrize('images', [0, 1, 4])
+def test_stopped_and_resumed_it_ends_digit_for_digit_the_same(
+        images, drawn, run, tmp_path, monkeypatch, capsys):
+    ids, loaded, load = drawn[2], [], voc.VOCSegDataLayer.load
+    assert run('--predictions') == 0
+    straight = {file.relative_to(tmp_path / 'out'): file.read_bytes()
+                for file in (tmp_path / 'out').rglob('*') if file.is_file()}
+    (tmp_path / 'out').rename(tmp_path / 'straight')
+    with monkeypatch.context() as patch:
+        stop_after(patch, images)
+        assert run('--predictions') == 130
+    said = capsys.readouterr().err
+    assert f'stopped after {images} of {len(ids)} images' in said and 'goes on' in said
+    assert len(list((tmp_path / 'out/predictions').iterdir())) == images
+    monkeypatch.setattr(voc.VOCSegDataLayer, 'load',
+                        lambda layer, name: (loaded.append(name), load(layer, name))[1])
+    assert run('--predictions') == 0
+    # The first is read as the net is built; after the last comes the first again.
+    assert set(loaded) == {ids[0], *ids[images:]} and len(loaded) <= len(ids) - images + 2
+    assert f'goes on after {images} of {len(ids)}' in capsys.readouterr().out
+    assert straight == {file.relative_to(tmp_path / 'out'): file.read_bytes()
+                        for file in (tmp_path / 'out').rglob('*') if file.is_file()}
+
+
+def test_killed_it_goes_on_from_what_was_saved_before(run, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    written, write = [], score.State.write
+
+    def killed_after_two(state, path):
+        if len(written) == 2:
+            raise Killed
+        write(state, path)
+        written.append(state.done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score, 'SAVE_EVERY', -1)
+        patch.setattr(score.State, 'write', killed_after_two)
+        with pytest.raises(Killed):
+            run()
+    assert json.loads((tmp_path / 'out/state.json').read_text())['done'] == written[-1] == 2
+    assert run() == 0
+    resumed = np.load(tmp_path / 'out/confusion.npy')
+    assert run('--force') == 0
+    assert np.array_equal(np.load(tmp_path / 'out/confusion.npy'), resumed)
+
+
+def test_a_broken_image_stops_it_and_mended_it_goes_on(drawn, run, tmp_path, capsys):
+    places, _, ids = drawn
+    label = Path(places['voc_dir'], 'SegmentationClass', f'{ids[3]}.png')
+    whole = label.read_bytes()
+    try:
+        label.write_bytes(whole[:100])
+        assert run() == 2
+        assert f'{ids[3]}.png: broken PNG' in capsys.readouterr().err
+        assert json.loads((tmp_path / 'out/state.json').read_text())['done'] == 3
+    finally:
+        label.write_bytes(whole)
+    assert run() == 0
+
+
+def test_what_is_scored_is_not_scored_again_unless_forced(
+        drawn, run, tmp_path, monkeypatch, capsys):
+    assert run() == 0
+    first = (tmp_path / 'out/scores.json').read_bytes()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        assert run('--voc-dir', f'{drawn[0]["voc_dir"]}/../VOC2011') == 0
+        assert 'are scored already; --force' in capsys.readouterr().out
+        assert run('--force') == 130
+    assert run('--predictions') == 0
+    assert (tmp_path / 'out/scores.json').read_bytes() == first
+
+
+def test_predictions_asked_for_later_are_made_from_the_first_image_on(
+        drawn, run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert run() == 130
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert run('--predictions') == 130
+    assert 'without all predictions, so this begins anew' in capsys.readouterr().out
+    assert run() == 0  # goes on, and makes no more of them
+    assert len(list((tmp_path / 'out/predictions').iterdir())) == 2
+    assert run('--predictions') == 0
+    assert 'without all predictions, so this begins anew' in capsys.readouterr().out
+    assert len(list((tmp_path / 'out/predictions').iterdir())) == len(drawn[2])
+    next((tmp_path / 'out/predictions').iterdir()).unlink()
+    assert run('--predictions') == 0
+    assert len(list((tmp_path / 'out/predictions').iterdir())) == len(drawn[2])
+
+
+def test_another_scorings_state_is_refused_and_stays(drawn, run, tmp_path, capsys):
+    assert run() == 0
+    state = (tmp_path / 'out/state.json').read_bytes()
+    other = save_random(voc_fcn8s.fcn('deploy', **NARROW), tmp_path / 'other.caffemodel', seed=1)
+    coarse = save_random(voc_fcn32s.fcn('deploy', **NARROW), tmp_path / 'coarse.caffemodel')
+    for what, again in (('weights', lambda: run(weights=other)),
+                        ('images', lambda: run('--split', 'val')),
+                        ('net and weights', lambda: run(net='voc_fcn32s', weights=coarse))):
+        capsys.readouterr()
+        assert again() == 2
+        assert f'state.json: of another scoring, whose {what} differ' in capsys.readouterr().err
+        assert (tmp_path / 'out/state.json').read_bytes() == state
+    assert run('--force', weights=other) == 0
+
+
+DAMAGES = [
+    lambda text: text[:len(text) // 2], lambda text: '[]', lambda text: '[' * 100000,
+    lambda text: text.replace('"done": 5', '"done": 6'),
+    lambda text: text.replace('"done": 5', '"done": "5"'),
+    lambda text: json.dumps({**json.loads(text), 'of': None}),
+    lambda text: json.dumps({**json.loads(text), 'tasks': []}),
+    lambda text: json.dumps({**json.loads(text), 'tasks': [{'confusion': [[1]], 'loss': 0}]})]
+
+
+def test_a_broken_state_is_refused(run, tmp_path, capsys):
+    assert run() == 0
+    path = tmp_path / 'out/state.json'
+    whole = path.read_text()
+    for damage in DAMAGES:
+        capsys.readouterr()
+        path.write_text(damage(whole))
+        assert path.read_text() != whole and run() == 2
+        assert 'state.json: not ' in one_line(capsys)
+    assert run('--force') == 0
+
+
+# Nets, weights and splits.
+
+def test_weights_of_every_kind_score_the_same(drawn, run, tmp_path):
+    assert run() == 0
+    expected = np.load(tmp_path / 'out/confusion.npy')
+    for suffix in ('.pth', '.safetensors', '.npz', '.caffemodel.h5'):
+        weights.write(tmp_path / f'other{suffix}', weights.read(drawn[1]))
+        assert run('--force', weights=tmp_path / f'other{suffix}') == 0
+        assert np.array_equal(np.load(tmp_path / 'out/confusion.npy'), expected)
+
+
+def test_a_training_split_is_gone_through_in_order_each_image_once(drawn, run, tmp_path):
+    places, _, _ = drawn
+    assert run('--split', 'train', '--predictions') == 0
+    ids = (tmp_path / 'out/predictions').iterdir()
+    listed = Path(places['sbdd_dir'], 'train.txt').read_text().split()
+    assert sorted(path.stem for path in ids) == sorted(listed)
+    hist = counted([(scipy.io.loadmat(f'{places["sbdd_dir"]}/cls/{name}.mat')
+                     ['GTcls']['Segmentation'][0, 0].astype(int),
+                     pixels(tmp_path / f'out/predictions/{name}.png')) for name in listed], 21)
+    assert np.array_equal(np.load(tmp_path / 'out/confusion.npy'), hist)
+
+
+def test_a_prototxt_scores_as_the_experiment_does_on_its_split_or_another(
+        drawn, run, tmp_path, monkeypatch):
+    places, path, ids = drawn
+    assert run() == 0
+    expected = json.loads((tmp_path / 'out/scores.json').read_text())
+    file, out = tmp_path / 'val.prototxt', tmp_path / 'plain'
+    prototxt.write(voc_fcn8s.fcn('seg11valid', **places, **NARROW), file)
+    assert call(monkeypatch, score.main, file, path, '--output', out) == 0
+    found = json.loads((out / 'scores.json').read_text())
+    assert {**found, 'of': None} == {**expected, 'of': None}
+    assert call(monkeypatch, score.main, file, path, '--split', 'val', '--predictions',
+                '--output', tmp_path / 'val') == 0
+    listed = voc.segmentation_list(places['voc_dir'], 'val').read_text().split()
+    assert listed != ids
+    assert sorted(p.stem for p in (tmp_path / 'val/predictions').iterdir()) == sorted(listed)
+
+
+def test_by_default_the_folder_is_named_for_net_weights_and_split(
+        drawn, tmp_path, monkeypatch, capsys):
+    places, path, _ = drawn
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, score.main, 'voc_fcn8s', path, '--voc-dir', places['voc_dir']) == 0
+    assert (tmp_path / 'output/score/voc_fcn8s-random-seg11valid/scores.json').is_file()
+    assert 'the official seg11valid has 736 images' in capsys.readouterr().err
+
+
+# What is refused.
+
+def one_line(capsys):
+    said = capsys.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1 and said.endswith(errors[0] + '\n'), said
+    return errors[0]
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['voc_fcn7s', '{w}'], 'voc_fcn7s: no such file, nor an experiment; those are nyud_fcn32s_col'),
+    (['voc_fcn8s', '{tmp}/none.pth'], 'none.pth'),
+    (['voc_fcn8s', '{tmp}/weights.txt'], 'weights.txt: expected a name that ends in'),
+    (['voc_fcn16s', '{w}'], 'random.caffemodel: does not fit the net: 1 layers missing'),
+    (['voc_fcn8s', '{w}', '--split', 'nothing'], 'nothing.txt: no such file'),
+    (['voc_fcn8s', '{w}', '--split', '../val'], "'../val' is not an id"),
+    (['voc_fcn8s', '{w}', '--voc-dir', '{tmp}/nowhere', '--split', 'val'],
+     'nowhere: no such folder; --voc-dir says where it is'),
+    (['voc_fcn8s', '{w}', '--nyud-dir', '{tmp}'],
+     "--nyud-dir: this net's data lies in --sbdd-dir and --voc-dir"),
+    (['{tmp}/deploy.prototxt', '{w}'], 'deploy.prototxt: no data layer of solve/datasets in it'),
+    (['voc_fcn8s', '{w}', '--output', '{tmp}/deploy.prototxt'], 'deploy.prototxt: cannot be made'),
+])
+def test_what_cannot_be_scored_is_said_in_one_line(
+        arguments, message, drawn, tmp_path, monkeypatch, capsys):
+    places, path, _ = drawn
+    prototxt.write(voc_fcn8s.fcn('deploy', **NARROW), tmp_path / 'deploy.prototxt')
+    monkeypatch.chdir(tmp_path)
+    given = [each.format(w=path, tmp=tmp_path) for each in arguments]
+    if '--voc-dir' not in given and '--nyud-dir' not in given and '.prototxt' not in given[0]:
+        given += ['--voc-dir', places['voc_dir']]
+    assert call(monkeypatch, score.main, *given) == 2
+    assert message in one_line(capsys)
+
+
+def test_weights_wider_than_the_net_ask_for_no_more_memory_than_its_own(run, tmp_path, capsys):
+    wide = np.zeros((5000, 3, 3, 3), np.float32)
+    net = prototxt.parse_net('layer { name: "conv1_1" type: "Convolution" }')
+    caffemodel.write(tmp_path / 'wide.caffemodel', net, {'conv1_1': [wide, wide[:, 0, 0, 0]]})
+    assert run(weights=tmp_path / 'wide.caffemodel') == 2
+    assert '1 mismatched' in one_line(capsys)
+
+
+# The picture.
+
+def test_rows_of_the_confusion_picture_are_shares_of_their_class(tmp_path):
+    dark = {}
+    for name, hist in (('uneven', [[1000, 0], [0, 10]]), ('even', [[10, 0], [0, 10]]),
+                       ('half', [[5, 5], [0, 10]])):
+        score.draw_confusion(np.array(hist), ['a', 'b'], tmp_path / f'{name}.png')
+        picture = np.array(Image.open(tmp_path / f'{name}.png').convert('RGB'))
+        full = (np.array(colormaps['Blues'](1.0)[:3]) * 255).round().astype(int)
+        dark[name] = (abs(picture.astype(int) - full).max(2) <= 1).sum()
+    assert dark['uneven'] == dark['even'] > 1.8 * dark['half'] > 0
+
+
+def test_scores_that_are_not_defined_are_null_and_not_nan():
+    written = json.dumps(score.as_json(counting.measures(np.diag([3, 0])), ['a', 'b']))
+    assert 'NaN' not in written
+    assert json.loads(written)['classes']['b'] == {'accuracy': None, 'iu': None}

@@ -11,10 +11,14 @@ import pytest
 
 import caffe_port as caffe
 import surgery
-from caffe_port import caffemodel, memory, rng
+from caffe_port import rng
+from caffe_port.files import caffemodel
+from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
-from solve import command, experiment, snapshots, voc_fcn32s
-from solve.datasets import sample, voc
+from solve import voc_fcn32s
+from solve.run import options, experiment, snapshots
+from solve.datasets import voc
+from solve.samples import voc_data
 from tests.solve.feeding import random_classifier
 from tests.vectors import FACTS
 
@@ -25,7 +29,7 @@ WIDTH, FC = 2, 8
 def places(tmp_path_factory):
     """Six drawn images on disk, and a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('places')
-    data = sample.draw(folder / 'data', train=4, val=2)
+    data = voc_data.draw(folder / 'data', train=4, val=2)
     listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
     voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(listed))
     return (dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir)),
@@ -143,12 +147,12 @@ def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_
     solver.step(1)
     state = solver.snapshot()
     solver.step(1)
-    before = memory.collect(solver)
+    before = resume.collect(solver)
     caffemodel.write(snapshots.model_of(state), solver.net.module.param,
                      {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]})
     with pytest.raises(caffe.CaffeError, match='conv1_1: expected 2 blobs, found 0'):
         solver.restore(state)
-    after = memory.collect(solver)
+    after = resume.collect(solver)
     assert solver.iter == 2 and after['layers'] == before['layers']
     assert np.array_equal(after['streams']['key'], before['streams']['key'])
     assert after['streams']['position'] == before['streams']['position']
@@ -171,7 +175,7 @@ def test_a_list_of_another_length_is_remarked_on(places):
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        command.run(voc_fcn32s.solve, voc_fcn32s.__doc__, voc, 'data/vgg16-fcn.caffemodel')
+        options.run(voc_fcn32s.solve, voc_fcn32s.__doc__, voc, 'data/vgg16-fcn.caffemodel')
     return end.value.code
 
 
@@ -205,11 +209,11 @@ def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, 
         (tmp_path / folder / 'log.jsonl').touch()
         os.utime(tmp_path / folder / 'log.jsonl', (number, number))
     state = Path('run-3/snapshot/train_iter_2.solverstate')
-    for resume, output, expected in ((state, None, 'run-3'), (state, 'run', 'run'),
+    for taken, output, expected in ((state, None, 'run-3'), (state, 'run', 'run'),
                                      (experiment.LATEST, None, 'run-2'),
                                      (experiment.LATEST, 'run', 'run')):
-        args = Namespace(resume=resume, output=output and Path(output))
-        assert command._resumed_folder(args, [Path('run'), Path('none')]) == Path(expected)
+        args = Namespace(resume=taken, output=output and Path(output))
+        assert options._resumed_folder(args, [Path('run'), Path('none')]) == Path(expected)
 
 
 def test_help_shows_the_defaults(monkeypatch, capsys):

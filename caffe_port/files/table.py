@@ -1,0 +1,78 @@
+"""What a weight file holds, as a table: a row for each blob."""
+
+from __future__ import annotations
+
+import math
+from typing import Iterator, NamedTuple, Sequence
+
+import numpy as np
+
+from caffe_port.files.stored import LayerBlobs
+from caffe_port.files.named import Read
+from caffe_port.files.weights import blob_names, nbytes, shape_text
+
+_CHUNK = 1 << 20
+_HEAD = ('layer', 'type', 'blob', 'shape', 'parameters', 'min', 'mean', 'max', 'std', '')
+_NUMBERS = range(4, 9)  # columns set flush right
+
+
+class Statistics(NamedTuple):
+    """Of all values; nan where there are none."""
+
+    least: float
+    mean: float
+    most: float
+    std: float
+
+
+def statistics(values: np.ndarray) -> Statistics:
+    """Minimum, mean, maximum and standard deviation, added up in float64."""
+    flat = values.reshape(-1)
+    if not flat.size:
+        return Statistics(*[math.nan] * 4)
+    parts = [flat[i:i + _CHUNK] for i in range(0, flat.size, _CHUNK)]
+    with np.errstate(invalid='ignore', over='ignore'):
+        mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / flat.size
+        squares = sum(float(np.square(part - np.float64(mean)).sum()) for part in parts)
+    return Statistics(float(flat.min()), mean, float(flat.max()), math.sqrt(squares / flat.size))
+
+
+def table(layers: Sequence[LayerBlobs], read: Read) -> Iterator[str]:
+    """The lines of the table; one blob is in memory at a time.
+
+    A layer all of whose values are zero is marked so, and one with values that are
+    no finite numbers.
+    """
+    rows = [_HEAD]
+    for layer in layers:
+        found = [statistics(read(blob)) for blob in layer.blobs]
+        for i, (name, blob, values) in enumerate(zip(blob_names(layer), layer.blobs, found)):
+            rows.append((printable(layer.name) if i == 0 else '',
+                         printable(layer.type) if i == 0 else '', name, shape_text(blob.shape),
+                         f'{blob.count:,}', *[f'{value:.4g}' for value in values],
+                         _mark([each for each, blob in zip(found, layer.blobs) if blob.count])
+                         if i == 0 else ''))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths))]
+        yield '  '.join(cells).rstrip()
+    yield summary(layers)
+
+
+def summary(layers: Sequence[LayerBlobs]) -> str:
+    """How much there is in all."""
+    blobs = sum(len(layer.blobs) for layer in layers)
+    return (f'{len(layers)} layers, {blobs} blobs, {nbytes(layers) // 4:,} parameters, '
+            f'{nbytes(layers):,} bytes')
+
+
+def printable(text: str) -> str:
+    """Text of a file on one line, without what would steer a terminal."""
+    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _mark(found: Sequence[Statistics]) -> str:
+    if not all(math.isfinite(value) for values in found for value in values):
+        return 'NOT FINITE'
+    return 'ALL ZERO' if found and all(values.least == values.most == 0 for values in found) else ''

@@ -1,0 +1,40 @@
+"""The command `python -m caffe_port.prototxt SRC [DST]`: upgrade a prototxt."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Sequence
+
+from caffe_port.errors import CaffeError
+from caffe_port.prototxt import read_net, read_solver, to_text, write
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Upgrade a prototxt; the exit status: 0, or 2 where it can't be done."""
+    parser = argparse.ArgumentParser(
+        prog='caffe_port.prototxt',
+        description='Bring a prototxt of any format of Caffe to the current one.')
+    parser.add_argument('source', metavar='SRC', help='the prototxt to upgrade')
+    parser.add_argument('target', metavar='DST', nargs='?', help='default: standard output')
+    parser.add_argument('--solver', action='store_true', help='SRC is a solver, not a net')
+    parser.add_argument('--force', action='store_true', help='replace DST if it exists')
+    options = parser.parse_args(arguments)
+    read = read_solver if options.solver else read_net
+    try:
+        if options.target and os.path.exists(options.target) and not options.force:
+            raise CaffeError(f'{options.target}: exists; --force replaces it')
+        message = read(options.source)
+        if options.target:
+            write(message, options.target)
+        else:
+            sys.stdout.write(to_text(message))
+    except CaffeError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Known signs that a net is not learning, told with their usual causes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from caffe_port import Net
+from caffe_port.ops.loss import SoftmaxWithLoss, divisor
+from solve.run.counting import Scores
+
+# How near to chance counts as chance, and for how many iterations it may last: a sound run
+# of the release leaves ln(classes) within its first hundred.
+NEAR, PATIENCE = 0.01, 200
+
+
+class LossAtChance:
+    """Watches whether a net's losses stay at ln(classes) per labelled pixel."""
+
+    def __init__(self, net: Net):
+        self._net = net
+        self._since: dict[str, int] = {}
+        self._told: set[str] = set()
+
+    def look(self, iteration: int) -> str | None:
+        """A warning, once for each loss, if it has been at ln(classes) for PATIENCE iterations.
+
+        To be called now and then, after a forward; it waits for the device.
+        """
+        for node in self._net.module.nodes:
+            if node.type != 'SoftmaxWithLoss' or node.name in self._told:
+                continue
+            loss, classes = self._per_pixel(node)
+            if math.isnan(loss):
+                continue  # an image without labels says nothing
+            if abs(loss - math.log(classes)) > NEAR * math.log(classes):
+                self._since.pop(node.name, None)
+            elif iteration - self._since.setdefault(node.name, iteration) >= PATIENCE:
+                self._told.add(node.name)
+                return (f'{node.name} has stayed at ln({classes}) = {math.log(classes):.4f} per '
+                        f'pixel since iteration {self._since[node.name]}: the scores say nothing '
+                        'yet. Usual causes: the weights to start from did not reach the net '
+                        '(other layer names, fc6 and fc7 not made convolutions), the kernels of '
+                        'upsampling are 0 (surgery.interp), or the learning rate is too small '
+                        '(1e-10 is for the unnormalised loss).')
+        return None
+
+    def _per_pixel(self, node) -> tuple[float, int]:
+        """The mean loss of the labelled pixels now in the net, and how many classes there are."""
+        op: SoftmaxWithLoss = node.op
+        scores, labels = (self._net.blobs[name].tensor for name in node.bottoms)
+        count = labels.numel() if op.ignore is None else int((labels != op.ignore).sum())
+        batch = math.prod(scores.shape[:op.axis])
+        total = (float(self._net.blobs[node.tops[0]].tensor)
+                 * float(divisor(op.mode, labels.numel(), batch, count)))
+        return (total / count if count else math.nan), scores.shape[op.axis]
+
+
+def accuracy_at_chance(scores: Scores) -> str | None:
+    """A warning if the mean accuracy is 1 / classes, as when all pixels get one class."""
+    labelled = np.flatnonzero(~np.isnan(scores.accuracy))
+    if len(labelled) < 2 or abs(scores.mean_accuracy - 1 / len(labelled)) > 1e-3:
+        return None
+    return (f'the mean accuracy is {scores.mean_accuracy:.4f}, 1 / {len(labelled)} classes: as '
+            'good as one class for every pixel. Usual causes: too few iterations so far, weights that '
+            'did not reach the net, kernels of upsampling that are 0 (surgery.interp), a learning '
+            'rate that is far too small or too large, or labels that do not belong to the images.')

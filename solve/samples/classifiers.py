@@ -1,0 +1,67 @@
+"""The narrow classifiers that samples start from, trained on windows of drawn scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import caffe_port as caffe
+from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
+from nets import caffenet, vgg16
+from solve.datasets import voc
+from solve.samples import voc_data
+from solve.run.progress import progress
+
+# By name: the net, the smallest image whose pool5 is as large as fc6 wants it (Caffe's
+# pooling rounds up), its widths, and how many batches it learns from.
+NETS = {'vgg16': (vgg16.classifier, 193, dict(width=8, fc=512), 130),
+        'caffenet': (caffenet.classifier, 199, dict(width=24, fc=512), 150)}
+# Of so few units dropout takes a fifth: with a half the classifier was slower to learn.
+DROP = 0.2
+SCENES, BATCH = 300, 8
+SOLVER = dict(base_lr=0.01, lr_policy='poly', power=1, momentum=0.9, weight_decay=0.0005,
+              clip_gradients=4, average_loss=20)
+# Pixels are about this, scores should be about 1.
+PIXEL = 60
+
+
+def narrow(name: str) -> dict:
+    """The arguments by which an FCN has the widths of a classifier of NETS."""
+    return dict(NETS[name][2], drop=DROP)
+
+
+def train(name: str, weights: Path, seed: int) -> None:
+    """Train a classifier of NETS to name the object in the middle and save it as a caffemodel."""
+    net, size, widths, rounds = NETS[name]
+    caffe.set_random_seed(seed)
+    windows = voc_data.Windows(SCENES, size, seed)
+    param = SolverParameter(max_iter=rounds, **SOLVER)
+    param.train_net_param.CopyFrom(_to_train(net(len(voc.CLASSES), **widths), size))
+    solver = caffe.SGDSolver(param)
+    # msra keeps a signal's size through a layer. Here each layer takes its share of what
+    # lies between pixels and scores, which also balances the layers' gradients.
+    gain = PIXEL ** (-1 / len(solver.net.params))
+    for weight, _ in solver.net.params.values():
+        weight.data[...] *= gain
+    with progress(range(rounds), desc=f'narrow {name} classifier', leave=False) as bar:
+        for _ in bar:
+            (solver.net.blobs['data'].data[...],
+             solver.net.blobs['label'].data[...]) = windows.batch(BATCH)
+            solver.step(1)
+    solver.net.save(weights)
+    print(f'Classifier trained: loss {solver.smoothed_loss:.3f}, saved to {weights}')
+
+
+def _to_train(net: NetParameter, size: int) -> NetParameter:
+    """Give a deployed classifier batches of images and labels, random weights and a loss."""
+    net.layer[0].input_param.shape[0].dim[:] = [BATCH, 3, size, size]
+    for layer in net.layer:
+        for kind in ('convolution_param', 'inner_product_param'):
+            if layer.HasField(kind):
+                getattr(layer, kind).weight_filler.type = 'msra'
+        if layer.HasField('dropout_param'):
+            layer.dropout_param.dropout_ratio = DROP
+    del net.layer[-1]  # the probabilities
+    label = net.layer.add(name='label', type='Input', top=['label'])
+    label.input_param.shape.add(dim=[BATCH])
+    net.layer.add(name='loss', type='SoftmaxWithLoss', bottom=['fc8', 'label'], top=['loss'])
+    return net
