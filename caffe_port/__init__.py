@@ -3,17 +3,17 @@
 import logging
 import sys
 
-from caffe_port.errors import CaffeError
-from caffe_port.mode import (TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu)
+from caffe_port import coord_map, ops, proto
+from caffe_port import pyio as io
 from caffe_port.blob import Blob
-from caffe_port.ops.python import Layer
+from caffe_port.errors import CaffeError
+from caffe_port.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu
 from caffe_port.net import Net
 from caffe_port.net_spec import NetSpec, layers, params, to_proto
+from caffe_port.ops.python import Layer
 from caffe_port.parallel import solver_count, solver_rank
 from caffe_port.rng import set_random_seed
 from caffe_port.solving.solver import SGDSolver, get_solver
-from caffe_port import coord_map, ops, proto
-from caffe_port import pyio as io
 
 # So that `import caffe_port.io` and `from caffe_port.io import ...` work too.
 sys.modules[__name__ + '.io'] = io
@@ -30,7 +30,27 @@ def layer_type_list() -> list[str]:
     return sorted(ops.LAYER_TYPES)
 
 
-__all__ = ['Blob', 'CaffeError', 'Layer', 'Net', 'NetSpec', 'SGDSolver', 'TEST', 'TRAIN',
-           'coord_map', 'get_solver', 'io', 'layer_type_list', 'layers', 'params', 'proto',
-           'set_device', 'set_mode_cpu', 'set_mode_gpu', 'set_random_seed', 'solver_count',
-           'solver_rank', 'to_proto']
+__all__ = [
+    'Blob',
+    'CaffeError',
+    'Layer',
+    'Net',
+    'NetSpec',
+    'SGDSolver',
+    'TEST',
+    'TRAIN',
+    'coord_map',
+    'get_solver',
+    'io',
+    'layer_type_list',
+    'layers',
+    'params',
+    'proto',
+    'set_device',
+    'set_mode_cpu',
+    'set_mode_gpu',
+    'set_random_seed',
+    'solver_count',
+    'solver_rank',
+    'to_proto',
+]

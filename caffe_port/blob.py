@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
         raise CaffeError(f'{what}: shape {shape} has a negative dimension')
     count = math.prod(dim or 1 for dim in shape)  # beside a 0 no dim may be absurd either
     if count > MAX_COUNT:
-        raise CaffeError(f'{what}: shape {shape} has {count} elements, '
-                         f'a blob holds at most {MAX_COUNT}')
+        raise CaffeError(
+            f'{what}: shape {shape} has {count} elements, a blob holds at most {MAX_COUNT}'
+        )
     return shape
 
 
@@ -70,7 +71,10 @@ class _Half:
         """Move the values to the memory of `host`, which somebody holds, if they fit there."""
         tensor, memory = self.tensor, torch.from_numpy(host)
         if tensor is None or (tensor.shape, tensor.dtype, tensor.device) != (
-                memory.shape, memory.dtype, memory.device):
+            memory.shape,
+            memory.dtype,
+            memory.device,
+        ):
             return
         if tensor.data_ptr() != memory.data_ptr():
             memory.copy_(tensor)
@@ -79,8 +83,11 @@ class _Half:
 
     def _held(self) -> np.ndarray | None:
         """Off the CPU, the host array, unless nobody holds it or the device has written since."""
-        if (self._host_ref is None or self._version != self._written()
-                or self.tensor.device.type == 'cpu'):
+        if (
+            self._host_ref is None
+            or self._version != self._written()
+            or self.tensor.device.type == 'cpu'
+        ):
             return None
         return self._host_ref()
 
@@ -106,8 +113,9 @@ class Blob:
     costs nothing.
     """
 
-    def __init__(self, shape: Sequence[int] = (), device: torch.device | str = 'cpu',
-                 value: float = 0.0):
+    def __init__(
+        self, shape: Sequence[int] = (), device: torch.device | str = 'cpu', value: float = 0.0
+    ):
         self._shape, self._value = checked_shape(shape, 'blob'), value
         self._device = torch.device(device)
         self._data, self._diff = _Half(), _Half()
@@ -122,8 +130,10 @@ class Blob:
 
     def _legacy_axis(self, axis: int) -> int:
         if len(self._shape) > 4:
-            raise CaffeError(f'num, channels, height and width need at most 4 axes, '
-                             f'the blob has {len(self._shape)}: {self._shape}')
+            raise CaffeError(
+                f'num, channels, height and width need at most 4 axes, '
+                f'the blob has {len(self._shape)}: {self._shape}'
+            )
         return self._shape[axis] if axis < len(self._shape) else 1
 
     num = property(lambda self: self._legacy_axis(0))
@@ -164,8 +174,9 @@ class Blob:
 
     def held(self) -> list[tuple[_Half, np.ndarray]]:
         """The halves whose array somebody holds, on the CPU, and these arrays."""
-        return [(half, host) for half in (self._data, self._diff)
-                if (host := half.seen()) is not None]
+        return [
+            (half, host) for half in (self._data, self._diff) if (host := half.seen()) is not None
+        ]
 
     @property
     def data_is_held(self) -> bool:
@@ -222,15 +233,18 @@ class ParamBlob(Blob):
         is_data = half is self._data
         tensor = (parameter if is_data else parameter.grad).detach()
         if half.tensor is None or half.tensor.data_ptr() != tensor.data_ptr():
-            setattr(self, '_data' if is_data else '_diff',
-                    _Half(tensor.view(self._view) if self._view else tensor))
+            setattr(
+                self,
+                '_data' if is_data else '_diff',
+                _Half(tensor.view(self._view) if self._view else tensor),
+            )
 
     @property
     def tensor(self) -> Tensor:
         self.flush()
         return self.parameter.detach()
 
-    def share(self, other: 'ParamBlob') -> None:
+    def share(self, other: ParamBlob) -> None:
         """Use the memory of `other`'s values, and so its host array."""
         other._need(other._data)
         self.parameter.data = other.parameter.data
@@ -269,7 +283,8 @@ class ParamBlob(Blob):
         self.flush()
         parameter = self.parameter
         same = math.prod(shape) == parameter.numel()
-        parameter.data = (parameter.data.reshape(shape) if same
-                          else torch.zeros(shape, device=parameter.device))
+        parameter.data = (
+            parameter.data.reshape(shape) if same else torch.zeros(shape, device=parameter.device)
+        )
         parameter.grad = None
         self._data, self._diff = _Half(), _Half()

@@ -6,10 +6,8 @@ and .npz. Values are carried over bit for bit.
 
 from __future__ import annotations
 
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 import argparse
 import importlib
@@ -18,24 +16,29 @@ import os
 import pkgutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from caffe_port.files import named, weights
 from caffe_port.errors import CaffeError
+from caffe_port.files import named, weights
 from caffe_port.files.fit import Fit, fit
+from caffe_port.files.stored import LayerBlobs, StoredBlob
+from caffe_port.files.table import printable, summary, table
+from caffe_port.files.torchvision import (
+    TORCHVISION_MEAN_BGR,
+    ZOO_MEAN_BGR,
+    from_torchvision,
+    mean_shift,
+    to_torchvision,
+)
 from caffe_port.mode import TEST
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.files.stored import LayerBlobs, StoredBlob
 from caffe_port.verify import verify
-from caffe_port.files.torchvision import (TORCHVISION_MEAN_BGR, ZOO_MEAN_BGR, from_torchvision,
-                                        mean_shift, to_torchvision)
-from caffe_port.files.table import printable, summary, table
 
 # Above this many bytes of values a bar shows how far it is.
 BAR_FROM = 100_000_000
@@ -81,8 +84,9 @@ def convert(options: argparse.Namespace) -> None:
     if work.net and not options.to_torchvision:
         param = work.net.module.param
         names = {node.name: node.op.blob_names for node in work.net.module.nodes}
-    elif (weights.kind_of(options.target) == '.caffemodel'
-          and not (options.from_torchvision or options.to_torchvision)):
+    elif weights.kind_of(options.target) == '.caffemodel' and not (
+        options.from_torchvision or options.to_torchvision
+    ):
         param = weights.read_net(options.source)
     with _bar(work.written) as read:
         weights.write(options.target, work.written, param, names, read)
@@ -115,8 +119,10 @@ def _check_target(options: argparse.Namespace) -> None:
     if os.path.exists(options.target) and not options.force:
         raise CaffeError(f'{options.target}: exists; --force replaces it')
     if (options.fully_conv or options.verify) and not (options.prototxt or options.net):
-        raise CaffeError(f'{"--fully-conv" if options.fully_conv else "--verify"} needs the net: '
-                         '--prototxt FILE or --net NAME')
+        raise CaffeError(
+            f'{"--fully-conv" if options.fully_conv else "--verify"} needs the net: '
+            '--prototxt FILE or --net NAME'
+        )
     if options.mean and not (options.from_torchvision or options.to_torchvision):
         raise CaffeError('--mean goes with --from-torchvision or --to-torchvision')
 
@@ -146,8 +152,10 @@ def _net(options: argparse.Namespace) -> Net:
     except CaffeError as error:
         if '(Python)' not in str(error):
             raise
-        raise CaffeError(f'{error}; to check names and shapes take the deploy prototxt, or --net '
-                         'with an experiment\'s name') from error
+        raise CaffeError(
+            f'{error}; to check names and shapes take the deploy prototxt, or --net '
+            "with an experiment's name"
+        ) from error
 
 
 def net_by_name(name: str, fully_conv: bool = False) -> NetParameter:
@@ -168,23 +176,32 @@ def net_by_name(name: str, fully_conv: bool = False) -> NetParameter:
         return module.fcn('deploy')
     if hasattr(module, 'classifier'):
         return module.fully_conv() if fully_conv else module.classifier()
-    raise CaffeError(f'--net {name}: no such net; there are '
-                     + ', '.join(each for each in known if each not in ('atoms', 'data')))
+    raise CaffeError(
+        f'--net {name}: no such net; there are '
+        + ', '.join(each for each in known if each not in ('atoms', 'data'))
+    )
 
 
-def _fitted(layers: Sequence[LayerBlobs], net: Net, path: str, fully_conv: bool = False,
-            tell: bool = False) -> Fit:
+def _fitted(
+    layers: Sequence[LayerBlobs], net: Net, path: str, fully_conv: bool = False, tell: bool = False
+) -> Fit:
     """The layers fitted to the net; with `tell`, what does not fit is printed first."""
     found = fit(layers, net, fully_conv)
     if tell:
-        for what, lines in (('cast', found.cast), ('left over, not written', found.left_over),
-                            ('missing', found.missing), ('mismatched', found.mismatched)):
+        for what, lines in (
+            ('cast', found.cast),
+            ('left over, not written', found.left_over),
+            ('missing', found.missing),
+            ('mismatched', found.mismatched),
+        ):
             for line in lines:
                 print(f'{what}: {printable(line)}')
     if found.missing or found.mismatched:
         first = (found.missing + found.mismatched)[0]
-        raise CaffeError(f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-                         f'{len(found.mismatched)} mismatched, first {first}')
+        raise CaffeError(
+            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
+            f'{len(found.mismatched)} mismatched, first {first}'
+        )
     return found
 
 
@@ -196,13 +213,17 @@ def _note_wider(layers: Sequence[LayerBlobs]) -> None:
 
 def _note_mean(layers: Sequence[LayerBlobs], mean_bgr: Sequence[float]) -> None:
     """Say on which images the two nets are one (see vgg_torchvision)."""
-    print('Caffe\'s side is exactly torchvision\'s net on BGR images, 0 to 255, less the mean '
-          + _numbers(TORCHVISION_MEAN_BGR))
+    print(
+        "Caffe's side is exactly torchvision's net on BGR images, 0 to 255, less the mean "
+        + _numbers(TORCHVISION_MEAN_BGR)
+    )
     shift = mean_shift(layers, mean_bgr)
     if shift:
         apart = np.subtract(mean_bgr, TORCHVISION_MEAN_BGR)
-        print(f'less {_numbers(mean_bgr)} they are darker by {_numbers(apart)}: conv1_1 moves by '
-              f'{shift:.3g} at most; no bias makes up for it, as padding would get it too')
+        print(
+            f'less {_numbers(mean_bgr)} they are darker by {_numbers(apart)}: conv1_1 moves by '
+            f'{shift:.3g} at most; no bias makes up for it, as padding would get it too'
+        )
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -232,30 +253,54 @@ def _mean(text: str) -> tuple[float, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='convert.py', epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Convert weights between Caffe and PyTorch, bit for bit.')
+        prog='convert.py',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Convert weights between Caffe and PyTorch, bit for bit.',
+    )
     parser.add_argument('source', metavar='SRC', help='the weight file to read')
     parser.add_argument('target', metavar='DST', nargs='?', help='the weight file to write')
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
-    parser.add_argument('--info', action='store_true',
-                        help='print a table of SRC\'s layers; takes no DST')
+    parser.add_argument(
+        '--info', action='store_true', help="print a table of SRC's layers; takes no DST"
+    )
     net = parser.add_mutually_exclusive_group()
-    net.add_argument('--prototxt', metavar='FILE',
-                     help='hold every layer\'s name and shape against this net (in phase TEST)')
-    net.add_argument('--net', metavar='NAME',
-                     help='the same against nets/NAME.py, as deployed: voc_fcn8s, vgg16, ...')
-    parser.add_argument('--fully-conv', action='store_true',
-                        help='make fully connected layers the convolutions that the net has')
-    parser.add_argument('--verify', action='store_true',
-                        help='run the net with SRC\'s weights and with DST\'s, and compare')
+    net.add_argument(
+        '--prototxt',
+        metavar='FILE',
+        help="hold every layer's name and shape against this net (in phase TEST)",
+    )
+    net.add_argument(
+        '--net',
+        metavar='NAME',
+        help='the same against nets/NAME.py, as deployed: voc_fcn8s, vgg16, ...',
+    )
+    parser.add_argument(
+        '--fully-conv',
+        action='store_true',
+        help='make fully connected layers the convolutions that the net has',
+    )
+    parser.add_argument(
+        '--verify',
+        action='store_true',
+        help="run the net with SRC's weights and with DST's, and compare",
+    )
     colours = parser.add_mutually_exclusive_group()
-    colours.add_argument('--from-torchvision', action='store_true',
-                         help='SRC is torchvision\'s vgg16; fold its colours and scale in')
-    colours.add_argument('--to-torchvision', action='store_true',
-                         help='DST is to be torchvision\'s vgg16')
-    parser.add_argument('--mean', type=_mean, metavar='B,G,R',
-                        help='the mean that Caffe\'s images are less, to tell what it changes '
-                             f'(default: {_numbers(ZOO_MEAN_BGR)})')
+    colours.add_argument(
+        '--from-torchvision',
+        action='store_true',
+        help="SRC is torchvision's vgg16; fold its colours and scale in",
+    )
+    colours.add_argument(
+        '--to-torchvision', action='store_true', help="DST is to be torchvision's vgg16"
+    )
+    parser.add_argument(
+        '--mean',
+        type=_mean,
+        metavar='B,G,R',
+        help="the mean that Caffe's images are less, to tell what it changes "
+        f'(default: {_numbers(ZOO_MEAN_BGR)})',
+    )
     return parser
 
 

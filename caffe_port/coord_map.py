@@ -17,8 +17,9 @@ Source of the names and of the behaviour: pycaffe's coord_map.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Iterable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,10 +27,34 @@ from caffe_port.errors import CaffeError
 from caffe_port.net_spec import Function, Top, layers
 
 # Layers whose pixel y is made of pixel y of each bottom (or of its channels).
-PASS_THROUGH_LAYERS = frozenset((
-    'AbsVal', 'BatchNorm', 'Bias', 'BNLL', 'Clip', 'Concat', 'Dropout', 'ELU', 'Eltwise', 'Exp',
-    'Log', 'LRN', 'MVN', 'Power', 'PReLU', 'ReLU', 'Scale', 'Sigmoid', 'Slice', 'Softmax',
-    'Split', 'Swish', 'TanH', 'Threshold'))
+PASS_THROUGH_LAYERS = frozenset(
+    (
+        'AbsVal',
+        'BatchNorm',
+        'Bias',
+        'BNLL',
+        'Clip',
+        'Concat',
+        'Dropout',
+        'ELU',
+        'Eltwise',
+        'Exp',
+        'Log',
+        'LRN',
+        'MVN',
+        'Power',
+        'PReLU',
+        'ReLU',
+        'Scale',
+        'Sigmoid',
+        'Slice',
+        'Softmax',
+        'Split',
+        'Swish',
+        'TanH',
+        'Threshold',
+    )
+)
 
 # Later bottoms of these give a size or coefficients: they are not mapped to the top.
 _ONE_MAPPED_BOTTOM = frozenset(('Bias', 'Crop', 'Scale'))
@@ -119,8 +144,10 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> CoordMap:
         if top in from_maps:
             return compose(to_map, inverse(from_maps[top]))
     stopped = f'; stopped at: {", ".join(dict.fromkeys(undefined))}' if undefined else ''
-    raise CaffeError(f'no coordinate map from the top of {top_from.fn} to that of {top_to.fn}: '
-                     f'no path of spatial layers connects them{stopped}')
+    raise CaffeError(
+        f'no coordinate map from the top of {top_from.fn} to that of {top_to.fn}: '
+        f'no path of spatial layers connects them{stopped}'
+    )
 
 
 def crop(top_from: Top, top_to: Top) -> Top:
@@ -140,8 +167,11 @@ def crop(top_from: Top, top_to: Top) -> Top:
         raise CaffeError(f'{name}: the offset is {_text(offset)}, must be whole')
     # Identity maps leave the axis open; then the spatial axes of N x C x H x W are meant.
     first_cropped = 2 if axis is None else axis + 1
-    return layers.Crop(top_from, top_to, crop_param=dict(
-        axis=first_cropped, offset=[int(value) for value in offset]))
+    return layers.Crop(
+        top_from,
+        top_to,
+        crop_param=dict(axis=first_cropped, offset=[int(value) for value in offset]),
+    )
 
 
 def _ancestors(top: Top, undefined: list[str]) -> Iterator[tuple[Top, CoordMap]]:
@@ -189,8 +219,10 @@ def _window(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     stride = _per_axis(param, 'stride', 'stride', default=1)
     pad = _per_axis(param, 'pad', 'pad', default=0)
     if not (kernel.all() and stride.all()):
-        raise UndefinedMapException(f'{fn}: kernel size and stride must be positive, '
-                                    f'got {_text(kernel)} and {_text(stride)}')
+        raise UndefinedMapException(
+            f'{fn}: kernel size and stride must be positive, '
+            f'got {_text(kernel)} and {_text(stride)}'
+        )
     _check_axes(str(fn), kernel, stride, pad, dilation)
     return axis, stride, (kernel - 1) * dilation + 1, pad
 
@@ -207,8 +239,9 @@ def _per_axis(param, plain: str, stem: str, default: int) -> np.ndarray:
 def _check_axes(what: str, *arrays: np.ndarray) -> None:
     lengths = {len(array) for array in arrays} - {1}
     if len(lengths) > 1:
-        raise AxisMismatchException(f'{what}: settings for {min(lengths)} and for '
-                                    f'{max(lengths)} axes')
+        raise AxisMismatchException(
+            f'{what}: settings for {min(lengths)} and for {max(lengths)} axes'
+        )
 
 
 def _text(values: np.ndarray) -> str:

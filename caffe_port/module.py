@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from caffe_port import mode
-from caffe_port.ops import fillers
 from caffe_port.blob import ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
-from caffe_port.ops import LAYER_TYPES, Op
+from caffe_port.ops import LAYER_TYPES, Op, fillers
 from caffe_port.ops.base import Shape, as_tuple
 from caffe_port.ops.data import FED_TYPES
-from caffe_port.proto.caffe_pb2 import (LayerParameter, NetParameter, NetState, NetStateRule,
-                                        ParamSpec)
+from caffe_port.proto.caffe_pb2 import (
+    LayerParameter,
+    NetParameter,
+    NetState,
+    NetStateRule,
+    ParamSpec,
+)
 
 
 @dataclass
@@ -49,8 +53,15 @@ class Node:
             yield
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}') from error
-        except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError,
-                OSError) as error:
+        except (
+            RuntimeError,
+            LookupError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            MemoryError,
+            OSError,
+        ) as error:
             if self.type == 'Python':
                 raise  # the user's own code: its own exception tells more
             text = str(error) or type(error).__name__
@@ -78,11 +89,13 @@ class Learnable:
 
 
 def _meets(state: NetState, rule: NetStateRule) -> bool:
-    return ((not rule.HasField('phase') or rule.phase == state.phase)
-            and (not rule.HasField('min_level') or state.level >= rule.min_level)
-            and (not rule.HasField('max_level') or state.level <= rule.max_level)
-            and set(rule.stage) <= set(state.stage)
-            and not set(rule.not_stage) & set(state.stage))
+    return (
+        (not rule.HasField('phase') or rule.phase == state.phase)
+        and (not rule.HasField('min_level') or state.level >= rule.min_level)
+        and (not rule.HasField('max_level') or state.level <= rule.max_level)
+        and set(rule.stage) <= set(state.stage)
+        and not set(rule.not_stage) & set(state.stage)
+    )
 
 
 def included(layer: LayerParameter, state: NetState) -> bool:
@@ -126,8 +139,9 @@ class NetModule(nn.Module):
                 if included(layer, state):
                     self._append(layer, state.phase, device, unread)
         if not self.nodes:
-            raise CaffeError(f'net "{param.name}": no layers in phase '
-                             f'{"TEST" if state.phase else "TRAIN"}')
+            raise CaffeError(
+                f'net "{param.name}": no layers in phase {"TEST" if state.phase else "TRAIN"}'
+            )
         self.outputs.extend(unread)
         self._decide_backward(param.force_backward)
 
@@ -136,7 +150,7 @@ class NetModule(nn.Module):
         for blob in self.faces:
             blob.flush()
 
-    def _apply(self, fn, recurse: bool = True) -> 'NetModule':
+    def _apply(self, fn, recurse: bool = True) -> NetModule:
         self.flush()  # before what .to() moves
         return super()._apply(fn, recurse)
 
@@ -153,8 +167,10 @@ class NetModule(nn.Module):
             self.flush()
         unknown = set(inputs) - set(self._values)
         if unknown:
-            raise CaffeError(f'no blob named {", ".join(sorted(unknown))}; '
-                             f'inputs are {", ".join(self.inputs) or "none"}')
+            raise CaffeError(
+                f'no blob named {", ".join(sorted(unknown))}; '
+                f'inputs are {", ".join(self.inputs) or "none"}'
+            )
         blobs = dict(inputs)
         for node in self.nodes:
             if not node.bottoms and all(top in inputs for top in node.tops):
@@ -165,18 +181,21 @@ class NetModule(nn.Module):
             blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
         return {name: blobs[name] for name in self.outputs}
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing,
-                              unexpected, errors) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+    ) -> None:
         # Names of layers may hold dots, which PyTorch would take for modules within modules.
         if strict:
             own = {prefix + key for key in self.state_dict(keep_vars=True)}
-            unexpected.extend(key for key in state_dict
-                              if key.startswith(prefix) and key not in own)
+            unexpected.extend(
+                key for key in state_dict if key.startswith(prefix) and key not in own
+            )
 
     # How the net is put together.
 
-    def _append(self, layer: LayerParameter, phase: int, device: torch.device,
-                unread: dict[str, None]) -> None:
+    def _append(
+        self, layer: LayerParameter, phase: int, device: torch.device, unread: dict[str, None]
+    ) -> None:
         own = self.param.layer.add()
         own.CopyFrom(layer)
         del own.blobs[:]
@@ -184,8 +203,10 @@ class NetModule(nn.Module):
             own.phase = phase
         if own.type not in LAYER_TYPES:
             hint = f'; {own.type} {FED_TYPES[own.type]}' if own.type in FED_TYPES else ''
-            raise CaffeError(f'{own.name}: no layer type "{own.type}"{hint}; there are '
-                             + ', '.join(sorted(LAYER_TYPES)))
+            raise CaffeError(
+                f'{own.name}: no layer type "{own.type}"{hint}; there are '
+                + ', '.join(sorted(LAYER_TYPES))
+            )
         op_type = LAYER_TYPES[own.type]
         self._complete_tops(own, op_type)
         self._check_counts(own, op_type)
@@ -194,8 +215,16 @@ class NetModule(nn.Module):
                 raise CaffeError(f'{own.name}: bottom "{bottom}" is not the top of a layer before')
             unread.pop(bottom, None)
         reads = [self._values[name] for name in own.bottom]
-        node = Node(own.name, own.type, op_type(own, own.phase, device), list(own.bottom),
-                    list(own.top), reads, [], self._loss_weights(own, op_type))
+        node = Node(
+            own.name,
+            own.type,
+            op_type(own, own.phase, device),
+            list(own.bottom),
+            list(own.top),
+            reads,
+            [],
+            self._loss_weights(own, op_type),
+        )
         with node.named_in_errors():
             shapes = [self.shapes[name] for name in own.bottom]
             node.op.setup(*shapes)
@@ -235,43 +264,57 @@ class NetModule(nn.Module):
 
     @staticmethod
     def _check_counts(layer: LayerParameter, op_type: type[Op]) -> None:
-        for what, names, (least, most) in (('bottoms', layer.bottom, op_type.bottoms),
-                                           ('tops', layer.top, op_type.tops)):
+        for what, names, (least, most) in (
+            ('bottoms', layer.bottom, op_type.bottoms),
+            ('tops', layer.top, op_type.tops),
+        ):
             if len(names) > MAX_ENDS:
                 raise CaffeError(f'{layer.name}: {len(names)} {what}, at most {MAX_ENDS}')
             if not least <= len(names) <= most:
-                wanted = (f'{least}' if least == most else f'{least} or more' if most == math.inf
-                          else f'{least} to {most}')
-                raise CaffeError(f'{layer.name} ({layer.type}): takes {wanted} {what}, '
-                                 f'has {len(names)}')
+                wanted = (
+                    f'{least}'
+                    if least == most
+                    else f'{least} or more'
+                    if most == math.inf
+                    else f'{least} to {most}'
+                )
+                raise CaffeError(
+                    f'{layer.name} ({layer.type}): takes {wanted} {what}, has {len(names)}'
+                )
         if len(set(layer.top)) != len(layer.top):
             raise CaffeError(f'{layer.name}: the same top twice: {", ".join(layer.top)}')
         if layer.propagate_down and len(layer.propagate_down) != len(layer.bottom):
-            raise CaffeError(f'{layer.name}: {len(layer.propagate_down)} propagate_down for '
-                             f'{len(layer.bottom)} bottoms')
+            raise CaffeError(
+                f'{layer.name}: {len(layer.propagate_down)} propagate_down for '
+                f'{len(layer.bottom)} bottoms'
+            )
 
     @staticmethod
     def _loss_weights(layer: LayerParameter, op_type: type[Op]) -> list[float]:
         if not layer.loss_weight:
             return [1.0 if op_type.loss and i == 0 else 0.0 for i in range(len(layer.top))]
         if len(layer.loss_weight) != len(layer.top):
-            raise CaffeError(f'{layer.name}: {len(layer.loss_weight)} loss_weight for '
-                             f'{len(layer.top)} tops')
+            raise CaffeError(
+                f'{layer.name}: {len(layer.loss_weight)} loss_weight for {len(layer.top)} tops'
+            )
         return list(layer.loss_weight)
 
     def _add_params(self, node: Node) -> None:
         specs = node.op.param.param
         if len(specs) > len(node.op.blob_names):
-            raise CaffeError(f'{node.name}: {len(specs)} param for '
-                             f'{len(node.op.blob_names)} blobs')
+            raise CaffeError(f'{node.name}: {len(specs)} param for {len(node.op.blob_names)} blobs')
         for i, name in enumerate(node.op.blob_names):
             spec = specs[i] if i < len(specs) else ParamSpec()
             if spec.name and spec.name in self._owners:
                 self._share(node, name, spec)
                 continue
             parameter = node.op._parameters[name]
-            learnable = Learnable(parameter, spec.lr_mult, spec.decay_mult,
-                                  {name for name in MULTIPLIERS if spec.HasField(name)})
+            learnable = Learnable(
+                parameter,
+                spec.lr_mult,
+                spec.decay_mult,
+                {name for name in MULTIPLIERS if spec.HasField(name)},
+            )
             if not parameter.requires_grad:
                 learnable.lr_mult = 0.0
             parameter.requires_grad_(learnable.lr_mult != 0)
@@ -285,16 +328,20 @@ class NetModule(nn.Module):
         if shared.shape != own.shape:
             permitted = spec.share_mode == ParamSpec.PERMISSIVE
             if not permitted or shared.numel() != own.numel():
-                raise CaffeError(f'{node.name}: param "{spec.name}" has shape {tuple(own.shape)}, '
-                                 f'but {owner.name}, which owns it, has {tuple(shared.shape)}')
+                raise CaffeError(
+                    f'{node.name}: param "{spec.name}" has shape {tuple(own.shape)}, '
+                    f'but {owner.name}, which owns it, has {tuple(shared.shape)}'
+                )
             node.op.views[name] = tuple(own.shape)
         for multiplier in MULTIPLIERS:
             if not spec.HasField(multiplier):
                 continue
             value, before = getattr(spec, multiplier), getattr(learnable, multiplier)
             if multiplier in learnable.declared and value != before:
-                raise CaffeError(f'{node.name}: param "{spec.name}" has {multiplier} {value:g}, '
-                                 f'but was declared with {before:g} before')
+                raise CaffeError(
+                    f'{node.name}: param "{spec.name}" has {multiplier} {value:g}, '
+                    f'but was declared with {before:g} before'
+                )
             setattr(learnable, multiplier, value)
             learnable.declared.add(multiplier)
         shared.requires_grad_(learnable.lr_mult != 0)
@@ -306,10 +353,11 @@ class NetModule(nn.Module):
         for node in self.nodes:
             node.propagate = [needs[value] for value in node.reads]
             node.need_backward = any(node.propagate) or any(
-                p.requires_grad for p in node.op.blobs())
+                p.requires_grad for p in node.op.blobs()
+            )
             if node.op.param.propagate_down:
                 node.propagate = list(node.op.param.propagate_down)
-            needs.update({value: node.need_backward for value in node.writes})
+            needs.update(dict.fromkeys(node.writes, node.need_backward))
         under_loss: set[int] = set()
         read: set[int] = set()
         wanted: set[int] = set()
@@ -328,7 +376,8 @@ class NetModule(nn.Module):
             for node in self.nodes:
                 node.need_backward = True
                 flags = node.op.forceable
-                node.propagate = [old or flags[min(i, len(flags) - 1)]
-                                  for i, old in enumerate(node.propagate)]
+                node.propagate = [
+                    old or flags[min(i, len(flags) - 1)] for i, old in enumerate(node.propagate)
+                ]
                 for parameter in node.op.blobs():
                     parameter.requires_grad_(parameter.is_floating_point())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from caffe_port import debug, mode, prototxt
-from caffe_port.files import caffemodel
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
+from caffe_port.files import caffemodel
 from caffe_port.module import NetModule, Node
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
 
@@ -37,7 +37,7 @@ class _Step:
     """What a layer's forward leaves for its backward."""
 
     bottoms: list[Tensor]
-    edges: list          # where each top's gradient enters; None where it has none
+    edges: list  # where each top's gradient enters; None where it has none
 
 
 class Net:
@@ -54,14 +54,20 @@ class Net:
     Raises CaffeError, naming file and layer, for whatever is wrong with them.
     """
 
-    def __init__(self, proto: str | os.PathLike | NetParameter, *args,
-                 phase: int | None = None, weights: str | os.PathLike | None = None,
-                 level: int = 0, stages: Sequence[str] | None = None):
+    def __init__(
+        self,
+        proto: str | os.PathLike | NetParameter,
+        *args,
+        phase: int | None = None,
+        weights: str | os.PathLike | None = None,
+        level: int = 0,
+        stages: Sequence[str] | None = None,
+    ):
         if len(args) == 2 and phase is None and weights is None and not isinstance(args[0], int):
             weights, phase = args
         elif args and phase is None:
             phase, *rest = args
-            level, stages, weights = (*rest, *(level, stages, weights)[len(rest):])
+            level, stages, weights = (*rest, *(level, stages, weights)[len(rest) :])
         if phase not in (mode.TRAIN, mode.TEST):
             raise CaffeError(f'Net: phase is {phase!r}, must be caffe.TRAIN or caffe.TEST')
         if isinstance(proto, NetParameter):
@@ -86,15 +92,20 @@ class Net:
         self._nodes: list[Node] = module.nodes
         self._device = device
         self._tape: dict[int, _Step] = {}
-        self.blobs = OrderedDict((name, Blob(shape, device))
-                                 for name, shape in module.shapes.items())
+        self.blobs = OrderedDict(
+            (name, Blob(shape, device)) for name, shape in module.shapes.items()
+        )
         for node in self._nodes:
-            self.blobs.update((name, blob) for name, blob in zip(node.tops, node.op.kept_tops)
-                              if blob is not None)
+            self.blobs.update(
+                (name, blob) for name, blob in zip(node.tops, node.op.kept_tops) if blob is not None
+            )
         # A Python layer sees its own params through the very blobs that the net shows.
         faces: dict[int, ParamBlob] = {
-            id(blob.parameter): blob for node in self._nodes if node.type == 'Python'
-            for blob in node.op.layer.blobs}
+            id(blob.parameter): blob
+            for node in self._nodes
+            if node.type == 'Python'
+            for blob in node.op.layer.blobs
+        }
         self.layers: list[LayerFace] = []
         for node in self._nodes:
             blobs = []
@@ -109,8 +120,11 @@ class Net:
         module.faces = self._param_blobs
         self._layer_names = [node.name for node in self._nodes]
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers))
-        self.params = OrderedDict((name, layer.blobs) for name, layer
-                                  in zip(self._layer_names, self.layers) if layer.blobs)
+        self.params = OrderedDict(
+            (name, layer.blobs)
+            for name, layer in zip(self._layer_names, self.layers)
+            if layer.blobs
+        )
         self.top_names = OrderedDict((node.name, list(node.tops)) for node in self._nodes)
         self.bottom_names = OrderedDict((node.name, list(node.bottoms)) for node in self._nodes)
         self._seed_losses()
@@ -131,8 +145,13 @@ class Net:
 
     # Forward.
 
-    def forward(self, blobs: Iterable[str] | None = None, start: str | None = None,
-                end: str | None = None, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    def forward(
+        self,
+        blobs: Iterable[str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        **inputs: np.ndarray,
+    ) -> dict[str, np.ndarray]:
         """Run the layers from `start` to `end`, both included (default: all).
 
         Keywords fill input blobs first; they must name all of them, and broadcast to
@@ -142,8 +161,10 @@ class Net:
         """
         if inputs:
             if set(inputs) != set(self.inputs):
-                raise CaffeError(f'forward: inputs are {", ".join(self.inputs) or "none"}, '
-                                 f'given are {", ".join(inputs)}')
+                raise CaffeError(
+                    f'forward: inputs are {", ".join(self.inputs) or "none"}, '
+                    f'given are {", ".join(inputs)}'
+                )
             for name, array in inputs.items():
                 self._fill(name, array)
         first, last = self._range(start, 0), self._range(end, len(self._nodes) - 1)
@@ -158,8 +179,10 @@ class Net:
                 raise ValueError('another first dimension')
             blob.data[...] = array
         except ValueError as error:
-            raise CaffeError(f'forward: input {name} has shape {array.shape}, the blob '
-                             f'{blob.shape}; reshape the blob first') from error
+            raise CaffeError(
+                f'forward: input {name} has shape {array.shape}, the blob '
+                f'{blob.shape}; reshape the blob first'
+            ) from error
 
     def _forward(self, first: int, last: int) -> None:
         """Run nodes first..last on the blobs, keeping what backward needs."""
@@ -213,8 +236,13 @@ class Net:
 
     # Backward.
 
-    def backward(self, diffs: Iterable[str] | None = None, start: str | None = None,
-                 end: str | None = None, **tops: np.ndarray) -> dict[str, np.ndarray]:
+    def backward(
+        self,
+        diffs: Iterable[str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        **tops: np.ndarray,
+    ) -> dict[str, np.ndarray]:
         """Run backward from layer `start` to `end`, both included (default: all).
 
         Keywords fill diffs of output blobs (the tops of `start`, if given) first.
@@ -227,12 +255,15 @@ class Net:
         if tops:
             expected = self.outputs if start is None else self._nodes[first].tops
             if set(tops) - set(expected):
-                raise CaffeError(f'backward: tops are {", ".join(expected)}, '
-                                 f'given are {", ".join(tops)}')
+                raise CaffeError(
+                    f'backward: tops are {", ".join(expected)}, given are {", ".join(tops)}'
+                )
             for name, array in tops.items():
                 if np.shape(array) != self.blobs[name].shape:
-                    raise CaffeError(f'backward: diff of {name} has shape {np.shape(array)}, '
-                                     f'the blob {self.blobs[name].shape}')
+                    raise CaffeError(
+                        f'backward: diff of {name} has shape {np.shape(array)}, '
+                        f'the blob {self.blobs[name].shape}'
+                    )
                 self.blobs[name].diff[...] = array
         self._backward(first, last)
         wanted = self.inputs if end is None else self._nodes[last].bottoms
@@ -260,8 +291,7 @@ class Net:
         if self.debug_info and last == 0 and first == len(self._nodes) - 1:
             debug.all_params(self)
 
-    def _step_back(self, node: Node, step: _Step, arrived: dict[int, Tensor],
-                   keep: bool) -> None:
+    def _step_back(self, node: Node, step: _Step, arrived: dict[int, Tensor], keep: bool) -> None:
         edges, grads = [], []
         for value, name, edge in zip(node.writes, node.tops, step.edges):
             diff = arrived.pop(value, None)
@@ -273,8 +303,13 @@ class Net:
         bottoms = [leaf for leaf in step.bottoms if leaf.requires_grad]
         params = [p for p in node.op.blobs() if p.requires_grad]
         with node.named_in_errors():
-            found = torch.autograd.grad(edges, bottoms + params, grads, retain_graph=keep,
-                                        allow_unused=True) if edges else ()
+            found = (
+                torch.autograd.grad(
+                    edges, bottoms + params, grads, retain_graph=keep, allow_unused=True
+                )
+                if edges
+                else ()
+            )
         found = list(found) or [None] * (len(bottoms) + len(params))
         for leaf, value, name in zip(step.bottoms, node.reads, node.bottoms):
             if leaf.requires_grad:
@@ -286,8 +321,9 @@ class Net:
             if diff is not None and parameter.grad is not None:
                 parameter.grad.add_(diff)
             elif diff is not None:
-                parameter.grad = diff.clone() if any(diff.data_ptr() == g.data_ptr()
-                                                     for g in grads) else diff
+                parameter.grad = (
+                    diff.clone() if any(diff.data_ptr() == g.data_ptr() for g in grads) else diff
+                )
 
     def _seed_losses(self) -> None:
         """Put each loss's weight into its diff, unless somebody wrote there."""
@@ -309,16 +345,24 @@ class Net:
 
     def loss(self) -> Tensor:
         """The sum of the losses, each by its weight, after a forward: a scalar tensor."""
-        terms = [self.blobs[name].tensor.sum() * weight for node in self._nodes
-                 for name, weight in zip(node.tops, node.loss_weights) if weight]
+        terms = [
+            self.blobs[name].tensor.sum() * weight
+            for node in self._nodes
+            for name, weight in zip(node.tops, node.loss_weights)
+            if weight
+        ]
         return sum(terms) if terms else torch.zeros((), device=self._device)
 
     # Shapes and weights.
 
     def reshape(self) -> None:
         """Give every blob the shape that follows from those of the inputs."""
-        given = {top: self.blobs[top].shape for node in self._nodes
-                 if node.op.param.type == 'Input' for top in node.tops}
+        given = {
+            top: self.blobs[top].shape
+            for node in self._nodes
+            if node.op.param.type == 'Input'
+            for top in node.tops
+        }
         for name, shape in self.module.infer_shapes(given).items():
             if self.blobs[name].shape != shape:
                 self.blobs[name].reshape(*shape)
@@ -338,20 +382,31 @@ class Net:
                 continue
             target = self.params.get(layer.name, [])
             if len(layer.blobs) != len(target):
-                raise CaffeError(f'{weights}: {layer.name}: expected {len(target)} blobs, '
-                                 f'found {len(layer.blobs)}')
+                raise CaffeError(
+                    f'{weights}: {layer.name}: expected {len(target)} blobs, '
+                    f'found {len(layer.blobs)}'
+                )
             for i, (stored, blob) in enumerate(zip(layer.blobs, target)):
                 if not _same_shape(stored.shape, blob.shape):
-                    hint = ('; the counts agree: run surgery.transplant from a net of the '
-                            'file\'s shapes') if stored.count == blob.count else ''
-                    raise CaffeError(f'{weights}: {layer.name}: blob {i}: expected {blob.shape}, '
-                                     f'found {stored.shape}{hint}')
+                    hint = (
+                        (
+                            '; the counts agree: run surgery.transplant from a net of the '
+                            "file's shapes"
+                        )
+                        if stored.count == blob.count
+                        else ''
+                    )
+                    raise CaffeError(
+                        f'{weights}: {layer.name}: blob {i}: expected {blob.shape}, '
+                        f'found {stored.shape}{hint}'
+                    )
                 planned.append((stored, blob))
         for stored, blob in planned:
             blob.load(stored)
 
-    def save(self, path: str | os.PathLike,
-             diffs: Mapping[str, list[np.ndarray]] | None = None) -> None:
+    def save(
+        self, path: str | os.PathLike, diffs: Mapping[str, list[np.ndarray]] | None = None
+    ) -> None:
         """Write net and parameters: .caffemodel, or HDF5 where the suffix is .h5.
 
         `diffs`, by layer as `params`, are stored beside the values.
@@ -360,19 +415,26 @@ class Net:
         owners = [name for name, layer in zip(self._layer_names, self.layers) if layer.blobs]
         twice = [name for name in self.params if owners.count(name) > 1]
         if twice:
-            raise CaffeError(f'{path}: not written: two layers with parameters are named '
-                             f'"{twice[0]}", and weights are found by name')
+            raise CaffeError(
+                f'{path}: not written: two layers with parameters are named '
+                f'"{twice[0]}", and weights are found by name'
+            )
         write = caffemodel.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
-        write(path, self.module.param,
-              {name: [blob.data for blob in blobs] for name, blobs in self.params.items()}, diffs)
+        write(
+            path,
+            self.module.param,
+            {name: [blob.data for blob in blobs] for name, blobs in self.params.items()},
+            diffs,
+        )
 
-    def share_with(self, net: 'Net') -> None:
+    def share_with(self, net: Net) -> None:
         """Use the memory of `net`'s parameters for layers of the same name."""
         for name, own in self.params.items():
             for i, (blob, other) in enumerate(zip(own, net.params.get(name, ()))):
                 if blob.shape != other.shape:
-                    raise CaffeError(f'share_with: {name}: blob {i}: expected {blob.shape}, '
-                                     f'found {other.shape}')
+                    raise CaffeError(
+                        f'share_with: {name}: blob {i}: expected {blob.shape}, found {other.shape}'
+                    )
         for name, own in self.params.items():
             for blob, other in zip(own, net.params.get(name, ())):
                 blob.share(other)
@@ -394,8 +456,10 @@ class Net:
     def _follow_device(self) -> None:
         """Move to where caffe_port.mode points, and send what was written on the host."""
         device = mode.device()
-        if any(blob.parameter.device != device for blob in self._param_blobs[:1]) \
-                or device != self._device:
+        if (
+            any(blob.parameter.device != device for blob in self._param_blobs[:1])
+            or device != self._device
+        ):
             self.module.to(device)
             for blob in self.blobs.values():
                 blob.to(device)

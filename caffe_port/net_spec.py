@@ -12,9 +12,9 @@ where the layer is written and not only in `to_proto`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from typing import Any, Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -46,15 +46,19 @@ class BottomError(CaffeError, TypeError):
     """A bottom is not a Top (pycaffe raises a TypeError here, so this is one too)."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _own_messages(type_name: str) -> tuple[str, ...]:
     """The LayerParameter fields a layer type reads: ('convolution_param',) for 'Convolution'.
 
     The schema tells: ConvolutionParameter is read by Convolution, and so on.
     """
-    named_after = tuple(field.name for field in LayerParameter.DESCRIPTOR.fields
-                        if field.message_type and field.name.endswith('_param')
-                        and field.message_type.name == type_name + 'Parameter')
+    named_after = tuple(
+        field.name
+        for field in LayerParameter.DESCRIPTOR.fields
+        if field.message_type
+        and field.name.endswith('_param')
+        and field.message_type.name == type_name + 'Parameter'
+    )
     return named_after + _BORROWED.get(type_name, ())
 
 
@@ -95,8 +99,10 @@ class Function:
         if not isinstance(self.ntop, int) or self.ntop < 0:
             raise CaffeError(f'{self}: ntop must be a count, got {self.ntop!r}')
         if self.in_place and len(self.inputs) < self.ntop:
-            raise CaffeError(f'{self}: in_place needs a bottom for every top, '
-                             f'got {len(self.inputs)} for {self.ntop}')
+            raise CaffeError(
+                f'{self}: in_place needs a bottom for every top, '
+                f'got {len(self.inputs)} for {self.ntop}'
+            )
         self.tops = tuple(Top(self, n) for n in range(self.ntop))
         self.settings()  # only to be told of a misspelt field here, where it was written
 
@@ -132,8 +138,9 @@ def _assign(message: Message, name: str, value: Any, layer: str) -> None:
     field = message.DESCRIPTOR.fields_by_name.get(name)
     if field is None:
         known = ', '.join(message.DESCRIPTOR.fields_by_name)
-        raise CaffeError(f'{layer}: {message.DESCRIPTOR.name} has no field {name!r}; '
-                         f'it has {known}')
+        raise CaffeError(
+            f'{layer}: {message.DESCRIPTOR.name} has no field {name!r}; it has {known}'
+        )
     present = getattr(message, name)
     repeated = hasattr(present, 'extend')
     try:
@@ -200,8 +207,10 @@ class NetSpec:
 
     def __setitem__(self, name: str, value: Top | Function) -> None:
         if not isinstance(value, (Top, Function)):
-            raise CaffeError(f'{name}: expected a Top, got {type(value).__name__}; a layer of '
-                             f'several tops is assigned to several names')
+            raise CaffeError(
+                f'{name}: expected a Top, got {type(value).__name__}; a layer of '
+                f'several tops is assigned to several names'
+            )
         self.tops[name] = value
 
     def __getitem__(self, name: str) -> Top:
@@ -224,8 +233,9 @@ def to_proto(*tops: Top) -> caffe_pb2.NetParameter:
     return _assemble(tops, {})
 
 
-def _assemble(wanted: Iterable[Top | Function],
-              names: dict[Top | Function, str]) -> caffe_pb2.NetParameter:
+def _assemble(
+    wanted: Iterable[Top | Function], names: dict[Top | Function, str]
+) -> caffe_pb2.NetParameter:
     """Write out everything `wanted` rests on, naming what `names` does not."""
     counts: Counter[str] = Counter()
     names = dict(names)

@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Callable, Iterator, Sequence, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -72,11 +73,17 @@ def join() -> None:
         store, rank, count = next(dist.rendezvous('env://'))
         # torchrun keeps the store over a restart, with the addresses of those who were before.
         _store = dist.PrefixStore(f'start {os.environ.get("TORCHELASTIC_RESTART_COUNT")}', store)
-        dist.init_process_group('cpu:gloo,cuda:nccl' if nccl else 'cpu:gloo', rank=rank,
-                                store=dist.PrefixStore('group', _store), world_size=count)
+        dist.init_process_group(
+            'cpu:gloo,cuda:nccl' if nccl else 'cpu:gloo',
+            rank=rank,
+            store=dist.PrefixStore('group', _store),
+            world_size=count,
+        )
     except (RuntimeError, ValueError) as error:
-        raise CaffeError(f'rank {os.environ.get("RANK")} of {os.environ["WORLD_SIZE"]}: the '
-                         f'others were not joined: {_gist(error)}') from error
+        raise CaffeError(
+            f'rank {os.environ.get("RANK")} of {os.environ["WORLD_SIZE"]}: the '
+            f'others were not joined: {_gist(error)}'
+        ) from error
     _rank, _count = rank, count
     sys.excepthook = _uncaught
     if rank:
@@ -181,8 +188,9 @@ def broadcast(tensors: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def _in_buckets(tensors: Sequence[Tensor], send: Callable[[Tensor], dist.Work],
-                divisor: int = 1) -> None:
+def _in_buckets(
+    tensors: Sequence[Tensor], send: Callable[[Tensor], dist.Work], divisor: int = 1
+) -> None:
     if _count == 1:
         return
     with _others_there():

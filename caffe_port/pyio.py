@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -126,15 +126,18 @@ class Transformer:
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:
         """Set the order of axes, such as (2, 0, 1) for H x W x K to K x H x W."""
         if len(order) != len(self._shape(in_)) - 1:
-            raise CaffeError(f'{in_}: transpose of {len(order)} axes, the input has '
-                             f'{len(self.inputs[in_]) - 1} besides the batch')
+            raise CaffeError(
+                f'{in_}: transpose of {len(order)} axes, the input has '
+                f'{len(self.inputs[in_]) - 1} besides the batch'
+            )
         self.transpose[in_] = tuple(order)
 
     def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
         """Set the order of channels, such as (2, 1, 0) for RGB to BGR."""
         if len(order) != self._shape(in_)[1]:
-            raise CaffeError(f'{in_}: channel swap of {len(order)} channels, the input has '
-                             f'{self.inputs[in_][1]}')
+            raise CaffeError(
+                f'{in_}: channel swap of {len(order)} channels, the input has {self.inputs[in_][1]}'
+            )
         self.channel_swap[in_] = tuple(order)
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
@@ -150,8 +153,9 @@ class Transformer:
         elif mean.ndim == 2:
             mean = mean[np.newaxis]
         if mean.ndim != 3 or mean.shape not in ((1, 1, 1), (shape[1], 1, 1), shape[1:]):
-            raise CaffeError(f'{in_}: mean of shape {mean.shape}, expected {shape[1:]} or '
-                             f'{shape[1]} numbers')
+            raise CaffeError(
+                f'{in_}: mean of shape {mean.shape}, expected {shape[1:]} or {shape[1]} numbers'
+            )
         self.mean[in_] = mean.astype(np.float32)
 
     def set_input_scale(self, in_: str, scale: float) -> None:
@@ -166,11 +170,16 @@ def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.nda
     Returns 10 N x h x w x K float32: per image five crops, then the five mirrored.
     """
     (height, width), (h, w) = images[0].shape[:2], crop_dims
-    places = [(0, 0), (0, width - w), (height - h, 0), (height - h, width - w),
-              ((height - h) // 2, (width - w) // 2)]
+    places = [
+        (0, 0),
+        (0, width - w),
+        (height - h, 0),
+        (height - h, width - w),
+        ((height - h) // 2, (width - w) // 2),
+    ]
     crops = []
     for image in images:
-        five = [image[y:y + h, x:x + w] for y, x in places]
+        five = [image[y : y + h, x : x + w] for y, x in places]
         crops += five + [crop[:, ::-1] for crop in five]
     return np.array(crops, np.float32)
 
@@ -235,8 +244,11 @@ def array_to_datum(arr: np.ndarray, label: int | None = None) -> caffe_pb2.Datum
 
 def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
     """The K x H x W array of a Datum: uint8, or float where it holds float_data."""
-    values = np.frombuffer(datum.data, np.uint8) if len(datum.data) else np.array(
-        datum.float_data).astype(float)
+    values = (
+        np.frombuffer(datum.data, np.uint8)
+        if len(datum.data)
+        else np.array(datum.float_data).astype(float)
+    )
     shape = datum.channels, datum.height, datum.width
     if min(shape) < 0 or values.size != math.prod(shape):
         raise CaffeError(f'Datum: {values.size} values for shape {shape}')

@@ -53,7 +53,10 @@ def get_state() -> dict:
     """The streams as they stand, for set_state: plain values and uint8/uint32 arrays."""
     _, key, position, has_gauss, gauss = _stream.get_state()
     return {
-        'key': key, 'position': position, 'has_gauss': has_gauss, 'gauss': gauss,
+        'key': key,
+        'position': position,
+        'has_gauss': has_gauss,
+        'gauss': gauss,
         'device_seed': _device_seed,
         'devices': {str(d): g.get_state().numpy() for d, g in _device_streams.items()},
     }
@@ -67,16 +70,23 @@ def set_state(state: dict) -> None:
     global _stream, _device_seed
     stream, devices = np.random.RandomState(), {}
     try:
-        stream.set_state(('MT19937', state['key'], state['position'],
-                          state['has_gauss'], state['gauss']))
+        stream.set_state(
+            ('MT19937', state['key'], state['position'], state['has_gauss'], state['gauss'])
+        )
         for name, saved in state['devices'].items():
             device = torch.device(name)
             if (device.index or 0) < torch.cuda.device_count():
                 devices[device] = torch.Generator(device)
                 devices[device].set_state(torch.from_numpy(np.array(saved)))
         seed = int(state['device_seed'])
-    except (LookupError, TypeError, ValueError, OverflowError, AttributeError,
-            RuntimeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise CaffeError(f'not a state of the random streams: {error}') from error
     _stream, _device_seed = stream, seed
     _device_streams.clear()

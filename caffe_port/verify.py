@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from caffe_port import mode
 from caffe_port.errors import CaffeError
-from caffe_port.net import Net
-from caffe_port.files.stored import LayerBlobs
 from caffe_port.files.named import load_torch, refused
+from caffe_port.files.stored import LayerBlobs
+from caffe_port.net import Net
 
 SEED = 1337
 # As far as whole nets may be apart, relative to the largest output.
@@ -21,8 +21,12 @@ TOLERANCE = 1e-4
 Outputs = dict[str, torch.Tensor]
 
 
-def verify(net: Net, source: Sequence[LayerBlobs], target: Sequence[LayerBlobs],
-           state_dict: str | os.PathLike | None = None) -> Iterator[str]:
+def verify(
+    net: Net,
+    source: Sequence[LayerBlobs],
+    target: Sequence[LayerBlobs],
+    state_dict: str | os.PathLike | None = None,
+) -> Iterator[str]:
     """Compute with the weights of both sides and yield what was found, line by line.
 
     `source` and `target` are fitted to `net`, whose inputs are filled with seeded normal
@@ -31,8 +35,11 @@ def verify(net: Net, source: Sequence[LayerBlobs], target: Sequence[LayerBlobs],
 
     Raises CaffeError if the outputs are further apart than whole nets may be.
     """
-    same = sum(_same_bits(a.array(), b.array()) for left, right in zip(source, target)
-               for a, b in zip(left.blobs, right.blobs))
+    same = sum(
+        _same_bits(a.array(), b.array())
+        for left, right in zip(source, target)
+        for a, b in zip(left.blobs, right.blobs)
+    )
     yield f'verify: {same} of {sum(len(layer.blobs) for layer in source)} blobs bit for bit'
     inputs = _inputs(net)
     expected = _computed(net, source, inputs)
@@ -48,11 +55,16 @@ def verify(net: Net, source: Sequence[LayerBlobs], target: Sequence[LayerBlobs],
 
 def _inputs(net: Net) -> Outputs:
     if not net.inputs:
-        raise CaffeError(f'net "{net.name}" has no inputs to verify it with: take one for '
-                         'deployment')
+        raise CaffeError(
+            f'net "{net.name}" has no inputs to verify it with: take one for deployment'
+        )
     random = np.random.RandomState(SEED)
-    return {name: torch.from_numpy((random.randn(*net.blobs[name].shape) * 50).astype(np.float32))
-            .to(mode.device()) for name in net.inputs}
+    return {
+        name: torch.from_numpy((random.randn(*net.blobs[name].shape) * 50).astype(np.float32)).to(
+            mode.device()
+        )
+        for name in net.inputs
+    }
 
 
 def _computed(net: Net, layers: Sequence[LayerBlobs], inputs: Outputs) -> Outputs:
@@ -79,11 +91,13 @@ def _compared(what: str, expected: Outputs, found: Outputs) -> Iterator[str]:
     for name, due in expected.items():
         apart = _apart(due, found[name])
         scale = float(due.abs().nan_to_num(0, posinf=0).max()) if due.numel() else 0.0
-        yield (f'verify: {what}: largest difference of {name} {apart:.3g}, '
-               f'largest value {scale:.3g}')
+        yield (
+            f'verify: {what}: largest difference of {name} {apart:.3g}, largest value {scale:.3g}'
+        )
         if not apart <= TOLERANCE * scale:
-            raise CaffeError(f'{name}: {what}: {apart:.3g} apart, expected at most '
-                             f'{TOLERANCE:g} of {scale:.3g}')
+            raise CaffeError(
+                f'{name}: {what}: {apart:.3g} apart, expected at most {TOLERANCE:g} of {scale:.3g}'
+            )
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:

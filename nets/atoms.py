@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from caffe_port import prototxt
 from caffe_port.errors import CaffeError
-from caffe_port.net_spec import Top, layers as L, params as P
+from caffe_port.net_spec import Top
+from caffe_port.net_spec import layers as L
+from caffe_port.net_spec import params as P
 from caffe_port.proto import caffe_pb2
 
 # Weights learn at the solver's rate; biases at twice that, without decay.
@@ -17,11 +19,13 @@ LEARNT = [dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)]
 FIXED = [dict(lr_mult=0)]
 
 
-def conv_relu(bottom: Top, nout: int, ks: int = 3, stride: int = 1,
-              pad: int = 1) -> tuple[Top, Top]:
+def conv_relu(
+    bottom: Top, nout: int, ks: int = 3, stride: int = 1, pad: int = 1
+) -> tuple[Top, Top]:
     """A learnt convolution and its ReLU in place."""
-    conv = L.Convolution(bottom, kernel_size=ks, stride=stride, num_output=nout, pad=pad,
-                         param=LEARNT)
+    conv = L.Convolution(
+        bottom, kernel_size=ks, stride=stride, num_output=nout, pad=pad, param=LEARNT
+    )
     return conv, L.ReLU(conv, in_place=True)
 
 
@@ -47,8 +51,10 @@ def score(bottom: Top, classes: int) -> Top:
 def upsample(bottom: Top, classes: int, ks: int, stride: int) -> Top:
     """A fixed deconvolution; surgery.interp fills in the bilinear kernel."""
     return L.Deconvolution(
-        bottom, param=FIXED, convolution_param=dict(
-            num_output=classes, kernel_size=ks, stride=stride, bias_term=False))
+        bottom,
+        param=FIXED,
+        convolution_param=dict(num_output=classes, kernel_size=ks, stride=stride, bias_term=False),
+    )
 
 
 def add(first: Top, second: Top) -> Top:
@@ -57,8 +63,7 @@ def add(first: Top, second: Top) -> Top:
 
 def pixel_loss(scores: Top, label: Top, normalize: bool = False) -> Top:
     """The softmax loss over all pixels whose label is not 255."""
-    return L.SoftmaxWithLoss(scores, label,
-                             loss_param=dict(normalize=normalize, ignore_label=255))
+    return L.SoftmaxWithLoss(scores, label, loss_param=dict(normalize=normalize, ignore_label=255))
 
 
 def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str) -> None:
@@ -67,9 +72,15 @@ def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str)
     They go into the folder named on the command line, else the current one.
     """
     parser = argparse.ArgumentParser(
-        description=f'Write {" and ".join(f"{name}.prototxt" for name in splits)}.')
-    parser.add_argument('folder', nargs='?', type=Path, default=Path('.'),
-                        help='where to write them (default: here)')
+        description=f'Write {" and ".join(f"{name}.prototxt" for name in splits)}.'
+    )
+    parser.add_argument(
+        'folder',
+        nargs='?',
+        type=Path,
+        default=Path('.'),
+        help='where to write them (default: here)',
+    )
     folder = parser.parse_args().folder
     try:
         for name, split in splits.items():

@@ -5,10 +5,12 @@ Source: Krizhevsky, Sutskever and Hinton 2012, as in Caffe's model zoo.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
-from caffe_port.net_spec import NetSpec, Top, layers as L
+from caffe_port.net_spec import NetSpec, Top
+from caffe_port.net_spec import layers as L
 from caffe_port.proto.caffe_pb2 import NetParameter
 from nets import data
 from nets.atoms import LEARNT, dropout, lrn, max_pool

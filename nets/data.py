@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffe_port.net_spec import Top, layers as L
+from caffe_port.net_spec import Top
+from caffe_port.net_spec import layers as L
 
 SEED = 1337
 VOC_MEAN_BGR = (104.00699, 116.66877, 122.67892)
@@ -20,8 +21,9 @@ def image(channels: int = 3) -> Top:
     return L.Input(shape=dict(dim=[1, channels, 500, 500]))
 
 
-def voc(split: str, sbdd_dir: str, voc_dir: str,
-        seg11valid_from: str | None = None) -> tuple[Top, Top]:
+def voc(
+    split: str, sbdd_dir: str, voc_dir: str, seg11valid_from: str | None = None
+) -> tuple[Top, Top]:
     """Image and label: SBD's for the split 'train', PASCAL VOC's for any other.
 
     `seg11valid_from`, an SBD folder, lets the layer derive the list of the split
@@ -37,20 +39,40 @@ def voc(split: str, sbdd_dir: str, voc_dir: str,
 
 def nyud(split: str, tops: list[str], nyud_dir: str) -> tuple[Top, ...]:
     """The named tops of NYUDv2, of 'color', 'depth', 'hha' and 'label', in that order."""
-    return _python('nyud_layers', 'NYUDSegDataLayer', len(tops),
-                   nyud_dir=nyud_dir, split=split, tops=tops, seed=SEED)
+    return _python(
+        'nyud_layers',
+        'NYUDSegDataLayer',
+        len(tops),
+        nyud_dir=nyud_dir,
+        split=split,
+        tops=tops,
+        seed=SEED,
+    )
 
 
 def siftflow(split: str, siftflow_dir: str) -> tuple[Top, Top, Top]:
     """Image, semantic label and geometric label of SIFT Flow."""
-    return _python('siftflow_layers', 'SIFTFlowSegDataLayer', 3,
-                   siftflow_dir=siftflow_dir, split=split, seed=SEED)
+    return _python(
+        'siftflow_layers',
+        'SIFTFlowSegDataLayer',
+        3,
+        siftflow_dir=siftflow_dir,
+        split=split,
+        seed=SEED,
+    )
 
 
 def pascalcontext(split: str, voc_dir: str, context_dir: str) -> tuple[Top, Top]:
     """Image and label of PASCAL-Context, whose images are VOC 2010's."""
-    return _python('pascalcontext_layers', 'PASCALContextSegDataLayer', 2,
-                   voc_dir=voc_dir, context_dir=context_dir, split=split, seed=SEED)
+    return _python(
+        'pascalcontext_layers',
+        'PASCALContextSegDataLayer',
+        2,
+        voc_dir=voc_dir,
+        context_dir=context_dir,
+        split=split,
+        seed=SEED,
+    )
 
 
 def _python(module: str, layer: str, ntop: int, **params: Any) -> tuple[Top, ...]:

@@ -5,28 +5,46 @@ Source: Szegedy et al. 2015, as in Caffe's model zoo.
 
 from __future__ import annotations
 
-from caffe_port.net_spec import NetSpec, Top, layers as L, params as P
+from caffe_port.net_spec import NetSpec, Top
+from caffe_port.net_spec import layers as L
+from caffe_port.net_spec import params as P
 from caffe_port.proto.caffe_pb2 import NetParameter
 from nets import data
 from nets.atoms import LEARNT, lrn, max_pool
 
-LAST = dict(param=LEARNT, weight_filler=dict(type='xavier'),
-            bias_filler=dict(type='constant', value=0))
+LAST = dict(
+    param=LEARNT, weight_filler=dict(type='xavier'), bias_filler=dict(type='constant', value=0)
+)
 
 
-def conv_relu(n: NetSpec, group: str, name: str, bottom: Top, nout: int, ks: int, std: float,
-              **settings: int) -> Top:
+def conv_relu(
+    n: NetSpec, group: str, name: str, bottom: Top, nout: int, ks: int, std: float, **settings: int
+) -> Top:
     """Add the convolution `group/name` with its ReLU in place, and return the ReLU."""
     conv = n[f'{group}/{name}'] = L.Convolution(
-        bottom, num_output=nout, kernel_size=ks, param=LEARNT,
+        bottom,
+        num_output=nout,
+        kernel_size=ks,
+        param=LEARNT,
         weight_filler=dict(type='xavier', std=std),
-        bias_filler=dict(type='constant', value=0.2), **settings)
+        bias_filler=dict(type='constant', value=0.2),
+        **settings,
+    )
     relu = n[f'{group}/relu_{name.removesuffix("_s2")}'] = L.ReLU(conv, in_place=True)
     return relu
 
 
-def inception(n: NetSpec, name: str, bottom: Top, one: int, three_reduce: int, three: int,
-              five_reduce: int, five: int, pool: int) -> Top:
+def inception(
+    n: NetSpec,
+    name: str,
+    bottom: Top,
+    one: int,
+    three_reduce: int,
+    three: int,
+    five_reduce: int,
+    five: int,
+    pool: int,
+) -> Top:
     """Add four streams (1 x 1, 3 x 3, 5 x 5, pooled), given their channels, and join them."""
     group = f'inception_{name}'
     ones = conv_relu(n, group, '1x1', bottom, one, ks=1, std=0.03)
@@ -34,8 +52,9 @@ def inception(n: NetSpec, name: str, bottom: Top, one: int, three_reduce: int, t
     threes = conv_relu(n, group, '3x3', threes, three, ks=3, std=0.03, pad=1)
     fives = conv_relu(n, group, '5x5_reduce', bottom, five_reduce, ks=1, std=0.2)
     fives = conv_relu(n, group, '5x5', fives, five, ks=5, std=0.03, pad=2)
-    pooled = n[f'{group}/pool'] = L.Pooling(bottom, pool=P.Pooling.MAX, kernel_size=3, stride=1,
-                                            pad=1)
+    pooled = n[f'{group}/pool'] = L.Pooling(
+        bottom, pool=P.Pooling.MAX, kernel_size=3, stride=1, pad=1
+    )
     pooled = conv_relu(n, group, 'pool_proj', pooled, pool, ks=1, std=0.1)
     output = n[f'{group}/output'] = L.Concat(ones, threes, fives, pooled)
     return output

@@ -1,9 +1,7 @@
 """FCN-32s on NYUDv2 from color alone."""
 
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 from caffe_port.coord_map import crop
 from caffe_port.net_spec import NetSpec
@@ -12,8 +10,9 @@ from nets import data, vgg16
 from nets.atoms import conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
 
 
-def fcn(split: str, nyud_dir: str = '../data/nyud', width: int = 64,
-        fc: int = 4096, drop: float = 0.5) -> NetParameter:
+def fcn(
+    split: str, nyud_dir: str = '../data/nyud', width: int = 64, fc: int = 4096, drop: float = 0.5
+) -> NetParameter:
     """The net for a split of NYUDv2; 'deploy' has neither label nor loss.
 
     The last three arguments serve narrow nets, which dropout of a half would starve.

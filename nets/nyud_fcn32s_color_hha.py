@@ -1,19 +1,20 @@
 """FCN-32s on NYUDv2 from color and HHA: a whole net for each, their scores averaged."""
 
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 from caffe_port.coord_map import crop
-from caffe_port.net_spec import NetSpec, Top, layers as L, params as P
+from caffe_port.net_spec import NetSpec, Top
+from caffe_port.net_spec import layers as L
+from caffe_port.net_spec import params as P
 from caffe_port.proto.caffe_pb2 import NetParameter
 from nets import data, vgg16
 from nets.atoms import conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
 
 
-def fcn(split: str, nyud_dir: str = '../data/nyud', width: int = 64,
-        fc: int = 4096, drop: float = 0.5) -> NetParameter:
+def fcn(
+    split: str, nyud_dir: str = '../data/nyud', width: int = 64, fc: int = 4096, drop: float = 0.5
+) -> NetParameter:
     """The net for a split of NYUDv2; 'deploy' has neither label nor loss.
 
     The last three arguments serve narrow nets, which dropout of a half would starve.
@@ -35,8 +36,7 @@ def fcn(split: str, nyud_dir: str = '../data/nyud', width: int = 64,
     return n.to_proto()
 
 
-def stream(n: NetSpec, image: Top, suffix: str, width: int, fc: int,
-           drop: float) -> Top:
+def stream(n: NetSpec, image: Top, suffix: str, width: int, fc: int, drop: float) -> Top:
     """Add one modality's net up to its scores; `suffix` ends the name of every layer."""
     # So much padding leaves fc6 a whole window however small the image is.
     n['conv1_1' + suffix], n['relu1_1' + suffix] = conv_relu(image, width, pad=100)

@@ -5,7 +5,8 @@ Source: Simonyan and Zisserman 2015, ILSVRC 16 layers, as in Caffe's model zoo.
 
 from __future__ import annotations
 
-from caffe_port.net_spec import NetSpec, Top, layers as L
+from caffe_port.net_spec import NetSpec, Top
+from caffe_port.net_spec import layers as L
 from caffe_port.proto import caffe_pb2
 from nets import data
 from nets.atoms import LEARNT, conv_relu, dropout, max_pool, score
@@ -27,8 +28,9 @@ def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '') -> Top:
     return bottom
 
 
-def classifier(num_classes: int = 1000, width: int = 64, fc: int = 4096, size: int = 224,
-               batch: int = 10) -> caffe_pb2.NetParameter:
+def classifier(
+    num_classes: int = 1000, width: int = 64, fc: int = 4096, size: int = 224, batch: int = 10
+) -> caffe_pb2.NetParameter:
     """VGG16 as deployed: `data`, batch x 3 x size x size BGR, to `prob`, batch x num_classes.
 
     At size 224 fc6 sees 7 x 7 pixels: its weights are those of an FCN's fc6.

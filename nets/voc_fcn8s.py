@@ -1,9 +1,7 @@
 """FCN-8s on PASCAL VOC, from FCN-16s: fuses the scores of pool4 and pool3, stride 8."""
 
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 from caffe_port.coord_map import crop
 from caffe_port.net_spec import NetSpec
@@ -12,9 +10,15 @@ from nets import data, vgg16
 from nets.atoms import add, conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
 
 
-def fcn(split: str, sbdd_dir: str = '../data/sbdd/dataset',
-        voc_dir: str = '../data/pascal/VOC2011', seg11valid_from: str | None = None,
-        width: int = 64, fc: int = 4096, drop: float = 0.5) -> NetParameter:
+def fcn(
+    split: str,
+    sbdd_dir: str = '../data/sbdd/dataset',
+    voc_dir: str = '../data/pascal/VOC2011',
+    seg11valid_from: str | None = None,
+    width: int = 64,
+    fc: int = 4096,
+    drop: float = 0.5,
+) -> NetParameter:
     """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss.
 
     The last three arguments serve narrow nets, which dropout of a half would starve.

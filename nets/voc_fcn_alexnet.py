@@ -1,9 +1,7 @@
 """FCN-AlexNet on PASCAL VOC, trained on SBD: one stream, stride 32."""
 
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 from caffe_port.coord_map import crop
 from caffe_port.net_spec import NetSpec, Top
@@ -12,9 +10,15 @@ from nets import caffenet, data
 from nets.atoms import dropout, pixel_loss, score, upsample, write_prototxts
 
 
-def fcn(split: str, sbdd_dir: str = '../data/sbdd/dataset',
-        voc_dir: str = '../data/pascal/VOC2011', seg11valid_from: str | None = None,
-        width: int = 96, fc: int = 4096, drop: float = 0.5) -> NetParameter:
+def fcn(
+    split: str,
+    sbdd_dir: str = '../data/sbdd/dataset',
+    voc_dir: str = '../data/pascal/VOC2011',
+    seg11valid_from: str | None = None,
+    width: int = 96,
+    fc: int = 4096,
+    drop: float = 0.5,
+) -> NetParameter:
     """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss.
 
     The last three arguments serve narrow nets, which dropout of a half would starve.
@@ -42,8 +46,9 @@ def fcn(split: str, sbdd_dir: str = '../data/sbdd/dataset',
     return n.to_proto()
 
 
-def conv_relu(bottom: Top, nout: int, ks: int, stride: int = 1, pad: int = 0,
-              group: int = 1) -> tuple[Top, Top]:
+def conv_relu(
+    bottom: Top, nout: int, ks: int, stride: int = 1, pad: int = 0, group: int = 1
+) -> tuple[Top, Top]:
     """A convolution without multipliers (its bias learns and decays like its weights), and ReLU."""
     return caffenet.conv_relu(bottom, nout, ks, stride=stride, pad=pad, group=group)
 

@@ -5,25 +5,23 @@ python solve/infer.py NET WEIGHTS IMAGE... writes the classes as palette PNGs.
 
 from __future__ import annotations
 
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
 from caffe_port import TEST, Net
-from caffe_port.files import weights
 from caffe_port.errors import CaffeError, replacing
-from solve.run import trained
+from caffe_port.files import weights
 from solve.datasets import nyud, voc
 from solve.datasets.images import bgr_blob, existing, read_rgb
+from solve.run import trained
 from solve.run.counting import predict, save_prediction
 
 EXAMPLES = """
@@ -63,18 +61,21 @@ def infer(net: Net, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for top, array in inputs.items():
         expected = (1, net.blobs[top].channels, *first.shape[2:])
         if array.shape != expected:
-            raise CaffeError(f'input {top}: expected {weights.shape_text(expected)}, found '
-                             f'{weights.shape_text(array.shape)}')
+            raise CaffeError(
+                f'input {top}: expected {weights.shape_text(expected)}, found '
+                f'{weights.shape_text(array.shape)}'
+            )
         net.blobs[top].reshape(*array.shape)
         net.blobs[top].data[...] = array
     with torch.no_grad():
         net._forward(0, len(net.layers) - 1)
     size = first.shape[2:]
-    found = {name: predict(net, name) for name in net.outputs
-             if net.blobs[name].shape[2:] == size}
+    found = {name: predict(net, name) for name in net.outputs if net.blobs[name].shape[2:] == size}
     if not found:
-        raise CaffeError(f'net "{net.name}": no output is of the image\'s size, '
-                         f'{weights.shape_text(size)}; its outputs are {", ".join(net.outputs)}')
+        raise CaffeError(
+            f'net "{net.name}": no output is of the image\'s size, '
+            f'{weights.shape_text(size)}; its outputs are {", ".join(net.outputs)}'
+        )
     return found
 
 
@@ -88,16 +89,20 @@ def overlay(rgb: np.ndarray, best: np.ndarray, path: Path) -> None:
 def said(best: np.ndarray, names: Sequence[str]) -> str:
     """The classes that are there, the largest first, with their shares of the pixels."""
     numbers, counts = np.unique(best, return_counts=True)
-    return ', '.join(f'{names[numbers[i]]} {counts[i] / best.size:.1%}'
-                     for i in np.argsort(-counts, kind='stable'))
+    return ', '.join(
+        f'{names[numbers[i]]} {counts[i] / best.size:.1%}'
+        for i in np.argsort(-counts, kind='stable')
+    )
 
 
 def _net(args: argparse.Namespace) -> Net:
     layers = weights.read(args.weights)
     net = Net(trained.described(args.net, 'deploy', layers), TEST)
     if not net.inputs:
-        raise CaffeError(f'{args.net}: no Input layer to put a picture into; take the deploy '
-                         'prototxt, or an experiment\'s name')
+        raise CaffeError(
+            f'{args.net}: no Input layer to put a picture into; take the deploy '
+            "prototxt, or an experiment's name"
+        )
     trained.load(net, args.weights, layers)
     return net
 
@@ -106,8 +111,9 @@ def _pictures(net: Net, images: Sequence[Path], output: Path) -> list[tuple[Path
     """The files of each picture; raises CaffeError before anything is computed."""
     per = len(net.inputs)
     if len(images) % per:
-        raise CaffeError(f'{len(images)} files given, {per} needed for each picture: '
-                         + ', '.join(net.inputs))
+        raise CaffeError(
+            f'{len(images)} files given, {per} needed for each picture: ' + ', '.join(net.inputs)
+        )
     pictures = list(zip(*[iter(images)] * per))
     stems = [first.stem for first, *_ in pictures]
     for path in images:
@@ -128,8 +134,10 @@ def _infer(args: argparse.Namespace) -> None:
     output, written = trained.make_folder(args.output), set()
     for files in pictures:
         try:
-            best = infer(net, {top: reader(args.net, top, mean)(path)
-                               for top, path in zip(net.inputs, files)})
+            best = infer(
+                net,
+                {top: reader(args.net, top, mean)(path) for top, path in zip(net.inputs, files)},
+            )
         except CaffeError as error:
             raise CaffeError(f'{files[0]}: {error}') from error
         for name, labels in best.items():
@@ -137,8 +145,10 @@ def _infer(args: argparse.Namespace) -> None:
             path = output / f'{files[0].stem}{suffix}.png'
             for made in (path, path.with_stem(path.stem + '_overlay')):
                 if made in written:
-                    raise CaffeError(f'{files[0]}: {made} is another picture\'s already; rename '
-                                     'one, or name another folder with --output')
+                    raise CaffeError(
+                        f"{files[0]}: {made} is another picture's already; rename "
+                        'one, or name another folder with --output'
+                    )
                 written.add(made)
             save_prediction(labels, path)
             if args.overlay:
@@ -148,16 +158,30 @@ def _infer(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = trained.parser('infer.py', 'Label every pixel of pictures with a trained net.',
-                            EXAMPLES)
+    parser = trained.parser(
+        'infer.py', 'Label every pixel of pictures with a trained net.', EXAMPLES
+    )
     add = parser.add_argument
     add('images', metavar='IMAGE', nargs='+', type=Path, help='JPEG or PNG, of any size')
-    add('--output', type=Path, default=Path('predictions'), metavar='DIR',
-        help='where NAME.png goes for each picture (default: predictions)')
-    add('--overlay', action='store_true',
-        help='also write NAME_overlay.png, the colours over the picture')
-    add('--mean', type=float, nargs=3, metavar=('B', 'G', 'R'),
-        help='of the images trained on (default: the experiment\'s; for a prototxt, VOC\'s)')
+    add(
+        '--output',
+        type=Path,
+        default=Path('predictions'),
+        metavar='DIR',
+        help='where NAME.png goes for each picture (default: predictions)',
+    )
+    add(
+        '--overlay',
+        action='store_true',
+        help='also write NAME_overlay.png, the colours over the picture',
+    )
+    add(
+        '--mean',
+        type=float,
+        nargs=3,
+        metavar=('B', 'G', 'R'),
+        help="of the images trained on (default: the experiment's; for a prototxt, VOC's)",
+    )
     trained.run(parser, _infer)
 
 

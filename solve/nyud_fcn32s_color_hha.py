@@ -7,28 +7,30 @@ To expect     mean IU 33.3 on test (FCN paper, PAMI 2016); the release gives no 
 
 Without data and weights it runs a small sample of itself.
 """
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+if __name__ == '__main__':
+    import _checkout
 
 import surgery
 from nets import nyud_fcn32s_color_hha
 from solve import score
-from solve.run import experiment, options
 from solve.datasets import nyud
+from solve.run import experiment, options
 
 SOLVER = dict(base_lr=1e-12, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
               max_iter=300000, average_loss=20, display=20, snapshot=2000,
               snapshot_prefix='snapshot/train', train_net='trainval.prototxt',
               test_net=['test.prototxt'], test_iter=[654], test_interval=999999999,
-              test_initialization=False)
+              test_initialization=False)  # fmt: skip
 ROUNDS, STEP = 50, 2000
 
 
 def solve(job: experiment.Job) -> None:
-    solver = job.solver(SOLVER, train=nyud_fcn32s_color_hha.fcn('trainval', **job.net),
-                        test=nyud_fcn32s_color_hha.fcn('test', **job.net))
+    solver = job.solver(
+        SOLVER,
+        train=nyud_fcn32s_color_hha.fcn('trainval', **job.net),
+        test=nyud_fcn32s_color_hha.fcn('test', **job.net),
+    )
     if not job.resumed(solver):
         color, hha = job.weights
         experiment.load_weights(solver.net, color, suffix='color')
@@ -45,5 +47,6 @@ def solve(job: experiment.Job) -> None:
 
 
 if __name__ == '__main__':
-    options.run(solve, __doc__, nyud, 'data/nyud-fcn32s-color.caffemodel',
-                'data/nyud-fcn32s-hha.caffemodel')
+    options.run(
+        solve, __doc__, nyud, 'data/nyud-fcn32s-color.caffemodel', 'data/nyud-fcn32s-hha.caffemodel'
+    )

@@ -2,10 +2,9 @@
 
 python solve/plot.py RUN... draws loss and mean IU of the runs in these output folders.
 """
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+if __name__ == '__main__':
+    import _checkout
 
 import argparse
 from pathlib import Path

@@ -5,10 +5,8 @@ Stopped, it can go on. As a module it has what the release's score.py has.
 
 from __future__ import annotations
 
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 import argparse
 import hashlib
@@ -16,23 +14,23 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from caffe_port import TEST, Net, parallel, prototxt, solver_rank
-from caffe_port.files import weights
 from caffe_port.errors import CaffeError, replacing
+from caffe_port.files import weights
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
-from solve.run import counting, trained
-from solve.run.options import ROOT, option
 from solve.datasets import voc
 from solve.datasets.layer import Params, SegDataLayer
-from solve.run.counting import (Count, Scores, Task, compute_hist, do_seg_tests, fast_hist,
-                                seg_tests)
+from solve.run import counting, trained
+from solve.run.counting import Count, Scores, Task, compute_hist, do_seg_tests, fast_hist, seg_tests
+from solve.run.options import ROOT, option
 
 __all__ = ['compute_hist', 'do_seg_tests', 'fast_hist', 'seg_tests']
 
@@ -71,27 +69,54 @@ class State:
             return
         tasks = [{'confusion': count.hist.tolist(), 'loss': count.loss} for count in self.counts]
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({'of': self.of, 'predictions': self.predictions,
-                                             'done': self.done, 'tasks': tasks}))
+            temporary.write_text(
+                json.dumps(
+                    {
+                        'of': self.of,
+                        'predictions': self.predictions,
+                        'done': self.done,
+                        'tasks': tasks,
+                    }
+                )
+            )
 
-    def found_at(self, path: Path, images: int) -> 'State':
+    def found_at(self, path: Path, images: int) -> State:
         """The state at `path`, which must be one of the scoring that `self` begins."""
         try:
             held = json.loads(path.read_text())
-            found = State(held['of'], held['predictions'], [
-                Count(np.array(task['confusion'], np.int64), float(task['loss']))
-                for task in held['tasks']], held['done'])
+            found = State(
+                held['of'],
+                held['predictions'],
+                [
+                    Count(np.array(task['confusion'], np.int64), float(task['loss']))
+                    for task in held['tasks']
+                ],
+                held['done'],
+            )
             differing = [what for what in self.of if found.of.get(what) != self.of[what]]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-                RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise CaffeError(f'{path}: not the state of a scoring; --force begins anew') from error
         if differing:
-            raise CaffeError(f'{path}: of another scoring, whose {" and ".join(differing)} differ; '
-                             '--force begins anew, --output names another folder')
-        if (type(found.done) is not int or not 0 <= found.done <= images
-                or [c.hist.shape for c in found.counts] != [c.hist.shape for c in self.counts]):
-            raise CaffeError(f'{path}: not a state of this net and {images} images; --force begins '
-                             'anew')
+            raise CaffeError(
+                f'{path}: of another scoring, whose {" and ".join(differing)} differ; '
+                '--force begins anew, --output names another folder'
+            )
+        if (
+            type(found.done) is not int
+            or not 0 <= found.done <= images
+            or [c.hist.shape for c in found.counts] != [c.hist.shape for c in self.counts]
+        ):
+            raise CaffeError(
+                f'{path}: not a state of this net and {images} images; --force begins anew'
+            )
         return found
 
 
@@ -115,23 +140,33 @@ class Scoring:
         images, path = len(self.layer.ids), self.folder / STATE
         if state.done == images:
             return state
-        save_dirs = [trained.make_folder(self.folder / f'predictions{self.suffix(task)}')
-                     for task in self.tasks] if predictions else []
+        save_dirs = (
+            [
+                trained.make_folder(self.folder / f'predictions{self.suffix(task)}')
+                for task in self.tasks
+            ]
+            if predictions
+            else []
+        )
         if state.done:
             self.layer.set_state({**self.layer.state(), 'index': state.done})
         saved = time.monotonic()
         try:
-            for counts in counting.count_images(self.net, self.tasks, self.layer.ids, save_dirs,
-                                             start=state.done):
+            for counts in counting.count_images(
+                self.net, self.tasks, self.layer.ids, save_dirs, start=state.done
+            ):
                 # One assignment, so that an interrupt finds an image counted or not.
-                state = replace(state, done=state.done + 1,
-                                counts=[a + b for a, b in zip(state.counts, counts)])
+                state = replace(
+                    state, done=state.done + 1, counts=[a + b for a, b in zip(state.counts, counts)]
+                )
                 if time.monotonic() - saved > SAVE_EVERY:
                     state.write(path)
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f'stopped after {state.done} of {images} images; the same '
-                                    'command goes on from there') from None
+            raise KeyboardInterrupt(
+                f'stopped after {state.done} of {images} images; the same '
+                'command goes on from there'
+            ) from None
         finally:
             state.write(path)
         return state
@@ -145,14 +180,20 @@ class Scoring:
         if predictions and not (found.predictions and self._has_predictions(found.done)):
             print(f'{path}: scored without all predictions, so this begins anew')
             return fresh
-        print(f'{path}: all {images} images are scored already; --force scores anew'
-              if found.done == images else f'{path}: goes on after {found.done} of {images} images')
+        print(
+            f'{path}: all {images} images are scored already; --force scores anew'
+            if found.done == images
+            else f'{path}: goes on after {found.done} of {images} images'
+        )
         # Without them from here on, they are not whole and must not count as made.
         return replace(found, predictions=predictions)
 
     def _has_predictions(self, count: int) -> bool:
-        return all((self.folder / f'predictions{self.suffix(task)}' / f'{name}.png').is_file()
-                   for task in self.tasks for name in self.layer.ids[:count])
+        return all(
+            (self.folder / f'predictions{self.suffix(task)}' / f'{name}.png').is_file()
+            for task in self.tasks
+            for name in self.layer.ids[:count]
+        )
 
     def report(self, state: State) -> None:
         """Print the scores and write them, with the confusion matrices, to the folder."""
@@ -165,8 +206,9 @@ class Scoring:
                     np.save(file, count.hist)
             draw_confusion(count.hist, names, self.folder / f'confusion{suffix}.png')
             with replacing(self.folder / f'scores{suffix}.json') as temporary:
-                temporary.write_text(json.dumps(
-                    {'of': self.of, **as_json(scores, names)}, indent=1))
+                temporary.write_text(
+                    json.dumps({'of': self.of, **as_json(scores, names)}, indent=1)
+                )
             if suffix:
                 print(f'\n{task.gt}:')
             for what in NUMBERS:
@@ -176,14 +218,20 @@ class Scoring:
 
 def as_json(scores: Scores, names: Sequence[str]) -> dict[str, Any]:
     """All scores as what JSON can hold, null for those without a value."""
+
     def known(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
 
-    return {**{what: known(getattr(scores, what)) for what in (*NUMBERS, 'mean_iu_labelled')},
-            'absent_from_ground_truth': [name for name, labelled in zip(names, scores.labelled)
-                                         if not labelled],
-            'classes': {name: {'accuracy': known(accuracy), 'iu': known(iu)} for
-                        name, accuracy, iu in zip(names, scores.accuracy, scores.iu)}}
+    return {
+        **{what: known(getattr(scores, what)) for what in (*NUMBERS, 'mean_iu_labelled')},
+        'absent_from_ground_truth': [
+            name for name, labelled in zip(names, scores.labelled) if not labelled
+        ],
+        'classes': {
+            name: {'accuracy': known(accuracy), 'iu': known(iu)}
+            for name, accuracy, iu in zip(names, scores.accuracy, scores.iu)
+        },
+    }
 
 
 def draw_confusion(hist: np.ndarray, names: Sequence[str], out: Path) -> None:
@@ -203,6 +251,7 @@ def draw_confusion(hist: np.ndarray, names: Sequence[str], out: Path) -> None:
 
 # From the command line to a Scoring.
 
+
 def _data_layers(param: NetParameter) -> Iterator[tuple[LayerParameter, Params]]:
     """The data layers of a net that solve/datasets has, and what their param_str says."""
     for layer in param.layer:
@@ -216,10 +265,14 @@ def _configure(param: NetParameter, split: str | None, places: dict[str, Path]) 
         own = sys.modules[layer.python_param.module].PLACES
         for place in places:
             if place not in own:
-                raise CaffeError(f'{option(place)}: this net\'s data lies in '
-                                 + ' and '.join(map(option, own)))
-        changes = {'randomize': False, **{place: str(path) for place, path in places.items()},
-                   **({'split': split} if split else {})}
+                raise CaffeError(
+                    f"{option(place)}: this net's data lies in " + ' and '.join(map(option, own))
+                )
+        changes = {
+            'randomize': False,
+            **{place: str(path) for place, path in places.items()},
+            **({'split': split} if split else {}),
+        }
         layer.python_param.param_str = repr({**params.values, **changes})
 
 
@@ -229,8 +282,9 @@ def _build(param: NetParameter, places: dict[str, Path]) -> Net:
     except CaffeError as error:
         for place, folder in places.items():
             if str(folder) in str(error) and not folder.is_dir():
-                raise CaffeError(f'{folder}: no such folder; {option(place)} says where it '
-                                 'is') from error
+                raise CaffeError(
+                    f'{folder}: no such folder; {option(place)} says where it is'
+                ) from error
         raise
 
 
@@ -239,8 +293,9 @@ def _layer_of(net: Net, name: str) -> SegDataLayer:
         layer = getattr(node.op, 'layer', None)
         if isinstance(layer, SegDataLayer):
             return layer
-    raise CaffeError(f'{name}: no data layer of solve/datasets in it, so there is nothing to '
-                     'score it on')
+    raise CaffeError(
+        f'{name}: no data layer of solve/datasets in it, so there is nothing to score it on'
+    )
 
 
 def _identity(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, str]:
@@ -254,9 +309,11 @@ def _identity(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str,
     with open(path, 'rb') as file:
         while chunk := file.read(1 << 20):
             checksum.update(chunk)
-    return {'net': _sha256(prototxt.to_text(plain)),
-            'weights': f'{path.stat().st_size} bytes, sha256 {checksum.hexdigest()}',
-            'images': f'{len(layer.ids)} of {layer.split}, {_sha256(repr(layer.ids))}'}
+    return {
+        'net': _sha256(prototxt.to_text(plain)),
+        'weights': f'{path.stat().st_size} bytes, sha256 {checksum.hexdigest()}',
+        'images': f'{len(layer.ids)} of {layer.split}, {_sha256(repr(layer.ids))}',
+    }
 
 
 def _sha256(text: str) -> str:
@@ -278,13 +335,22 @@ def prepared(args: argparse.Namespace) -> Scoring:
     if not tasks:
         raise CaffeError(f'{args.net}: no SoftmaxWithLoss in it, which would tell what to score')
     if layer.split == 'seg11valid' and len(layer.ids) != voc.SEG11VALID_IMAGES:
-        print(f'Note: the official seg11valid has {voc.SEG11VALID_IMAGES} images: scores will not '
-              'compare with published ones', file=sys.stderr)
-    named = (Path(args.net).stem, args.weights.name.removesuffix(weights.kind_of(args.weights)),
-             layer.split)
+        print(
+            f'Note: the official seg11valid has {voc.SEG11VALID_IMAGES} images: scores will not '
+            'compare with published ones',
+            file=sys.stderr,
+        )
+    named = (
+        Path(args.net).stem,
+        args.weights.name.removesuffix(weights.kind_of(args.weights)),
+        layer.split,
+    )
     folder = trained.make_folder(args.output or Path('output', 'score', '-'.join(named)))
-    print(f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
-          f'output folder: {folder}', flush=True)
+    print(
+        f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
+        f'output folder: {folder}',
+        flush=True,
+    )
     return Scoring(net, layer, tasks, folder, _identity(param, layer, args.weights))
 
 
@@ -299,8 +365,12 @@ def main() -> None:
     add = parser.add_argument
     add('--split', help='default: the one that is published, or what the prototxt has')
     for place in PLACES:
-        add(option(place), type=Path, metavar='DIR',
-            help='default: as in the experiment\'s script, or what the prototxt has')
+        add(
+            option(place),
+            type=Path,
+            metavar='DIR',
+            help="default: as in the experiment's script, or what the prototxt has",
+        )
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
     add('--force', action='store_true', help='begin anew where an earlier scoring could go on')

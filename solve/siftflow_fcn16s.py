@@ -7,29 +7,31 @@ To expect     the release gives no figure for this net
 
 Without data and weights it runs a small sample of itself.
 """
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+if __name__ == '__main__':
+    import _checkout
 
 import surgery
 from nets import siftflow_fcn16s
 from solve import score
-from solve.run import experiment, options
 from solve.datasets import siftflow
+from solve.run import experiment, options
 
 # Deviates: the release snapshots nothing.
 SOLVER = dict(base_lr=1e-12, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
               max_iter=300000, average_loss=20, display=20, snapshot=2000,
               snapshot_prefix='snapshot/train', train_net='trainval.prototxt',
               test_net=['test.prototxt'], test_iter=[200], test_interval=999999999,
-              test_initialization=False)
+              test_initialization=False)  # fmt: skip
 ROUNDS, STEP = 50, 2000
 
 
 def solve(job: experiment.Job) -> None:
-    solver = job.solver(SOLVER, train=siftflow_fcn16s.fcn('trainval', **job.net),
-                        test=siftflow_fcn16s.fcn('test', **job.net))
+    solver = job.solver(
+        SOLVER,
+        train=siftflow_fcn16s.fcn('trainval', **job.net),
+        test=siftflow_fcn16s.fcn('test', **job.net),
+    )
     if not job.resumed(solver):
         experiment.load_weights(solver.net, *job.weights)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])

@@ -8,19 +8,18 @@ To expect     mean IU 63.63, 65.01, 65.51 on seg11valid with the official weight
 `--resume latest --output FOLDER` goes on where a chain was stopped. Without data and
 weights it runs the three small samples.
 """
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+if __name__ == '__main__':
+    import _checkout
 
 from dataclasses import replace
 from pathlib import Path
 
 from caffe_port.errors import CaffeError
-from solve import voc_fcn16s, voc_fcn32s, voc_fcn8s
-from solve.run import options, experiment, pictures, snapshots
-from solve.samples import recipes
+from solve import voc_fcn8s, voc_fcn16s, voc_fcn32s
 from solve.datasets import voc
+from solve.run import experiment, options, pictures, snapshots
+from solve.samples import recipes
 
 STAGES = {'voc_fcn32s': voc_fcn32s, 'voc_fcn16s': voc_fcn16s, 'voc_fcn8s': voc_fcn8s}
 
@@ -34,8 +33,9 @@ def solve(job: experiment.Job) -> None:
         print(f'\n{name}, from {"its latest snapshot" if stage.resume else weights[0]}', flush=True)
         script.solve(stage)
         weights = [snapshots.model_of(snapshots.latest(stage.prefix))]
-        mean_iu.append([line['mean_iu'] for line in pictures.read_log(stage.folder)
-                        if 'mean_iu' in line][-1])
+        mean_iu.append(
+            [line['mean_iu'] for line in pictures.read_log(stage.folder) if 'mean_iu' in line][-1]
+        )
     print('\n         ', *(f'{name:>10}' for name in STAGES))
     print('mean IU  ', *(f'{100 * value:10.2f}' for value in mean_iu))
 

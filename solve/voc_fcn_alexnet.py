@@ -7,28 +7,30 @@ To expect     mean IU 48.0 on seg11valid with the official weights (FCN release)
 
 Without data and weights it runs a small sample of itself.
 """
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+if __name__ == '__main__':
+    import _checkout
 
 import surgery
 from nets import voc_fcn_alexnet
 from solve import score
-from solve.run import experiment, options
 from solve.datasets import voc
+from solve.run import experiment, options
 
 SOLVER = dict(base_lr=0.0001, lr_policy='fixed', momentum=0.9, weight_decay=0.0005, iter_size=20,
               max_iter=100000, average_loss=20, display=20, snapshot=4000,
               snapshot_prefix='snapshot/train', train_net='train.prototxt',
               test_net=['val.prototxt'], test_iter=[736], test_interval=999999999,
-              test_initialization=False)
+              test_initialization=False)  # fmt: skip
 ROUNDS, STEP = 25, 4000
 
 
 def solve(job: experiment.Job) -> None:
-    solver = job.solver(SOLVER, train=voc_fcn_alexnet.fcn('train', **job.net),
-                        test=voc_fcn_alexnet.fcn('seg11valid', **job.net))
+    solver = job.solver(
+        SOLVER,
+        train=voc_fcn_alexnet.fcn('train', **job.net),
+        test=voc_fcn_alexnet.fcn('seg11valid', **job.net),
+    )
     if not job.resumed(solver):
         experiment.load_weights(solver.net, *job.weights)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])

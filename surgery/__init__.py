@@ -6,8 +6,23 @@ Each function checks all it was given before it writes anything.
 
 from surgery.bilinear import interp, upsample_filt
 from surgery.checks import check_filled
-from surgery.transfer import (Dropped, Moved, Transplant, color_to_color_depth, expand_score,
-                              transplant)
+from surgery.transfer import (
+    Dropped,
+    Moved,
+    Transplant,
+    color_to_color_depth,
+    expand_score,
+    transplant,
+)
 
-__all__ = ['Dropped', 'Moved', 'Transplant', 'check_filled', 'color_to_color_depth',
-           'expand_score', 'interp', 'transplant', 'upsample_filt']
+__all__ = [
+    'Dropped',
+    'Moved',
+    'Transplant',
+    'check_filled',
+    'color_to_color_depth',
+    'expand_score',
+    'interp',
+    'transplant',
+    'upsample_filt',
+]

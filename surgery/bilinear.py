@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -52,5 +53,6 @@ def _check(layer: str, shape: tuple[int, ...]) -> None:
     if height != width:
         raise CaffeError(f'{layer}: {height} x {width} filter, must be square')
     if across not in (channels, 1):
-        raise CaffeError(f'{layer}: {channels} x {across} channels, must be as '
-                         f'many in as out, or one out')
+        raise CaffeError(
+            f'{layer}: {channels} x {across} channels, must be as many in as out, or one out'
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from caffe_port.errors import CaffeError
 
@@ -10,8 +11,10 @@ from caffe_port.errors import CaffeError
 def blobs_of(net: Any, layer: str) -> Sequence[Any]:
     """The parameter blobs of a layer, weights first; CaffeError if it has none."""
     if layer not in net.params or not len(net.params[layer]):
-        raise CaffeError(f'{layer}: no layer of this name has parameters; those that have: '
-                         f'{", ".join(net.params)}')
+        raise CaffeError(
+            f'{layer}: no layer of this name has parameters; those that have: '
+            f'{", ".join(net.params)}'
+        )
     return net.params[layer]
 
 

@@ -19,8 +19,12 @@ def check_filled(net: Any) -> None:
         if not name.startswith(('conv', 'fc', 'up')) or blobs[0].data.any():
             continue
         if name.startswith('up'):
-            raise CaffeError(f'{name}: all zero, so every score will be; fill it with bilinear '
-                             f'interpolation: surgery.interp(net, [{name!r}])')
-        raise CaffeError(f'{name}: all zero, so nothing would be learned; start from weights: '
-                         '--weights vgg16-fcn.caffemodel, or the VGG16 classifier\'s, or a '
-                         'snapshot (in code: net.copy_from or surgery.transplant)')
+            raise CaffeError(
+                f'{name}: all zero, so every score will be; fill it with bilinear '
+                f'interpolation: surgery.interp(net, [{name!r}])'
+            )
+        raise CaffeError(
+            f'{name}: all zero, so nothing would be learned; start from weights: '
+            "--weights vgg16-fcn.caffemodel, or the VGG16 classifier's, or a "
+            'snapshot (in code: net.copy_from or surgery.transplant)'
+        )

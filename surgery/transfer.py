@@ -72,8 +72,9 @@ def transplant(new_net: Any, net: Any, suffix: str = '') -> Transplant:
                 done.coerced.append(moved)
                 lines.append(f'coercing {layer} {index} from {moved.shape} to {moved.new_shape}')
     for layer, new_layer, index, _, new_shape in done.copied + done.coerced:
-        new_net.params[new_layer][index].data[...] = (
-            net.params[layer][index].data.reshape(new_shape))
+        new_net.params[new_layer][index].data[...] = net.params[layer][index].data.reshape(
+            new_shape
+        )
     for line in lines:
         print(line)
     return done
@@ -82,9 +83,11 @@ def transplant(new_net: Any, net: Any, suffix: str = '') -> Transplant:
 def _check_count(moved: Moved) -> None:
     count, new_count = math.prod(moved.shape), math.prod(moved.new_shape)
     if count != new_count:
-        raise CaffeError(f'{moved.layer} {moved.index} of shape {text(moved.shape)} cannot be '
-                         f'{moved.new_layer} of shape {text(moved.new_shape)}: a transplant may '
-                         f'change the shape but not the count, {count} and {new_count}')
+        raise CaffeError(
+            f'{moved.layer} {moved.index} of shape {text(moved.shape)} cannot be '
+            f'{moved.new_layer} of shape {text(moved.new_shape)}: a transplant may '
+            f'change the shape but not the count, {count} and {new_count}'
+        )
 
 
 def expand_score(new_net: Any, new_layer: str, net: Any, layer: str) -> None:
@@ -97,16 +100,22 @@ def expand_score(new_net: Any, new_layer: str, net: Any, layer: str) -> None:
     """
     blobs, new_blobs = blobs_of(net, layer), blobs_of(new_net, new_layer)
     if len(blobs) < 2 or len(new_blobs) < 2:
-        raise CaffeError(f'{layer} and {new_layer}: {len(blobs)} and {len(new_blobs)} blobs, '
-                         f'a score layer has weights and biases')
+        raise CaffeError(
+            f'{layer} and {new_layer}: {len(blobs)} and {len(new_blobs)} blobs, '
+            f'a score layer has weights and biases'
+        )
     shape, new_shape = shape_of(blobs[0]), shape_of(new_blobs[0])
     classes, new_classes = (math.prod(shape_of(b[1])) for b in (blobs, new_blobs))
     if (shape[:1], new_shape[:1]) != ((classes,), (new_classes,)):
-        raise CaffeError(f'{layer} and {new_layer}: {classes} and {new_classes} biases for weights '
-                         f'of shape {text(shape)} and {text(new_shape)}')
+        raise CaffeError(
+            f'{layer} and {new_layer}: {classes} and {new_classes} biases for weights '
+            f'of shape {text(shape)} and {text(new_shape)}'
+        )
     if shape[1:] != new_shape[1:] or classes > new_classes:
-        raise CaffeError(f'{layer} of shape {text(shape)} cannot be the first classes of '
-                         f'{new_layer} of shape {text(new_shape)}')
+        raise CaffeError(
+            f'{layer} of shape {text(shape)} cannot be the first classes of '
+            f'{new_layer} of shape {text(new_shape)}'
+        )
     new_blobs[0].data[:classes] = blobs[0].data
     # Deviates: the release indexes biases as 1 x 1 x 1 x K. Only old files have those;
     # `flat` serves them and today's biases of one axis.
@@ -124,8 +133,10 @@ def color_to_color_depth(new_net: Any, new_layer: str, net: Any, layer: str) -> 
     blobs, new_blobs = blobs_of(net, layer), blobs_of(new_net, new_layer)
     shape, new_shape = shape_of(blobs[0]), shape_of(new_blobs[0])
     if len(shape) != 4 or new_shape != (shape[0], shape[1] + 1, *shape[2:]):
-        raise CaffeError(f'{layer} of shape {text(shape)} cannot begin {new_layer} of shape '
-                         f'{text(new_shape)}: expected one input channel more, the depth')
+        raise CaffeError(
+            f'{layer} of shape {text(shape)} cannot begin {new_layer} of shape '
+            f'{text(new_shape)}: expected one input channel more, the depth'
+        )
     weight = blobs[0].data
     new_blobs[0].data[:, :-1] = weight
     new_blobs[0].data[:, -1] = weight.mean(1)

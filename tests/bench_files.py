@@ -12,34 +12,52 @@ of disk and of memory.
 
 from __future__ import annotations
 
-import pathlib
-import sys
-
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __name__ == '__main__':
+    import _checkout
 
 import argparse
 import os
+import pathlib
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
 from caffe_port.files import caffemodel
 from caffe_port.proto.caffe_pb2 import NetParameter
 
-CONVS = [(64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (256, 256),
-         (512, 256), (512, 512), (512, 512), (512, 512), (512, 512), (512, 512)]
+CONVS = [
+    (64, 3),
+    (64, 64),
+    (128, 64),
+    (128, 128),
+    (256, 128),
+    (256, 256),
+    (256, 256),
+    (512, 256),
+    (512, 512),
+    (512, 512),
+    (512, 512),
+    (512, 512),
+    (512, 512),
+]
 READ_BAR, WRITE_BAR, MEMORY_BAR = 3, 4, 1.3
 
 
 def shapes() -> dict[str, list[tuple[int, ...]]]:
     """The parameters of FCN-32s for PASCAL VOC, layer by layer."""
     layers = {f'conv{i}': [(out, inner, 3, 3), (out,)] for i, (out, inner) in enumerate(CONVS)}
-    return {**layers, 'fc6': [(4096, 512, 7, 7), (4096,)], 'fc7': [(4096, 4096, 1, 1), (4096,)],
-            'score_fr': [(21, 4096, 1, 1), (21,)], 'upscore': [(21, 21, 64, 64)]}
+    return {
+        **layers,
+        'fc6': [(4096, 512, 7, 7), (4096,)],
+        'fc7': [(4096, 4096, 1, 1), (4096,)],
+        'score_fr': [(21, 4096, 1, 1), (21,)],
+        'upscore': [(21, 21, 64, 64)],
+    }
 
 
 def net() -> NetParameter:
@@ -50,8 +68,9 @@ def net() -> NetParameter:
 
 
 def empty() -> dict[str, list[np.ndarray]]:
-    return {name: [np.empty(shape, np.float32) for shape in blobs]
-            for name, blobs in shapes().items()}
+    return {
+        name: [np.empty(shape, np.float32) for shape in blobs] for name, blobs in shapes().items()
+    }
 
 
 def read_into(path: str, arrays: dict[str, list[np.ndarray]]) -> None:
@@ -126,29 +145,47 @@ def main() -> None:
         caffemodel.write(path, net(), arrays)
         size = os.path.getsize(path)
         block = np.fromfile(path, np.uint8)
-        times = measure(options.rounds, {
-            'read': lambda: read_into(path, arrays),
-            'read, new arrays': lambda: read_new(path),
-            'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
-        }) | measure(options.rounds, {
-            'write': lambda: caffemodel.write(path, net(), arrays),
-            'tofile and fsync': lambda: write_raw(raw, block),
-        })
+        times = measure(
+            options.rounds,
+            {
+                'read': lambda: read_into(path, arrays),
+                'read, new arrays': lambda: read_new(path),
+                'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
+            },
+        ) | measure(
+            options.rounds,
+            {
+                'write': lambda: caffemodel.write(path, net(), arrays),
+                'tofile and fsync': lambda: write_raw(raw, block),
+            },
+        )
         del arrays, block
-        output = subprocess.run([sys.executable, __file__, '--memory-of', path], check=True,
-                                capture_output=True, text=True).stdout
+        output = subprocess.run(
+            [sys.executable, __file__, '--memory-of', path],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         reading, writing = map(int, output.split())
     for what, value in times.items():
         print(f'{what:18}{value:7.3f} s  {size / value / 1e9:6.2f} GB/s')
-    print(f'file: {size / 1e6:.0f} MB, {size // 4 / 1e6:.0f} million parameters; '
-          f'{options.rounds} rounds')
-    print(f'read: {times["read"] / times["numpy.fromfile"]:.2f} times numpy.fromfile '
-          f'(bar {READ_BAR}), {times["read, new arrays"] / times["numpy.fromfile"]:.2f} '
-          'into new arrays')
-    print(f'write: {times["write"] / times["tofile and fsync"]:.2f} times tofile and fsync '
-          f'(bar {WRITE_BAR})')
-    print(f'memory: {reading / size:.3f} of the file to read, the arrays included '
-          f'(bar {MEMORY_BAR}); {writing / size:.3f} more to write')
+    print(
+        f'file: {size / 1e6:.0f} MB, {size // 4 / 1e6:.0f} million parameters; '
+        f'{options.rounds} rounds'
+    )
+    print(
+        f'read: {times["read"] / times["numpy.fromfile"]:.2f} times numpy.fromfile '
+        f'(bar {READ_BAR}), {times["read, new arrays"] / times["numpy.fromfile"]:.2f} '
+        'into new arrays'
+    )
+    print(
+        f'write: {times["write"] / times["tofile and fsync"]:.2f} times tofile and fsync '
+        f'(bar {WRITE_BAR})'
+    )
+    print(
+        f'memory: {reading / size:.3f} of the file to read, the arrays included '
+        f'(bar {MEMORY_BAR}); {writing / size:.3f} more to write'
+    )
 
 
 if __name__ == '__main__':

@@ -9,11 +9,10 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 if __name__ == '__main__':
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import _checkout
 
 import torch
 
@@ -61,8 +60,10 @@ def main() -> int:
     for name, (width, fc, size) in SIZES.items():
         face, module = compare(width, fc, size, repeats)
         worst = max(worst, face / module)
-        print(f'{name:7} Net {face:8.2f} ms   module {module:8.2f} ms   '
-              f'ratio {face / module:.3f} (bar {BAR})')
+        print(
+            f'{name:7} Net {face:8.2f} ms   module {module:8.2f} ms   '
+            f'ratio {face / module:.3f} (bar {BAR})'
+        )
     return int(worst > BAR)
 
 

@@ -2,10 +2,9 @@
 
 python tests/bench_step.py [GPU] [--width 64] [--fc 4096] [--iterations 6]
 """
-if __name__ == '__main__':  # as a script, from a bare checkout
-    import pathlib
-    import sys
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+if __name__ == '__main__':
+    import _checkout
 
 import argparse
 import functools
@@ -56,8 +55,11 @@ def solver_on_drawn_images(folder: str, width: int, fc: int) -> caffe.SGDSolver:
     param = SolverParameter(**{**SOLVER, 'base_lr': 1e-14})  # drawn weights: no step may blow up
     for field in ('train_net', 'test_net', 'test_iter'):
         param.ClearField(field)
-    param.train_net_param.CopyFrom(voc_fcn32s.fcn(
-        'train', sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir), width=width, fc=fc))
+    param.train_net_param.CopyFrom(
+        voc_fcn32s.fcn(
+            'train', sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir), width=width, fc=fc
+        )
+    )
     solver = caffe.SGDSolver(param)
     generator = torch.Generator().manual_seed(1)
     for name, (weight, *_) in solver.net.params.items():
@@ -69,8 +71,9 @@ def solver_on_drawn_images(folder: str, width: int, fc: int) -> caffe.SGDSolver:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('gpu', nargs='?', type=int)
     parser.add_argument('--width', type=int, default=64)
     parser.add_argument('--fc', type=int, default=4096)
@@ -85,9 +88,13 @@ def main() -> None:
         clock = Clock(torch.cuda.synchronize if args.gpu is not None else lambda: None)
         layer = solver.net.module.nodes[0].op.layer
         for name, owner, method in (
-                ('load', layer, 'reshape'), ('load', layer, 'forward'),
-                ('forward', solver.net, '_forward'), ('backward', solver.net, '_backward'),
-                ('update', solver, 'apply_update'), ('other', solver, 'step')):
+            ('load', layer, 'reshape'),
+            ('load', layer, 'forward'),
+            ('forward', solver.net, '_forward'),
+            ('backward', solver.net, '_backward'),
+            ('update', solver, 'apply_update'),
+            ('other', solver, 'step'),
+        ):
             clock.part(name, owner, method)
         solver.step(args.iterations)
     total = sum(clock.spent.values())

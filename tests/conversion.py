@@ -12,33 +12,38 @@ from caffe_port import convert, prototxt
 from caffe_port.files import caffemodel, weights
 
 KINDS = ('.caffemodel', '.caffemodel.h5', '.pth', '.pt', '.safetensors', '.npz')
-TINY = '''
+TINY = """
 name: "tiny"
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: [1, 2, 6, 6] } } }
 layer { name: "a/conv.1" type: "Convolution" bottom: "data" top: "c"
         convolution_param { num_output: 3 kernel_size: 3 } }
 layer { name: "fc" type: "InnerProduct" bottom: "c" top: "fc"
         inner_product_param { num_output: 4 } }
-'''
+"""
 # What arithmetic would not leave alone: a signalling nan, -0, the smallest number, infinity.
-ODD = np.array([0x7f800001, 0x80000000, 1, 0xff800000], np.uint32).view(np.float32)
+ODD = np.array([0x7F800001, 0x80000000, 1, 0xFF800000], np.uint32).view(np.float32)
 
 
 def tiny_weights() -> dict[str, list[np.ndarray]]:
     random = np.random.RandomState(5)
     shapes = {'a/conv.1': [(3, 2, 3, 3), (3,)], 'fc': [(4, 48), (4,)]}
-    return {name: [random.randn(*shape).astype(np.float32) for shape in each]
-            for name, each in shapes.items()}
+    return {
+        name: [random.randn(*shape).astype(np.float32) for shape in each]
+        for name, each in shapes.items()
+    }
 
 
 def bits(path) -> dict[str, list[tuple]]:
-    return {layer.name: [(blob.shape, blob.array().tobytes()) for blob in layer.blobs]
-            for layer in weights.read(path)}
+    return {
+        layer.name: [(blob.shape, blob.array().tobytes()) for blob in layer.blobs]
+        for layer in weights.read(path)
+    }
 
 
 def bits_of(arrays) -> dict[str, list[tuple]]:
-    return {name: [(array.shape, array.tobytes()) for array in each]
-            for name, each in arrays.items()}
+    return {
+        name: [(array.shape, array.tobytes()) for array in each] for name, each in arrays.items()
+    }
 
 
 def run(*arguments) -> int:

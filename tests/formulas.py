@@ -22,10 +22,13 @@ def layer_net(type_: str, settings: str, bottoms, tops=1, phase=caffe.TEST) -> c
     """A net of Input layers b0, b1... and one layer of `type_` called `layer`."""
     text = ''.join(
         f'layer {{ name: "b{i}" type: "Input" top: "b{i}" input_param {{ shape {{ '
-        + ' '.join(f'dim: {dim}' for dim in np.shape(bottom)) + ' } } }\n'
-        for i, bottom in enumerate(bottoms))
+        + ' '.join(f'dim: {dim}' for dim in np.shape(bottom))
+        + ' } } }\n'
+        for i, bottom in enumerate(bottoms)
+    )
     text += f'layer {{ name: "layer" type: "{type_}" ' + ' '.join(
-        [f'bottom: "b{i}"' for i in range(len(bottoms))] + [f'top: "t{i}"' for i in range(tops)])
+        [f'bottom: "b{i}"' for i in range(len(bottoms))] + [f'top: "t{i}"' for i in range(tops)]
+    )
     net = net_of(f'{text} {settings} }}', phase, force_backward=True)
     for i, bottom in enumerate(bottoms):
         net.blobs[f'b{i}'].data[...] = bottom
@@ -40,8 +43,19 @@ def run(type_: str, settings: str = '', *bottoms, tops=1, params=(), phase=caffe
     return net
 
 
-def check(type_: str, settings: str, formula, *bottoms, params=(), fixed=(), tops=1,
-          phase=caffe.TEST, gradient=True, tolerance=1e-5, slope=1e-3):
+def check(
+    type_: str,
+    settings: str,
+    formula,
+    *bottoms,
+    params=(),
+    fixed=(),
+    tops=1,
+    phase=caffe.TEST,
+    gradient=True,
+    tolerance=1e-5,
+    slope=1e-3,
+):
     """Hold values and gradients of a layer against `formula`(*bottoms, *params).
 
     The formula returns an array, or a tuple of `tops`. `fixed` numbers the bottoms
@@ -68,7 +82,7 @@ def check(type_: str, settings: str, formula, *bottoms, params=(), fixed=(), top
         return sum((w * r).sum() for w, r in zip(weights, result))
 
     diffs = [net.blobs[f'b{i}'].diff for i in range(len(bottoms))]
-    diffs += [blob.diff for blob in net.params.get('layer', ())][:len(params)]
+    diffs += [blob.diff for blob in net.params.get('layer', ())][: len(params)]
     for i, diff in enumerate(diffs):
         if i not in fixed:
             assert_close(diff, differences(total, inputs, i), slope, f'gradient {i}')

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 def flip(data: bytes, at: int, value: int) -> bytes:
     """Flip one bit."""
-    return data[:at] + bytes([data[at] ^ 1 << value % 8]) + data[at + 1:] if data else data
+    return data[:at] + bytes([data[at] ^ 1 << value % 8]) + data[at + 1 :] if data else data
 
 
 def cut(data: bytes, at: int, value: int) -> bytes:
@@ -17,17 +17,17 @@ def cut(data: bytes, at: int, value: int) -> bytes:
 
 def drop(data: bytes, at: int, value: int) -> bytes:
     """Leave some bytes out."""
-    return data[:at] + data[at + value:]
+    return data[:at] + data[at + value :]
 
 
 def put(data: bytes, at: int, value: int) -> bytes:
     """Set one byte."""
-    return data[:at] + bytes([value]) + data[at + 1:]
+    return data[:at] + bytes([value]) + data[at + 1 :]
 
 
 def double(data: bytes, at: int, value: int) -> bytes:
     """Say some bytes twice."""
-    return data[:at + value] + data[at:]
+    return data[: at + value] + data[at:]
 
 
 @st.composite
@@ -36,7 +36,7 @@ def damaged(draw: st.DrawFn, originals: list[bytes]) -> bytes:
     data = draw(st.sampled_from(originals))
     if draw(st.booleans()):
         other = draw(st.sampled_from(originals))
-        data = data[:draw(st.integers(0, len(data)))] + other[draw(st.integers(0, len(other))):]
+        data = data[: draw(st.integers(0, len(data)))] + other[draw(st.integers(0, len(other))) :]
     for _ in range(draw(st.integers(0, 4))):
         fault = draw(st.sampled_from((flip, cut, drop, put, double)))
         # Faults near the start, where most of the structure is, find more than even ones.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from caffe_port.files import caffemodel
 from caffe_port.errors import CaffeError
+from caffe_port.files import caffemodel
 from tests.vectors import GOLDEN
 
 FORMATS, SOLVER = GOLDEN / 'formats', GOLDEN / 'solver'

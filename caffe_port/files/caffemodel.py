@@ -8,25 +8,46 @@ What a file is shows from its content; HDF5 twins are read here too (see hdf5.py
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Callable, Iterator, Sequence, Union
+from typing import Union
 
 import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from caffe_port.files import hdf5, wire
 from caffe_port.errors import CaffeError, replacing
+from caffe_port.files import hdf5, wire
 from caffe_port.files.hdf5 import write_hdf5, write_state_hdf5
-from caffe_port.proto.caffe_pb2 import BlobProto, BlobShape, NetParameter, SolverState
-from caffe_port.files.stored import (MAX_AXES, Arrays, LayerBlobs, Place, State, StoredBlob,
-                               declared_shape, layers_to_write)
+from caffe_port.files.stored import (
+    MAX_AXES,
+    Arrays,
+    LayerBlobs,
+    Place,
+    State,
+    StoredBlob,
+    declared_shape,
+    layers_to_write,
+)
 from caffe_port.files.upgrade import MAX_LAYERS, put, upgrade_net, v0_type, v1_type
+from caffe_port.proto.caffe_pb2 import BlobProto, BlobShape, NetParameter, SolverState
 
-__all__ = ['LayerBlobs', 'State', 'StoredBlob', 'read', 'read_blob', 'read_net', 'read_state',
-           'write', 'write_blob', 'write_hdf5', 'write_state', 'write_state_hdf5']
+__all__ = [
+    'LayerBlobs',
+    'State',
+    'StoredBlob',
+    'read',
+    'read_blob',
+    'read_net',
+    'read_state',
+    'write',
+    'write_blob',
+    'write_hdf5',
+    'write_state',
+    'write_state_hdf5',
+]
 
 # Protobuf's own limit: no reader takes a larger message.
 MAX_BYTES = 2**31 - 1
@@ -86,8 +107,9 @@ def read_net(path: str | os.PathLike) -> NetParameter:
     return upgrade_net(net, source.path)
 
 
-def write(path: str | os.PathLike, net: NetParameter, blobs: Arrays,
-          diffs: Arrays | None = None) -> None:
+def write(
+    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None = None
+) -> None:
     """Write a .caffemodel: every layer of `net`, with the blobs that stand under its name.
 
     The bytes are those of protobuf's own serializer. Arrays are stored as float32;
@@ -119,8 +141,14 @@ def read_state(path: str | os.PathLike) -> State:
         for name, field in source.named(0, source.size, SolverState.DESCRIPTOR):
             if name == 'history':
                 source.tally('blobs', wire.MAX_BLOBS)
-                history.append(_stored(source, field.start, field.end,
-                                       Place((source.path, f'history blob {len(history)}'))))
+                history.append(
+                    _stored(
+                        source,
+                        field.start,
+                        field.end,
+                        Place((source.path, f'history blob {len(history)}')),
+                    )
+                )
             elif name == 'learned_net':
                 found[name] = source.text(field, _MAX_LEARNED_NET)
             elif name:
@@ -130,11 +158,17 @@ def read_state(path: str | os.PathLike) -> State:
     return State(history=history, **found)
 
 
-def write_state(path: str | os.PathLike, iter: int, learned_net: str | os.PathLike,
-                history: Sequence[np.ndarray], current_step: int) -> None:
+def write_state(
+    path: str | os.PathLike,
+    iter: int,
+    learned_net: str | os.PathLike,
+    history: Sequence[np.ndarray],
+    current_step: int,
+) -> None:
     """Write a .solverstate as Caffe does. Raises CaffeError if it would exceed 2 GiB."""
     pieces: list[Piece] = [
-        SolverState(iter=iter, learned_net=os.fspath(learned_net)).SerializeToString()]
+        SolverState(iter=iter, learned_net=os.fspath(learned_net)).SerializeToString()
+    ]
     for array in history:
         pieces += _message(3, _blob(np.asarray(array), None))
     _write_pieces(path, [*pieces, SolverState(current_step=current_step).SerializeToString()])
@@ -157,8 +191,10 @@ def _expecting(source: wire.Source, due: str) -> Iterator[None]:
     """Let an error say what the file is, if it is something else than `due`."""
     try:
         if source.size > MAX_BYTES:
-            raise CaffeError(f'{source.path}: {source.size} bytes, and protobuf reads no message '
-                             f'of more than {MAX_BYTES}; only HDF5 has no such limit')
+            raise CaffeError(
+                f'{source.path}: {source.size} bytes, and protobuf reads no message '
+                f'of more than {MAX_BYTES}; only HDF5 has no such limit'
+            )
         yield
     except CaffeError as error:
         found = wire.what_is(source)
@@ -172,13 +208,19 @@ def _layer(source: wire.Source, field: wire.Field, kind: Descriptor) -> LayerBlo
     said = {part: value for part, value in parts if part != 'blobs'}
     name = said.get('name', '')
     blobs = [value for part, value in parts if part == 'blobs']
-    return LayerBlobs(name, said.get('type', ''), [
-        _stored(source, blob.start, blob.end, Place((source.path, name, f'blob {i}')))
-        for i, blob in enumerate(blobs)])
+    return LayerBlobs(
+        name,
+        said.get('type', ''),
+        [
+            _stored(source, blob.start, blob.end, Place((source.path, name, f'blob {i}')))
+            for i, blob in enumerate(blobs)
+        ],
+    )
 
 
-def _layer_parts(source: wire.Source, layer: wire.Field,
-                 kind: Descriptor) -> Iterator[tuple[str, str | wire.Field]]:
+def _layer_parts(
+    source: wire.Source, layer: wire.Field, kind: Descriptor
+) -> Iterator[tuple[str, str | wire.Field]]:
     """Name, type and the fields of the blobs of a layer, those of a V0 layer within it too."""
     for name, field in source.named(layer.start, layer.end, kind):
         if name == 'blobs':
@@ -218,18 +260,23 @@ def _stored(source: wire.Source, start: int, end: int, where: str | Place) -> St
     diff = 'double_diff' if runs['double_diff'] else 'diff'
     stored = partial(_counted, source, where, shape)
     data = 'double_data' if runs['double_data'] else 'data'
-    return stored(runs[data], _NUMBERS[data],
-                  stored(runs[diff], _NUMBERS[diff]) if runs[diff] else None)
+    return stored(
+        runs[data], _NUMBERS[data], stored(runs[diff], _NUMBERS[diff]) if runs[diff] else None
+    )
 
 
-def _counted(source: wire.Source, where: str | Place, shape: tuple[int, ...],
-             runs: list[wire.Run], dtype: np.dtype,
-             diff: StoredBlob | None = None) -> StoredBlob:
+def _counted(
+    source: wire.Source,
+    where: str | Place,
+    shape: tuple[int, ...],
+    runs: list[wire.Run],
+    dtype: np.dtype,
+    diff: StoredBlob | None = None,
+) -> StoredBlob:
     blob = StoredBlob(where, shape, dtype, partial(source.load, runs, dtype), diff)
     found = sum(run.count for run in runs)
     if found != blob.count:
-        raise CaffeError(f'{where}: expected {blob.count} values for shape {shape}, '
-                         f'found {found}')
+        raise CaffeError(f'{where}: expected {blob.count} values for shape {shape}, found {found}')
     return blob
 
 
@@ -294,8 +341,10 @@ def _length(pieces: list[Piece]) -> int:
 def _write_pieces(path: str | os.PathLike, pieces: list[Piece]) -> None:
     size = _length(pieces)
     if size > MAX_BYTES:
-        raise CaffeError(f'{path}: not written: {size} bytes, and protobuf reads no message of '
-                         f'more than {MAX_BYTES}; HDF5 (a name that ends in .h5) has no such limit')
+        raise CaffeError(
+            f'{path}: not written: {size} bytes, and protobuf reads no message of '
+            f'more than {MAX_BYTES}; HDF5 (a name that ends in .h5) has no such limit'
+        )
     with replacing(path) as temporary, open(temporary, 'wb') as out:
         for piece in pieces:
             if isinstance(piece, bytes):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Sequence
 
-from caffe_port.net import Net
 from caffe_port.files.stored import LayerBlobs, StoredBlob
 from caffe_port.files.weights import shape_text
+from caffe_port.net import Net
 
 Shape = tuple[int, ...]
 
@@ -51,12 +51,14 @@ def fit(layers: Sequence[LayerBlobs], net: Net, fully_conv: bool = False) -> Fit
             result.cast.append(f'{name}: {_shapes(found)} to {_shapes(shapes)}')
         elif not plain:
             hint = '; the counts agree: --fully-conv casts it' if cast else ''
-            result.mismatched.append(f'{name}: expected {_shapes(shapes)}, '
-                                     f'found {_shapes(found)}{hint}')
+            result.mismatched.append(
+                f'{name}: expected {_shapes(shapes)}, found {_shapes(found)}{hint}'
+            )
             continue
         result.layers.append(LayerBlobs(name, type_, _reshaped(layer.blobs, shapes)))
-    result.left_over += [f'{name}: {_shapes([blob.shape for blob in layer.blobs])}'
-                         for name, layer in given.items()]
+    result.left_over += [
+        f'{name}: {_shapes([blob.shape for blob in layer.blobs])}' for name, layer in given.items()
+    ]
     return result
 
 
@@ -79,8 +81,10 @@ def _without_padding(shape: Shape) -> Shape:
 
 
 def _reshaped(blobs: Sequence[StoredBlob], shapes: Sequence[Shape]) -> list[StoredBlob]:
-    return [blob if blob.shape == shape else replace(blob, shape=shape)
-            for blob, shape in zip(blobs, shapes)]
+    return [
+        blob if blob.shape == shape else replace(blob, shape=shape)
+        for blob, shape in zip(blobs, shapes)
+    ]
 
 
 def _shapes(shapes: Sequence[Shape]) -> str:

@@ -9,20 +9,28 @@ from __future__ import annotations
 import itertools
 import operator
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from caffe_port.files import wire
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.files.stored import (Arrays, LayerBlobs, Place, State, StoredBlob, declared_shape,
-                               layers_to_write)
+from caffe_port.files import wire
+from caffe_port.files.stored import (
+    Arrays,
+    LayerBlobs,
+    Place,
+    State,
+    StoredBlob,
+    declared_shape,
+    layers_to_write,
+)
 from caffe_port.files.upgrade import MAX_LAYERS
+from caffe_port.proto.caffe_pb2 import NetParameter
 
 # A compressed dataset may be larger than its file, a forged one without bound.
 MAX_INFLATION = 32
@@ -47,8 +55,10 @@ def read(path: str | os.PathLike) -> list[LayerBlobs]:
             raise CaffeError(f'{path}: expected {due}, found no blobs in it')
         diff = _member(file, 'diff', path)
         diffs = _blobs(diff, 'diff', path) if hasattr(diff, 'keys') else {}
-        return [LayerBlobs(name, '', _with_diffs(blobs, diffs.get(name, [])))
-                for name, blobs in layers.items()]
+        return [
+            LayerBlobs(name, '', _with_diffs(blobs, diffs.get(name, [])))
+            for name, blobs in layers.items()
+        ]
 
 
 def read_state(path: str | os.PathLike) -> State:
@@ -56,15 +66,17 @@ def read_state(path: str | os.PathLike) -> State:
     with _open(path) as file:
         history = _blobs(_group(file, 'history', 'a .solverstate.h5', path), 'history', path)
         learned = _single(file, 'learned_net', path)
-        return State(iter=operator.index(_single(file, 'iter', path)),
-                     learned_net=learned.decode('utf-8') if isinstance(learned, bytes)
-                     else str(learned),
-                     current_step=operator.index(_single(file, 'current_step', path)),
-                     history=history.get('', []))
+        return State(
+            iter=operator.index(_single(file, 'iter', path)),
+            learned_net=learned.decode('utf-8') if isinstance(learned, bytes) else str(learned),
+            current_step=operator.index(_single(file, 'current_step', path)),
+            history=history.get('', []),
+        )
 
 
-def write_hdf5(path: str | os.PathLike, net: NetParameter, blobs: Arrays,
-               diffs: Arrays | None = None) -> None:
+def write_hdf5(
+    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None = None
+) -> None:
     """Write a .caffemodel.h5: a group for each layer of `net`, with the blobs under its name."""
     with _create(path) as file:
         groups = [(file.create_group('data'), 0)]
@@ -73,14 +85,23 @@ def write_hdf5(path: str | os.PathLike, net: NetParameter, blobs: Arrays,
         for layer, pairs in layers_to_write(path, net, blobs, diffs):
             for group, which in groups:
                 if not layer.name or layer.name in group:
-                    raise CaffeError(f'{path}: not written: two layers named "{layer.name}", or '
-                                     'one without a name; HDF5 keeps them by name')
-                _put_all(group.create_group(layer.name),
-                         [pair[which] for pair in pairs if pair[which] is not None])
+                    raise CaffeError(
+                        f'{path}: not written: two layers named "{layer.name}", or '
+                        'one without a name; HDF5 keeps them by name'
+                    )
+                _put_all(
+                    group.create_group(layer.name),
+                    [pair[which] for pair in pairs if pair[which] is not None],
+                )
 
 
-def write_state_hdf5(path: str | os.PathLike, iter: int, learned_net: str | os.PathLike,
-                     history: Sequence[np.ndarray], current_step: int) -> None:
+def write_state_hdf5(
+    path: str | os.PathLike,
+    iter: int,
+    learned_net: str | os.PathLike,
+    history: Sequence[np.ndarray],
+    current_step: int,
+) -> None:
     """Write a .solverstate.h5 as Caffe does."""
     with _create(path) as file:
         file.create_dataset('iter', data=np.array([iter], np.int32))
@@ -93,8 +114,9 @@ def _h5py(path: str | os.PathLike) -> ModuleType:
     try:
         import h5py
     except ImportError as error:
-        raise CaffeError(f'{path}: HDF5 files need h5py, which is not installed: '
-                         'pip install h5py') from error
+        raise CaffeError(
+            f'{path}: HDF5 files need h5py, which is not installed: pip install h5py'
+        ) from error
     return h5py
 
 
@@ -119,8 +141,9 @@ def _refused(path: str | os.PathLike) -> Iterator[None]:
     except CaffeError:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise CaffeError(f'{path}: damaged, or not an HDF5 file of Caffe\'s: '
-                         f'{" ".join(str(error).split())}') from error
+        raise CaffeError(
+            f"{path}: damaged, or not an HDF5 file of Caffe's: {' '.join(str(error).split())}"
+        ) from error
 
 
 @contextmanager
@@ -130,8 +153,9 @@ def _create(path: str | os.PathLike) -> Iterator[Any]:
     It grows in memory: the library ends the process where a disk refuses its writes.
     """
     h5py = _h5py(path)
-    with h5py.File(os.fspath(path), 'w', driver='core', backing_store=False,
-                   block_size=_GROWTH) as file:
+    with h5py.File(
+        os.fspath(path), 'w', driver='core', backing_store=False, block_size=_GROWTH
+    ) as file:
         yield file
         file.flush()
         with replacing(path) as temporary:
@@ -153,8 +177,10 @@ def _member(group: Any, name: str, path: str | os.PathLike) -> Any:
     """
     link = group.get(name, getlink=True)
     if hasattr(link, 'path'):
-        raise CaffeError(f'{path}: {group.name}/{name}: expected values, found a link to '
-                         f'{getattr(link, "filename", "")}{link.path}')
+        raise CaffeError(
+            f'{path}: {group.name}/{name}: expected values, found a link to '
+            f'{getattr(link, "filename", "")}{link.path}'
+        )
     return link and group[name]
 
 
@@ -175,25 +201,30 @@ def _blobs(root: Any, kind: str, path: str | os.PathLike) -> dict[str, list[Stor
     for name, blobs in found.items():
         for i in range(len(blobs)):
             if str(i) not in blobs:
-                raise CaffeError(f'{path}: {name or kind}: blob {i} is missing, found '
-                                 f'{", ".join(sorted(blobs)[:5])}')
+                raise CaffeError(
+                    f'{path}: {name or kind}: blob {i} is missing, found '
+                    f'{", ".join(sorted(blobs)[:5])}'
+                )
     return {name: [blobs[str(i)] for i in range(len(blobs))] for name, blobs in found.items()}
 
 
 def _with_diffs(blobs: list[StoredBlob], diffs: list[StoredBlob]) -> list[StoredBlob]:
-    return [replace(blob, diff=diff) for blob, diff in zip(blobs, diffs)] + blobs[len(diffs):]
+    return [replace(blob, diff=diff) for blob, diff in zip(blobs, diffs)] + blobs[len(diffs) :]
 
 
-def _datasets(group: Any, name: str, path: str | os.PathLike, depth: int,
-              count: Iterator[int]) -> Iterator[tuple[str, str, Any]]:
+def _datasets(
+    group: Any, name: str, path: str | os.PathLike, depth: int, count: Iterator[int]
+) -> Iterator[tuple[str, str, Any]]:
     """Each dataset within a group: the name of its own group, its key there, itself."""
     for key in group:
         inner = f'{name}/{key}' if name else key
         if next(count) > MAX_OBJECTS:
             raise CaffeError(f'{path}: more than {MAX_OBJECTS} objects; no net has so many')
         if not depth or len(inner) > wire.MAX_NAME:
-            raise CaffeError(f'{path}: {inner[:40]}...: nested more than {MAX_DEPTH} deep, or '
-                             f'named in more than {wire.MAX_NAME} characters')
+            raise CaffeError(
+                f'{path}: {inner[:40]}...: nested more than {MAX_DEPTH} deep, or '
+                f'named in more than {wire.MAX_NAME} characters'
+            )
         item = _member(group, key, path)
         if hasattr(item, 'keys'):
             yield from _datasets(item, inner, path, depth - 1, count)
@@ -209,8 +240,10 @@ def _stored(file: Any, kind: str, name: str, key: str, dataset: Any, where: Plac
     if dataset.is_virtual or dataset.external:
         raise CaffeError(f'{where}: its values are in another file')
     if dataset.nbytes > bound:
-        raise CaffeError(f'{where}: expected at most {bound} bytes from a file of this size, '
-                         f'found {dataset.nbytes}')
+        raise CaffeError(
+            f'{where}: expected at most {bound} bytes from a file of this size, '
+            f'found {dataset.nbytes}'
+        )
     return StoredBlob(where, shape, dataset.dtype, partial(_fill, file, (kind, name, key), shape))
 
 
@@ -228,6 +261,7 @@ def _put_all(group: Any, arrays: Sequence[np.ndarray]) -> None:
 def _put_string(file: Any, name: str, text: str) -> None:
     """Store a string with its closing zero, as Caffe's reader needs it."""
     from h5py import h5d, h5s, h5t
+
     data = text.encode('utf-8') + b'\0'
     kind = h5t.C_S1.copy()
     kind.set_size(len(data))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class StoredBlob:
     shape: tuple[int, ...]
     dtype: np.dtype
     fill: Callable[[np.ndarray], None] = field(repr=False)
-    diff: 'StoredBlob | None' = None
+    diff: StoredBlob | None = None
 
     @property
     def count(self) -> int:
@@ -64,11 +64,15 @@ class StoredBlob:
         read-only, or the file no longer has the values.
         """
         if out.dtype != np.float32 or not (out.flags.c_contiguous and out.flags.writeable):
-            raise CaffeError(f'{self.where}: expected a writable, contiguous float32 array to '
-                             f'read into, found {out.dtype} with strides {out.strides}')
+            raise CaffeError(
+                f'{self.where}: expected a writable, contiguous float32 array to '
+                f'read into, found {out.dtype} with strides {out.strides}'
+            )
         if out.size != self.count:
-            raise CaffeError(f'{self.where}: expected an array of {self.count} values to read '
-                             f'into, found {out.size}')
+            raise CaffeError(
+                f'{self.where}: expected an array of {self.count} values to read '
+                f'into, found {out.size}'
+            )
         self.fill(out.reshape(-1))
 
 
@@ -98,9 +102,9 @@ def declared_shape(dims: Sequence[int], where: str | Place) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def layers_to_write(path: str | os.PathLike, net: NetParameter, blobs: Arrays,
-                    diffs: Arrays | None) -> Iterator[
-                        tuple[LayerParameter, list[tuple[np.ndarray, np.ndarray | None]]]]:
+def layers_to_write(
+    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None
+) -> Iterator[tuple[LayerParameter, list[tuple[np.ndarray, np.ndarray | None]]]]:
     """Each layer of `net` with its arrays, and their diffs or None.
 
     Raises CaffeError for blobs of a layer that `net` lacks, and for a diff of another
@@ -111,13 +115,17 @@ def layers_to_write(path: str | os.PathLike, net: NetParameter, blobs: Arrays,
         what = f'no layer "{min(strangers)}"' if strangers else 'layers of an older format'
         raise CaffeError(f'{path}: not written: the net has {what}')
     for layer in net.layer:
-        arrays = [_writable(array, f'{path}: {layer.name}: blob {i}')
-                  for i, array in enumerate(blobs.get(layer.name, ()))]
+        arrays = [
+            _writable(array, f'{path}: {layer.name}: blob {i}')
+            for i, array in enumerate(blobs.get(layer.name, ()))
+        ]
         given = [np.asarray(diff) for diff in (diffs or {}).get(layer.name, ())]
         shapes = [array.shape for array in arrays]
         if given and [diff.shape for diff in given] != shapes:
-            raise CaffeError(f'{path}: {layer.name}: expected diffs of shapes {shapes}, '
-                             f'found {[diff.shape for diff in given]}')
+            raise CaffeError(
+                f'{path}: {layer.name}: expected diffs of shapes {shapes}, '
+                f'found {[diff.shape for diff in given]}'
+            )
         yield layer, list(zip(arrays, given or [None] * len(arrays)))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Iterator, NamedTuple, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from caffe_port.files.stored import LayerBlobs
 from caffe_port.files.named import Read
+from caffe_port.files.stored import LayerBlobs
 from caffe_port.files.weights import blob_names, nbytes, shape_text
 
 _CHUNK = 1 << 20
@@ -30,7 +31,7 @@ def statistics(values: np.ndarray) -> Statistics:
     flat = values.reshape(-1)
     if not flat.size:
         return Statistics(*[math.nan] * 4)
-    parts = [flat[i:i + _CHUNK] for i in range(0, flat.size, _CHUNK)]
+    parts = [flat[i : i + _CHUNK] for i in range(0, flat.size, _CHUNK)]
     with np.errstate(invalid='ignore', over='ignore'):
         mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / flat.size
         squares = sum(float(np.square(part - np.float64(mean)).sum()) for part in parts)
@@ -47,15 +48,25 @@ def table(layers: Sequence[LayerBlobs], read: Read) -> Iterator[str]:
     for layer in layers:
         found = [statistics(read(blob)) for blob in layer.blobs]
         for i, (name, blob, values) in enumerate(zip(blob_names(layer), layer.blobs, found)):
-            rows.append((printable(layer.name) if i == 0 else '',
-                         printable(layer.type) if i == 0 else '', name, shape_text(blob.shape),
-                         f'{blob.count:,}', *[f'{value:.4g}' for value in values],
-                         _mark([each for each, blob in zip(found, layer.blobs) if blob.count])
-                         if i == 0 else ''))
+            rows.append(
+                (
+                    printable(layer.name) if i == 0 else '',
+                    printable(layer.type) if i == 0 else '',
+                    name,
+                    shape_text(blob.shape),
+                    f'{blob.count:,}',
+                    *[f'{value:.4g}' for value in values],
+                    _mark([each for each, blob in zip(found, layer.blobs) if blob.count])
+                    if i == 0
+                    else '',
+                )
+            )
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        cells = [cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
-                 for i, (cell, width) in enumerate(zip(row, widths))]
+        cells = [
+            cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ]
         yield '  '.join(cells).rstrip()
     yield summary(layers)
 
@@ -63,8 +74,10 @@ def table(layers: Sequence[LayerBlobs], read: Read) -> Iterator[str]:
 def summary(layers: Sequence[LayerBlobs]) -> str:
     """How much there is in all."""
     blobs = sum(len(layer.blobs) for layer in layers)
-    return (f'{len(layers)} layers, {blobs} blobs, {nbytes(layers) // 4:,} parameters, '
-            f'{nbytes(layers):,} bytes')
+    return (
+        f'{len(layers)} layers, {blobs} blobs, {nbytes(layers) // 4:,} parameters, '
+        f'{nbytes(layers):,} bytes'
+    )
 
 
 def printable(text: str) -> str:

@@ -20,9 +20,9 @@ For the mean of Caffe's model zoo that is 0.409, 0.499 and 0.005 of 255 levels i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Sequence
 
 import numpy as np
 
@@ -35,12 +35,22 @@ _SCALE_BGR = 255 * np.array([0.225, 0.224, 0.229])
 
 # Caffe's layer: the module of torchvision's vgg16.
 MODULES = {
-    'conv1_1': 'features.0', 'conv1_2': 'features.2',
-    'conv2_1': 'features.5', 'conv2_2': 'features.7',
-    'conv3_1': 'features.10', 'conv3_2': 'features.12', 'conv3_3': 'features.14',
-    'conv4_1': 'features.17', 'conv4_2': 'features.19', 'conv4_3': 'features.21',
-    'conv5_1': 'features.24', 'conv5_2': 'features.26', 'conv5_3': 'features.28',
-    'fc6': 'classifier.0', 'fc7': 'classifier.3', 'fc8': 'classifier.6',
+    'conv1_1': 'features.0',
+    'conv1_2': 'features.2',
+    'conv2_1': 'features.5',
+    'conv2_2': 'features.7',
+    'conv3_1': 'features.10',
+    'conv3_2': 'features.12',
+    'conv3_3': 'features.14',
+    'conv4_1': 'features.17',
+    'conv4_2': 'features.19',
+    'conv4_3': 'features.21',
+    'conv5_1': 'features.24',
+    'conv5_2': 'features.26',
+    'conv5_3': 'features.28',
+    'fc6': 'classifier.0',
+    'fc7': 'classifier.3',
+    'fc8': 'classifier.6',
 }
 
 
@@ -95,7 +105,8 @@ def _all_of(due: dict[str, str], layers: Sequence[LayerBlobs]) -> dict[str, Laye
         raise CaffeError(
             f'expected the {len(due)} layers of VGG16, {next(iter(due))} to {list(due)[-1]}; '
             f'missing: {", ".join(missing[:5]) or "none"}; others: '
-            f'{", ".join(strange[:5]) or "none"}')
+            f'{", ".join(strange[:5]) or "none"}'
+        )
     for name, layer in given.items():
         if len(layer.blobs) != 2:
             raise CaffeError(f'{name}: expected weight and bias, found {len(layer.blobs)} blobs')
@@ -105,8 +116,9 @@ def _all_of(due: dict[str, str], layers: Sequence[LayerBlobs]) -> dict[str, Laye
 def _folded(weight: StoredBlob, scale: np.ndarray) -> StoredBlob:
     """The weights O x 3 x H x W with their input channels reversed, then each scaled."""
     if len(weight.shape) != 4 or weight.shape[1] != 3:
-        raise CaffeError(f'{weight.where}: expected weights of three colours, found shape '
-                         f'{weight.shape}')
+        raise CaffeError(
+            f'{weight.where}: expected weights of three colours, found shape {weight.shape}'
+        )
     fill = partial(_fill_folded, weight, scale)
     return StoredBlob(weight.where, weight.shape, weight.dtype, fill)
 

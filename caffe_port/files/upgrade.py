@@ -11,8 +11,12 @@ import logging
 from google.protobuf.message import Message
 
 from caffe_port.errors import CaffeError
-from caffe_port.proto.caffe_pb2 import (LayerParameter, NetParameter, SolverParameter,
-                                        V1LayerParameter)
+from caffe_port.proto.caffe_pb2 import (
+    LayerParameter,
+    NetParameter,
+    SolverParameter,
+    V1LayerParameter,
+)
 
 LOG = logging.getLogger('caffe_port')
 
@@ -20,69 +24,161 @@ LOG = logging.getLogger('caffe_port')
 MAX_LAYERS = 10_000
 
 V1_TYPES = {
-    'NONE': '', 'ABSVAL': 'AbsVal', 'ACCURACY': 'Accuracy', 'ARGMAX': 'ArgMax', 'BNLL': 'BNLL',
-    'CONCAT': 'Concat', 'CONTRASTIVE_LOSS': 'ContrastiveLoss', 'CONVOLUTION': 'Convolution',
-    'DATA': 'Data', 'DECONVOLUTION': 'Deconvolution', 'DROPOUT': 'Dropout',
-    'DUMMY_DATA': 'DummyData', 'ELTWISE': 'Eltwise', 'EUCLIDEAN_LOSS': 'EuclideanLoss',
-    'EXP': 'Exp', 'FLATTEN': 'Flatten', 'HDF5_DATA': 'HDF5Data', 'HDF5_OUTPUT': 'HDF5Output',
-    'HINGE_LOSS': 'HingeLoss', 'IM2COL': 'Im2col', 'IMAGE_DATA': 'ImageData',
-    'INFOGAIN_LOSS': 'InfogainLoss', 'INNER_PRODUCT': 'InnerProduct', 'LRN': 'LRN',
-    'MEMORY_DATA': 'MemoryData', 'MULTINOMIAL_LOGISTIC_LOSS': 'MultinomialLogisticLoss',
-    'MVN': 'MVN', 'POOLING': 'Pooling', 'POWER': 'Power', 'RELU': 'ReLU', 'SIGMOID': 'Sigmoid',
-    'SIGMOID_CROSS_ENTROPY_LOSS': 'SigmoidCrossEntropyLoss', 'SILENCE': 'Silence',
-    'SLICE': 'Slice', 'SOFTMAX': 'Softmax', 'SOFTMAX_LOSS': 'SoftmaxWithLoss', 'SPLIT': 'Split',
-    'TANH': 'TanH', 'THRESHOLD': 'Threshold', 'WINDOW_DATA': 'WindowData',
+    'NONE': '',
+    'ABSVAL': 'AbsVal',
+    'ACCURACY': 'Accuracy',
+    'ARGMAX': 'ArgMax',
+    'BNLL': 'BNLL',
+    'CONCAT': 'Concat',
+    'CONTRASTIVE_LOSS': 'ContrastiveLoss',
+    'CONVOLUTION': 'Convolution',
+    'DATA': 'Data',
+    'DECONVOLUTION': 'Deconvolution',
+    'DROPOUT': 'Dropout',
+    'DUMMY_DATA': 'DummyData',
+    'ELTWISE': 'Eltwise',
+    'EUCLIDEAN_LOSS': 'EuclideanLoss',
+    'EXP': 'Exp',
+    'FLATTEN': 'Flatten',
+    'HDF5_DATA': 'HDF5Data',
+    'HDF5_OUTPUT': 'HDF5Output',
+    'HINGE_LOSS': 'HingeLoss',
+    'IM2COL': 'Im2col',
+    'IMAGE_DATA': 'ImageData',
+    'INFOGAIN_LOSS': 'InfogainLoss',
+    'INNER_PRODUCT': 'InnerProduct',
+    'LRN': 'LRN',
+    'MEMORY_DATA': 'MemoryData',
+    'MULTINOMIAL_LOGISTIC_LOSS': 'MultinomialLogisticLoss',
+    'MVN': 'MVN',
+    'POOLING': 'Pooling',
+    'POWER': 'Power',
+    'RELU': 'ReLU',
+    'SIGMOID': 'Sigmoid',
+    'SIGMOID_CROSS_ENTROPY_LOSS': 'SigmoidCrossEntropyLoss',
+    'SILENCE': 'Silence',
+    'SLICE': 'Slice',
+    'SOFTMAX': 'Softmax',
+    'SOFTMAX_LOSS': 'SoftmaxWithLoss',
+    'SPLIT': 'Split',
+    'TANH': 'TanH',
+    'THRESHOLD': 'Threshold',
+    'WINDOW_DATA': 'WindowData',
 }
 V0_TYPES = {
-    'accuracy': 'ACCURACY', 'bnll': 'BNLL', 'concat': 'CONCAT', 'conv': 'CONVOLUTION',
-    'data': 'DATA', 'dropout': 'DROPOUT', 'euclidean_loss': 'EUCLIDEAN_LOSS',
-    'flatten': 'FLATTEN', 'hdf5_data': 'HDF5_DATA', 'hdf5_output': 'HDF5_OUTPUT',
-    'im2col': 'IM2COL', 'images': 'IMAGE_DATA', 'infogain_loss': 'INFOGAIN_LOSS',
-    'innerproduct': 'INNER_PRODUCT', 'lrn': 'LRN',
-    'multinomial_logistic_loss': 'MULTINOMIAL_LOGISTIC_LOSS', 'pool': 'POOLING',
-    'relu': 'RELU', 'sigmoid': 'SIGMOID', 'softmax': 'SOFTMAX', 'softmax_loss': 'SOFTMAX_LOSS',
-    'split': 'SPLIT', 'tanh': 'TANH', 'window_data': 'WINDOW_DATA',
+    'accuracy': 'ACCURACY',
+    'bnll': 'BNLL',
+    'concat': 'CONCAT',
+    'conv': 'CONVOLUTION',
+    'data': 'DATA',
+    'dropout': 'DROPOUT',
+    'euclidean_loss': 'EUCLIDEAN_LOSS',
+    'flatten': 'FLATTEN',
+    'hdf5_data': 'HDF5_DATA',
+    'hdf5_output': 'HDF5_OUTPUT',
+    'im2col': 'IM2COL',
+    'images': 'IMAGE_DATA',
+    'infogain_loss': 'INFOGAIN_LOSS',
+    'innerproduct': 'INNER_PRODUCT',
+    'lrn': 'LRN',
+    'multinomial_logistic_loss': 'MULTINOMIAL_LOGISTIC_LOSS',
+    'pool': 'POOLING',
+    'relu': 'RELU',
+    'sigmoid': 'SIGMOID',
+    'softmax': 'SOFTMAX',
+    'softmax_loss': 'SOFTMAX_LOSS',
+    'split': 'SPLIT',
+    'tanh': 'TANH',
+    'window_data': 'WINDOW_DATA',
 }
 # Where each V0 type's parameters went, and what they are called there.
 _V0_PARAMS = {
-    'conv': ('convolution_param', {
-        'num_output': 'num_output', 'biasterm': 'bias_term', 'weight_filler': 'weight_filler',
-        'bias_filler': 'bias_filler', 'pad': 'pad', 'kernelsize': 'kernel_size',
-        'group': 'group', 'stride': 'stride'}),
-    'innerproduct': ('inner_product_param', {
-        'num_output': 'num_output', 'biasterm': 'bias_term', 'weight_filler': 'weight_filler',
-        'bias_filler': 'bias_filler'}),
-    'pool': ('pooling_param', {
-        'pad': 'pad', 'kernelsize': 'kernel_size', 'stride': 'stride', 'pool': 'pool'}),
+    'conv': (
+        'convolution_param',
+        {
+            'num_output': 'num_output',
+            'biasterm': 'bias_term',
+            'weight_filler': 'weight_filler',
+            'bias_filler': 'bias_filler',
+            'pad': 'pad',
+            'kernelsize': 'kernel_size',
+            'group': 'group',
+            'stride': 'stride',
+        },
+    ),
+    'innerproduct': (
+        'inner_product_param',
+        {
+            'num_output': 'num_output',
+            'biasterm': 'bias_term',
+            'weight_filler': 'weight_filler',
+            'bias_filler': 'bias_filler',
+        },
+    ),
+    'pool': (
+        'pooling_param',
+        {'pad': 'pad', 'kernelsize': 'kernel_size', 'stride': 'stride', 'pool': 'pool'},
+    ),
     'dropout': ('dropout_param', {'dropout_ratio': 'dropout_ratio'}),
-    'lrn': ('lrn_param', {
-        'local_size': 'local_size', 'alpha': 'alpha', 'beta': 'beta', 'k': 'k'}),
+    'lrn': ('lrn_param', {'local_size': 'local_size', 'alpha': 'alpha', 'beta': 'beta', 'k': 'k'}),
     'concat': ('concat_param', {'concat_dim': 'concat_dim'}),
     'infogain_loss': ('infogain_loss_param', {'source': 'source'}),
     'hdf5_data': ('hdf5_data_param', {'source': 'source', 'batchsize': 'batch_size'}),
-    'data': ('data_param', {
-        'source': 'source', 'batchsize': 'batch_size', 'rand_skip': 'rand_skip'}),
-    'images': ('image_data_param', {
-        'source': 'source', 'batchsize': 'batch_size', 'rand_skip': 'rand_skip',
-        'shuffle_images': 'shuffle', 'new_height': 'new_height', 'new_width': 'new_width'}),
-    'window_data': ('window_data_param', {
-        'source': 'source', 'batchsize': 'batch_size', 'det_fg_threshold': 'fg_threshold',
-        'det_bg_threshold': 'bg_threshold', 'det_fg_fraction': 'fg_fraction',
-        'det_context_pad': 'context_pad', 'det_crop_mode': 'crop_mode'}),
+    'data': (
+        'data_param',
+        {'source': 'source', 'batchsize': 'batch_size', 'rand_skip': 'rand_skip'},
+    ),
+    'images': (
+        'image_data_param',
+        {
+            'source': 'source',
+            'batchsize': 'batch_size',
+            'rand_skip': 'rand_skip',
+            'shuffle_images': 'shuffle',
+            'new_height': 'new_height',
+            'new_width': 'new_width',
+        },
+    ),
+    'window_data': (
+        'window_data_param',
+        {
+            'source': 'source',
+            'batchsize': 'batch_size',
+            'det_fg_threshold': 'fg_threshold',
+            'det_bg_threshold': 'bg_threshold',
+            'det_fg_fraction': 'fg_fraction',
+            'det_context_pad': 'context_pad',
+            'det_crop_mode': 'crop_mode',
+        },
+    ),
 }
 _V0_TRANSFORM = {
-    'scale': 'scale', 'meanfile': 'mean_file', 'cropsize': 'crop_size', 'mirror': 'mirror'}
+    'scale': 'scale',
+    'meanfile': 'mean_file',
+    'cropsize': 'crop_size',
+    'mirror': 'mirror',
+}
 _V0_KEPT = ('name', 'blobs', 'blobs_lr', 'weight_decay')
 _V1_DATA = {
-    V1LayerParameter.DATA: 'data_param', V1LayerParameter.IMAGE_DATA: 'image_data_param',
-    V1LayerParameter.WINDOW_DATA: 'window_data_param'}
+    V1LayerParameter.DATA: 'data_param',
+    V1LayerParameter.IMAGE_DATA: 'image_data_param',
+    V1LayerParameter.WINDOW_DATA: 'window_data_param',
+}
 # What lies in a ParamSpec now.
 _V1_SPECS = {
-    'param': 'name', 'blob_share_mode': 'share_mode', 'blobs_lr': 'lr_mult',
-    'weight_decay': 'decay_mult'}
+    'param': 'name',
+    'blob_share_mode': 'share_mode',
+    'blobs_lr': 'lr_mult',
+    'weight_decay': 'decay_mult',
+}
 _SOLVER_TYPES = {
-    'SGD': 'SGD', 'NESTEROV': 'Nesterov', 'ADAGRAD': 'AdaGrad', 'RMSPROP': 'RMSProp',
-    'ADADELTA': 'AdaDelta', 'ADAM': 'Adam'}
+    'SGD': 'SGD',
+    'NESTEROV': 'Nesterov',
+    'ADAGRAD': 'AdaGrad',
+    'RMSPROP': 'RMSProp',
+    'ADADELTA': 'AdaDelta',
+    'ADAM': 'Adam',
+}
 
 
 def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
@@ -98,8 +194,10 @@ def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
     upgraded = NetParameter()
     upgraded.CopyFrom(net)
     if upgraded.layers and upgraded.layer:
-        raise CaffeError(f'{name}: has both `layer` (string types) and the older `layers` '
-                         '(enum types), must have one of them')
+        raise CaffeError(
+            f'{name}: has both `layer` (string types) and the older `layers` '
+            '(enum types), must have one of them'
+        )
     old = list(upgraded.layers)
     if any(layer.HasField('layer') for layer in old):
         inputs = set(upgraded.input)
@@ -120,12 +218,16 @@ def upgrade_solver(solver: SolverParameter, name: str = 'solver') -> SolverParam
     upgraded.CopyFrom(solver)
     if upgraded.HasField('solver_type'):
         if upgraded.HasField('type'):
-            raise CaffeError(f'{name}: has both `type` and the older `solver_type`, '
-                             'must have one of them')
+            raise CaffeError(
+                f'{name}: has both `type` and the older `solver_type`, must have one of them'
+            )
         upgraded.type = _SOLVER_TYPES[SolverParameter.SolverType.Name(upgraded.solver_type)]
         upgraded.ClearField('solver_type')
-    nets = [getattr(upgraded, field) for field in ('net_param', 'train_net_param')
-            if upgraded.HasField(field)]
+    nets = [
+        getattr(upgraded, field)
+        for field in ('net_param', 'train_net_param')
+        if upgraded.HasField(field)
+    ]
     for net in [*nets, *upgraded.test_net_param]:
         net.CopyFrom(upgrade_net(net, name))
     return upgraded
@@ -153,8 +255,9 @@ def _check_strings(message: Message, name: str) -> None:
             raise CaffeError(f'{name}: {field.full_name.partition(".")[2]} is not UTF-8')
 
 
-def _without_padding(layers: list[V1LayerParameter], inputs: set[str],
-                     name: str) -> list[V1LayerParameter]:
+def _without_padding(
+    layers: list[V1LayerParameter], inputs: set[str], name: str
+) -> list[V1LayerParameter]:
     """V0 layers with each padding layer folded into the conv or pool that it feeds."""
     makers: dict[str, V1LayerParameter | None] = dict.fromkeys(inputs)
     kept = []
@@ -181,12 +284,16 @@ def _without_padding(layers: list[V1LayerParameter], inputs: set[str],
 def _fold(padding: V1LayerParameter, layer: V1LayerParameter, name: str) -> None:
     what = f'{name}: {layer.layer.name}'
     if layer.layer.type not in ('conv', 'pool'):
-        raise CaffeError(f'{what}: padding layer "{padding.layer.name}" feeds a '
-                         f'"{layer.layer.type}" layer, must feed conv or pool')
+        raise CaffeError(
+            f'{what}: padding layer "{padding.layer.name}" feeds a '
+            f'"{layer.layer.type}" layer, must feed conv or pool'
+        )
     counts = len(layer.bottom), len(padding.bottom), len(padding.top)
     if counts != (1, 1, 1):
-        raise CaffeError(f'{what}: expected one bottom, and one bottom and top of its padding '
-                         f'layer "{padding.layer.name}"; found {counts}')
+        raise CaffeError(
+            f'{what}: expected one bottom, and one bottom and top of its padding '
+            f'layer "{padding.layer.name}"; found {counts}'
+        )
     layer.layer.pad = padding.layer.pad
     layer.bottom[0] = padding.bottom[0]
 
@@ -209,8 +316,13 @@ def _from_v0(connection: V1LayerParameter, name: str) -> V1LayerParameter:
         elif field.name == 'hdf5_output_param' and old.type == 'hdf5_output':
             layer.hdf5_output_param.CopyFrom(value)
         elif field.name != 'type':
-            LOG.warning('%s: %s: %s means nothing to a V0 layer of type "%s"; dropped, as in Caffe',
-                        name, old.name, field.name, old.type)
+            LOG.warning(
+                '%s: %s: %s means nothing to a V0 layer of type "%s"; dropped, as in Caffe',
+                name,
+                old.name,
+                field.name,
+                old.type,
+            )
     return layer
 
 
@@ -250,12 +362,14 @@ def _inputs_to_layer(net: NetParameter, name: str) -> None:
     count = len(net.input)
     shapes = [list(shape.dim) for shape in net.input_shape]
     if not shapes:
-        shapes = [net.input_dim[i:i + 4] for i in range(0, len(net.input_dim), 4)]
+        shapes = [net.input_dim[i : i + 4] for i in range(0, len(net.input_dim), 4)]
     if shapes:
         if len(shapes) < count or not net.input_shape and len(net.input_dim) < 4 * count:
-            raise CaffeError(f'{name}: expected one input_shape or four input_dim for each of '
-                             f'{count} inputs, found {len(net.input_shape)} and '
-                             f'{len(net.input_dim)}')
+            raise CaffeError(
+                f'{name}: expected one input_shape or four input_dim for each of '
+                f'{count} inputs, found {len(net.input_shape)} and '
+                f'{len(net.input_dim)}'
+            )
         layer = LayerParameter(name='input', type='Input', top=net.input)
         for shape in shapes[:count]:
             layer.input_param.shape.add(dim=shape)

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from caffe_port.files import caffemodel, hdf5, named, wire
 from caffe_port.errors import CaffeError
-from caffe_port.proto.caffe_pb2 import NetParameter
+from caffe_port.files import caffemodel, hdf5, named, wire
 from caffe_port.files.stored import LayerBlobs, StoredBlob
+from caffe_port.proto.caffe_pb2 import NetParameter
 
-READERS = {'.pth': named.read_torch, '.pt': named.read_torch,
-           '.safetensors': named.read_safetensors, '.npz': named.read_npz}
-WRITERS = {'.pth': named.write_torch, '.pt': named.write_torch,
-           '.safetensors': named.write_safetensors, '.npz': named.write_npz}
+READERS = {
+    '.pth': named.read_torch,
+    '.pt': named.read_torch,
+    '.safetensors': named.read_safetensors,
+    '.npz': named.read_npz,
+}
+WRITERS = {
+    '.pth': named.write_torch,
+    '.pt': named.write_torch,
+    '.safetensors': named.write_safetensors,
+    '.npz': named.write_npz,
+}
 SUFFIXES = ('.caffemodel', '.caffemodel.h5', *READERS)
 # Compressed or shared values may be more than their file, forged ones without bound.
 _MIN_BOUND = 1 << 26
@@ -71,13 +78,18 @@ def read(path: str | os.PathLike) -> list[LayerBlobs]:
     names: set[str] = set()
     for layer in layers:
         if layer.name in names or '\0' in layer.name:
-            raise CaffeError(f'{path}: two layers named "{layer.name}"' if layer.name in names
-                             else f'{path}: layer name {layer.name!r} has a zero in it')
+            raise CaffeError(
+                f'{path}: two layers named "{layer.name}"'
+                if layer.name in names
+                else f'{path}: layer name {layer.name!r} has a zero in it'
+            )
         names.add(layer.name)
     bound = max(hdf5.MAX_INFLATION * os.path.getsize(path), _MIN_BOUND)
     if nbytes(layers) > bound:
-        raise CaffeError(f'{path}: expected at most {bound} bytes of values in a file of this '
-                         f'size, found {nbytes(layers)}')
+        raise CaffeError(
+            f'{path}: expected at most {bound} bytes of values in a file of this '
+            f'size, found {nbytes(layers)}'
+        )
     return layers
 
 
@@ -88,8 +100,13 @@ def read_net(path: str | os.PathLike) -> NetParameter | None:
     return caffemodel.read_net(path)
 
 
-def write(path: str | os.PathLike, layers: Sequence[LayerBlobs], net: NetParameter | None = None,
-          names: Names | None = None, read: named.Read = named.values_of) -> None:
+def write(
+    path: str | os.PathLike,
+    layers: Sequence[LayerBlobs],
+    net: NetParameter | None = None,
+    names: Names | None = None,
+    read: named.Read = named.values_of,
+) -> None:
     """Write layers as a weight file of the kind that the suffix says.
 
     A .caffemodel holds every layer of `net`; without one it holds the layers given,
@@ -103,8 +120,9 @@ def write(path: str | os.PathLike, layers: Sequence[LayerBlobs], net: NetParamet
         WRITERS[kind](path, list(_named(layers, names or {})), read)
         return
     with named.refused(path, 'not written'):
-        bare = NetParameter(layer=[dict(name=layer.name, type=layer.type or None)
-                                   for layer in layers])
+        bare = NetParameter(
+            layer=[dict(name=layer.name, type=layer.type or None) for layer in layers]
+        )
         if kind == '.caffemodel':
             caffemodel.write(path, net or bare, _Arrays(layers, read))
         else:
@@ -149,15 +167,19 @@ def _layers(path: str | os.PathLike, named: named.Named) -> list[LayerBlobs]:
     for key, blob in named.items():
         layer, _, name = key.rpartition('.')
         if '.' not in key or _rank(name) is None:
-            raise CaffeError(f'{path}: {key}: expected <layer>.weight, <layer>.bias or '
-                             f'<layer>.<i>, which Caffe\'s blobs are called')
+            raise CaffeError(
+                f'{path}: {key}: expected <layer>.weight, <layer>.bias or '
+                f"<layer>.<i>, which Caffe's blobs are called"
+            )
         grouped.setdefault(layer, {})[name] = blob
-    return [LayerBlobs(layer, '', _in_order(path, layer, blobs))
-            for layer, blobs in grouped.items()]
+    return [
+        LayerBlobs(layer, '', _in_order(path, layer, blobs)) for layer, blobs in grouped.items()
+    ]
 
 
-def _in_order(path: str | os.PathLike, layer: str,
-              blobs: dict[str, StoredBlob]) -> list[StoredBlob]:
+def _in_order(
+    path: str | os.PathLike, layer: str, blobs: dict[str, StoredBlob]
+) -> list[StoredBlob]:
     names = sorted(blobs, key=_rank)
     for i, name in enumerate(names):
         # A Bias layer has a bias only; nothing else may be skipped.
@@ -173,8 +195,8 @@ def _rank(name: str) -> int | None:
 
 def _unpadded(layer: LayerBlobs) -> LayerBlobs:
     blobs = list(layer.blobs)
-    for i, axes in enumerate(_AXES.get(layer.type, ())[:len(blobs)]):
+    for i, axes in enumerate(_AXES.get(layer.type, ())[: len(blobs)]):
         shape = blobs[i].shape
-        if len(shape) == 4 and set(shape[:4 - axes]) <= {1}:
-            blobs[i] = replace(blobs[i], shape=shape[4 - axes:])
+        if len(shape) == 4 and set(shape[: 4 - axes]) <= {1}:
+            blobs[i] = replace(blobs[i], shape=shape[4 - axes :])
     return LayerBlobs(layer.name, layer.type, blobs)

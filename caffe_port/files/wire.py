@@ -10,8 +10,9 @@ import os
 import stat
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -26,8 +27,10 @@ MAX_BLOBS = 1 << 14
 MAX_NAME = 1 << 10
 _WINDOW = 1 << 13
 _WIRES = {
-    FieldDescriptor.TYPE_FLOAT: FIXED32, FieldDescriptor.TYPE_DOUBLE: FIXED64,
-    FieldDescriptor.TYPE_STRING: BYTES, FieldDescriptor.TYPE_BYTES: BYTES,
+    FieldDescriptor.TYPE_FLOAT: FIXED32,
+    FieldDescriptor.TYPE_DOUBLE: FIXED64,
+    FieldDescriptor.TYPE_STRING: BYTES,
+    FieldDescriptor.TYPE_BYTES: BYTES,
     FieldDescriptor.TYPE_MESSAGE: BYTES,
 }
 _CHUNK = 1 << 20
@@ -42,9 +45,7 @@ _MAGIC = (
     (b'\x1f\x8b', 'a gzip archive'),
     (b'\x93NUMPY', 'a numpy file'),
 )
-_KINDS = {
-    'a .caffemodel': NetParameter, 'a .solverstate': SolverState, 'a .binaryproto': BlobProto,
-}
+_KINDS = {'a .caffemodel': NetParameter, 'a .solverstate': SolverState, 'a .binaryproto': BlobProto}
 
 
 class Field(NamedTuple):
@@ -107,8 +108,10 @@ class Source:
             except OSError as error:
                 raise CaffeError(f'{self.path}: {error.strerror}') from error
             if count == 0:
-                raise CaffeError(f'{self.path}: truncated: expected {len(out)} bytes at byte '
-                                 f'{start}, found {done}')
+                raise CaffeError(
+                    f'{self.path}: truncated: expected {len(out)} bytes at byte '
+                    f'{start}, found {done}'
+                )
             done += count
 
     def head(self, count: int = 4096) -> bytes:
@@ -129,8 +132,7 @@ class Source:
             yield field
             start = field.end
 
-    def named(self, start: int, end: int,
-              kind: Descriptor) -> Iterator[tuple[str | None, Field]]:
+    def named(self, start: int, end: int, kind: Descriptor) -> Iterator[tuple[str | None, Field]]:
         """The fields of a message of the given kind, each with its name (see `name`)."""
         for field in self.fields(start, end):
             yield self.name(field, kind), field
@@ -142,15 +144,19 @@ class Source:
         """
         name, wires = known_fields(kind).get(field.number, (None, ()))
         if name and field.wire not in wires:
-            raise CaffeError(f'{self.path}: {kind.name}.{name} at byte {field.tag}: '
-                             f'expected wire type {wires[0]}, found {field.wire}')
+            raise CaffeError(
+                f'{self.path}: {kind.name}.{name} at byte {field.tag}: '
+                f'expected wire type {wires[0]}, found {field.wire}'
+            )
         return name
 
     def text(self, field: Field, most: int = MAX_NAME) -> str:
         """The string that a field holds; raises CaffeError for more than `most` bytes."""
         if field.end - field.start > most:
-            raise CaffeError(f'{self.path}: name at byte {field.start}: expected at most {most} '
-                             f'bytes, found {field.end - field.start}')
+            raise CaffeError(
+                f'{self.path}: name at byte {field.start}: expected at most {most} '
+                f'bytes, found {field.end - field.start}'
+            )
         try:
             return self.read(field.start, field.end).decode('utf-8')
         except UnicodeDecodeError as error:
@@ -174,8 +180,9 @@ class Source:
         tag, start = self._varint(at, end)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
-            raise CaffeError(f'{self.path}: not a protobuf message: field number {number} '
-                             f'at byte {at}')
+            raise CaffeError(
+                f'{self.path}: not a protobuf message: field number {number} at byte {at}'
+            )
         if wire == VARINT:
             value, stop = self._varint(start, end)
             return Field(number, wire, at, start, stop, value)
@@ -184,11 +191,14 @@ class Source:
         elif wire in (FIXED32, FIXED64):
             length = 4 if wire == FIXED32 else 8
         else:
-            raise CaffeError(f'{self.path}: not one of Caffe\'s messages: wire type {wire} '
-                             f'at byte {at}')
+            raise CaffeError(
+                f"{self.path}: not one of Caffe's messages: wire type {wire} at byte {at}"
+            )
         if length > end - start:
-            raise CaffeError(f'{self.path}: truncated or corrupt: field {number} at byte {at} '
-                             f'needs {length} bytes, {end - start} are left')
+            raise CaffeError(
+                f'{self.path}: truncated or corrupt: field {number} at byte {at} '
+                f'needs {length} bytes, {end - start} are left'
+            )
         return Field(number, wire, at, start, start + length)
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
@@ -198,7 +208,7 @@ class Source:
             return window[0], at + 1
         value = 0
         for i, byte in enumerate(window):
-            value |= (byte & 0x7f) << 7 * i
+            value |= (byte & 0x7F) << 7 * i
             if byte < 0x80:
                 return value & (1 << 64) - 1, at + i + 1
         raise CaffeError(f'{self.path}: truncated or corrupt: no number at byte {at}')
@@ -208,7 +218,7 @@ class Source:
         if first < 0 or end > self._window_start + len(self._window):
             self._window = self.read(start, max(end, min(start + _WINDOW, self.size)))
             self._window_start, first = start, 0
-        return self._window[first:first + end - start]
+        return self._window[first : first + end - start]
 
     def numbers(self, field: Field, end: int, itemsize: int) -> tuple[Run, int]:
         """The floats or doubles that begin with `field`, and the place behind them.
@@ -219,8 +229,10 @@ class Source:
         if field.wire == BYTES:
             size = field.end - field.start
             if size % itemsize:
-                raise CaffeError(f'{self.path}: {size} bytes at byte {field.start} are not a '
-                                 f'multiple of {itemsize}')
+                raise CaffeError(
+                    f'{self.path}: {size} bytes at byte {field.start} are not a '
+                    f'multiple of {itemsize}'
+                )
             return Run(field.start, size // itemsize, False), field.end
         # The tags of the fields concerned (5, 6, 8 and 9) take one byte.
         tag, step = field.number << 3 | field.wire, itemsize + 1
@@ -240,7 +252,7 @@ class Source:
         """Fill the flat float32 array `out` with the numbers of `runs`, stored as `dtype`."""
         done = 0
         for run in runs:
-            part = out[done:done + run.count]
+            part = out[done : done + run.count]
             if dtype == np.float32 and not run.tagged:
                 self.readinto(run.start, memoryview(part.view(np.uint8)))
             else:
@@ -254,7 +266,7 @@ class Source:
             at = run.start + first * step
             raw = np.frombuffer(self.read(at, at + count * step), np.uint8).reshape(count, step)
             with np.errstate(over='ignore'):
-                out[first:first + count] = raw[:, int(run.tagged):].copy().view(dtype)[:, 0]
+                out[first : first + count] = raw[:, int(run.tagged) :].copy().view(dtype)[:, 0]
 
 
 @cache
@@ -281,8 +293,11 @@ def what_is(source: Source) -> str:
     except CaffeError:
         return UNKNOWN
     for words, message in _KINDS.items():
-        known = {(number, each) for number, (_, wires) in known_fields(message.DESCRIPTOR).items()
-                 for each in wires}
+        known = {
+            (number, each)
+            for number, (_, wires) in known_fields(message.DESCRIPTOR).items()
+            for each in wires
+        }
         if found <= known:
             return words
     return UNKNOWN
@@ -303,8 +318,8 @@ def is_text(head: bytes) -> bool:
 def varint(value: int) -> bytes:
     """Encode a number of at least 0."""
     out = bytearray()
-    while value > 0x7f:
-        out.append(value & 0x7f | 0x80)
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
     return bytes(out)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import mmap
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from caffe_port.ops import fillers
 from caffe_port.blob import Blob, checked_shape
 from caffe_port.errors import CaffeError
+from caffe_port.ops import fillers
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
 Shape = tuple[int, ...]
-LAYER_TYPES: dict[str, type['Op']] = {}
+LAYER_TYPES: dict[str, type[Op]] = {}
 
 
 class Op(nn.Module):
@@ -28,8 +28,8 @@ class Op(nn.Module):
 
     bottoms: tuple[int, float] = (1, 1)
     tops: tuple[int, float] = (1, 1)
-    loss = False            # a loss layer: its first top weighs 1 unless told otherwise
-    forceable = (True,)     # per bottom (the last for all further): has a gradient
+    loss = False  # a loss layer: its first top weighs 1 unless told otherwise
+    forceable = (True,)  # per bottom (the last for all further): has a gradient
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -43,8 +43,9 @@ class Op(nn.Module):
         self.top_count = len(param.top)
         self.in_place = list(param.bottom) == list(param.top)
         # Where the layer is, as Module.to moves it; it has no other use.
-        self.register_buffer('place', torch.empty(0, dtype=torch.uint8, device=device),
-                             persistent=False)
+        self.register_buffer(
+            'place', torch.empty(0, dtype=torch.uint8, device=device), persistent=False
+        )
         self.blob_names: list[str] = []
         self.views: dict[str, Shape] = {}
         # Tops that a layer without bottoms keeps itself; a net shows these very blobs.
@@ -68,14 +69,22 @@ class Op(nn.Module):
         Runs `forward` on tensors without memory: there is no second formula for shapes.
         """
         bottoms = tuple(torch.empty(shape, device='meta') for shape in shapes)
-        own = {name: tensor.to('meta') for name, tensor
-               in (*self._parameters.items(), *self._buffers.items()) if tensor is not None}
+        own = {
+            name: tensor.to('meta')
+            for name, tensor in (*self._parameters.items(), *self._buffers.items())
+            if tensor is not None
+        }
         with torch.no_grad():
             tops = torch.func.functional_call(self, own, bottoms)
         return [tuple(top.shape) for top in as_tuple(tops)]
 
-    def add_blob(self, name: str, shape: Sequence[int],
-                 filler: FillerParameter | None = None, learned: bool = True) -> None:
+    def add_blob(
+        self,
+        name: str,
+        shape: Sequence[int],
+        filler: FillerParameter | None = None,
+        learned: bool = True,
+    ) -> None:
         """Add a parameter blob, filled as `filler` says (zero without one)."""
         shape = checked_shape(shape, f'param {name}')
         if filler is None or (filler.type == 'constant' and filler.value == 0):
@@ -89,11 +98,13 @@ class Op(nn.Module):
         """The parameter blobs in Caffe's order."""
         return [self._parameters[name] for name in self.blob_names]
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing,
-                              unexpected, errors) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+    ) -> None:
         # NetModule names what is unexpected: keys of a layer "a.b" look so to a layer "a".
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, [],
-                                      errors)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, [], errors
+        )
 
     def require(self, condition: bool, message: str) -> None:
         """Raise CaffeError with `message` unless `condition` holds."""
@@ -147,8 +158,9 @@ def per_axis(values: Sequence[int], axes: int, default: int | None, what: str) -
     return tuple(values * axes if len(values) == 1 else values)
 
 
-def height_width(param, name: str, default: int | None,
-                 plain: Callable[[], Sequence[int]]) -> tuple[int, int]:
+def height_width(
+    param, name: str, default: int | None, plain: Callable[[], Sequence[int]]
+) -> tuple[int, int]:
     """Two spatial numbers from `<name>_h` and `<name>_w`, or else from the plain field.
 
     Raises CaffeError if both forms are given, or only one of the two.
@@ -162,5 +174,6 @@ def height_width(param, name: str, default: int | None,
         raise CaffeError(f'{name}: give either one number or {high} and {wide}, not both')
     if not all(given) and default is None:
         raise CaffeError(f'{high} and {wide} go together')
-    return tuple(getattr(param, field) if has else default
-                 for field, has in zip((high, wide), given))
+    return tuple(
+        getattr(param, field) if has else default for field, has in zip((high, wide), given)
+    )

@@ -23,15 +23,21 @@ class Eltwise(Op):
     def setup(self, *shapes: Shape) -> None:
         p = self.param.eltwise_param
         self.operation, self.coeff = p.operation, list(p.coeff)
-        self.require(len(self.coeff) in (0, len(shapes)),
-                     f'{len(self.coeff)} coeff for {len(shapes)} bottoms')
-        self.require(not self.coeff or self.operation != EltwiseParameter.PROD,
-                     'coeff does not go with operation PROD')
+        self.require(
+            len(self.coeff) in (0, len(shapes)),
+            f'{len(self.coeff)} coeff for {len(shapes)} bottoms',
+        )
+        self.require(
+            not self.coeff or self.operation != EltwiseParameter.PROD,
+            'coeff does not go with operation PROD',
+        )
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         for bottom in bottoms:
-            self.require(bottom.shape == bottoms[0].shape,
-                         f'bottoms differ: {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}')
+            self.require(
+                bottom.shape == bottoms[0].shape,
+                f'bottoms differ: {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}',
+            )
         if self.operation == EltwiseParameter.PROD:
             return functools.reduce(operator.mul, bottoms)
         if self.operation == EltwiseParameter.MAX:
@@ -64,8 +70,10 @@ class Concat(Op):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         for bottom in bottoms:  # torch.cat passes over empty vectors, whatever their axes
-            self.require(bottom.dim() == bottoms[0].dim(),
-                         f'bottoms differ: {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}')
+            self.require(
+                bottom.dim() == bottoms[0].dim(),
+                f'bottoms differ: {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}',
+            )
         return torch.cat(bottoms, self.axis)
 
 
@@ -78,14 +86,18 @@ class Slice(Op):
         p, parts = self.param.slice_param, self.top_count
         self.axis = _either_axis(p, 'slice_dim', len(shape))
         self.points = list(p.slice_point)
-        self.require(len(self.points) in (0, parts - 1),
-                     f'{len(self.points)} slice_point for {parts} tops, expected {parts - 1}')
+        self.require(
+            len(self.points) in (0, parts - 1),
+            f'{len(self.points)} slice_point for {parts} tops, expected {parts - 1}',
+        )
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
         size, parts = bottom.shape[self.axis], self.top_count
         if not self.points:
-            self.require(size % parts == 0,
-                         f'axis {self.axis} of {tuple(bottom.shape)} does not divide by {parts}')
+            self.require(
+                size % parts == 0,
+                f'axis {self.axis} of {tuple(bottom.shape)} does not divide by {parts}',
+            )
         points = self.points or [size // parts * i for i in range(1, parts)]
         sizes = [b - a for a, b in zip([0, *points], [*points, size])]
         self.require(min(sizes) > 0, f'slice_point {points} must rise within 1..{size - 1}')
@@ -119,8 +131,9 @@ class Tile(Op):
         self.require(p.tiles > 0, f'tiles {p.tiles} must be positive')
 
     def forward(self, bottom: Tensor) -> Tensor:
-        return bottom.repeat([self.tiles if axis == self.axis else 1
-                              for axis in range(bottom.dim())])
+        return bottom.repeat(
+            [self.tiles if axis == self.axis else 1 for axis in range(bottom.dim())]
+        )
 
 
 class Flatten(Op):
@@ -143,23 +156,30 @@ class Reshape(Op):
         self.start = p.axis if p.axis >= 0 else axes + p.axis + 1
         self.require(0 <= self.start <= axes, f'axis {p.axis} is outside a blob of {axes} axes')
         self.end = axes if p.num_axes == -1 else self.start + p.num_axes
-        self.require(self.start <= self.end <= axes,
-                     f'num_axes {p.num_axes} from axis {p.axis} exceeds bottom {shape}')
+        self.require(
+            self.start <= self.end <= axes,
+            f'num_axes {p.num_axes} from axis {p.axis} exceeds bottom {shape}',
+        )
         self.dims = list(p.shape.dim)
-        self.require(self.dims.count(-1) <= 1 and min(self.dims, default=0) >= -1,
-                     f'dims {self.dims}: one may be -1, none smaller')
+        self.require(
+            self.dims.count(-1) <= 1 and min(self.dims, default=0) >= -1,
+            f'dims {self.dims}: one may be -1, none smaller',
+        )
         zeros = [i for i, dim in enumerate(self.dims) if dim == 0]
-        self.require(not zeros or self.start + zeros[-1] < axes,
-                     f'dims {self.dims}: 0 copies an axis that bottom {shape} does not have')
+        self.require(
+            not zeros or self.start + zeros[-1] < axes,
+            f'dims {self.dims}: 0 copies an axis that bottom {shape} does not have',
+        )
 
     def forward(self, bottom: Tensor) -> Tensor:
         shape = bottom.shape
         dims = [shape[self.start + i] if dim == 0 else dim for i, dim in enumerate(self.dims)]
-        wanted = (*shape[:self.start], *dims, *shape[self.end:])
+        wanted = (*shape[: self.start], *dims, *shape[self.end :])
         rest = math.prod(dim for dim in wanted if dim != -1)
-        self.require(bottom.numel() % rest == 0 if -1 in wanted and rest else
-                     bottom.numel() == rest,
-                     f'{tuple(shape)} does not reshape to {tuple(wanted)}')
+        self.require(
+            bottom.numel() % rest == 0 if -1 in wanted and rest else bottom.numel() == rest,
+            f'{tuple(shape)} does not reshape to {tuple(wanted)}',
+        )
         return bottom.reshape(wanted)
 
 
@@ -171,9 +191,12 @@ class InnerProduct(Op):
         p = self.param.inner_product_param
         self.axis, self.transpose = axis_of(p.axis, len(shape)), p.transpose
         self.require(p.num_output > 0, 'num_output must be positive')
-        inputs = math.prod(shape[self.axis:])
-        self.add_blob('weight', (inputs, p.num_output) if p.transpose else (p.num_output, inputs),
-                      p.weight_filler)
+        inputs = math.prod(shape[self.axis :])
+        self.add_blob(
+            'weight',
+            (inputs, p.num_output) if p.transpose else (p.num_output, inputs),
+            p.weight_filler,
+        )
         if p.bias_term:
             self.add_blob('bias', (p.num_output,), p.bias_filler)
         else:
@@ -182,9 +205,11 @@ class InnerProduct(Op):
     def forward(self, bottom: Tensor) -> Tensor:
         inputs = self.weight.shape[0 if self.transpose else 1]
         flat = bottom.flatten(self.axis)
-        self.require(flat.shape[-1] == inputs,
-                     f'bottom {tuple(bottom.shape)} has {flat.shape[-1]} values from axis '
-                     f'{self.axis} on, expected {inputs}')
+        self.require(
+            flat.shape[-1] == inputs,
+            f'bottom {tuple(bottom.shape)} has {flat.shape[-1]} values from axis '
+            f'{self.axis} on, expected {inputs}',
+        )
         return F.linear(flat, self.weight.t() if self.transpose else self.weight, self.bias)
 
 
@@ -196,8 +221,10 @@ class Embed(Op):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.embed_param
-        self.require(p.num_output > 0 and p.input_dim > 0,
-                     f'num_output {p.num_output} and input_dim {p.input_dim} must be positive')
+        self.require(
+            p.num_output > 0 and p.input_dim > 0,
+            f'num_output {p.num_output} and input_dim {p.input_dim} must be positive',
+        )
         self.add_blob('weight', (p.input_dim, p.num_output), p.weight_filler)
         if p.bias_term:
             self.add_blob('bias', (p.num_output,), p.bias_filler)
@@ -230,16 +257,22 @@ class Filter(Op):
     bottoms, tops = (2, math.inf), (1, math.inf)
 
     def setup(self, *shapes: Shape) -> None:
-        self.require(self.top_count == len(shapes) - 1,
-                     f'{self.top_count} tops for {len(shapes) - 1} bottoms and the selector')
+        self.require(
+            self.top_count == len(shapes) - 1,
+            f'{self.top_count} tops for {len(shapes) - 1} bottoms and the selector',
+        )
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         *shapes, selector = shapes
-        self.require(len(selector) > 0 and math.prod(selector[1:]) == 1,
-                     f'selector {selector} must hold one value per item')
+        self.require(
+            len(selector) > 0 and math.prod(selector[1:]) == 1,
+            f'selector {selector} must hold one value per item',
+        )
         for shape in shapes:
-            self.require(shape[:1] == selector[:1],
-                         f'{selector[0]} values in the selector for bottom {shape}')
+            self.require(
+                shape[:1] == selector[:1],
+                f'{selector[0]} values in the selector for bottom {shape}',
+            )
         return shapes
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -290,8 +323,11 @@ class ArgMax(Op):
 
     def forward(self, bottom: Tensor) -> Tensor:
         axis = 1 if self.axis is None else self.axis
-        rows = bottom if self.axis is not None else bottom.reshape(
-            bottom.shape[0], math.prod(bottom.shape[1:]))
+        rows = (
+            bottom
+            if self.axis is not None
+            else bottom.reshape(bottom.shape[0], math.prod(bottom.shape[1:]))
+        )
         values = rows.detach().flip(axis)
         best, places = values.sort(dim=axis, descending=True, stable=True)
         best = best.narrow(axis, 0, self.top_k)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Callable, Iterator
 
 import numpy as np
 
@@ -41,8 +41,9 @@ def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     MAX_COUNT values, with those drawn before in a `bounded` net.
     """
     if filler.type not in _FILLERS:
-        raise CaffeError(f'filler type "{filler.type}" unknown; there are '
-                         + ', '.join(sorted(_FILLERS)))
+        raise CaffeError(
+            f'filler type "{filler.type}" unknown; there are ' + ', '.join(sorted(_FILLERS))
+        )
     if filler.sparse != -1 and filler.type != 'gaussian':
         raise CaffeError(f'filler type "{filler.type}" takes no `sparse`; only gaussian does')
     _spend(filler.type, shape)
@@ -53,9 +54,11 @@ def _spend(kind: str, shape: tuple[int, ...]) -> None:
     """Note what a blob takes of the bound."""
     spent, count = _spent.get() or [0], math.prod(shape)
     if spent[0] + count > MAX_COUNT:
-        raise CaffeError(f'filler {kind}: {shape} are {count} values after {spent[0]} of other '
-                         f'params, at most {MAX_COUNT} are drawn for a net; load weights over a '
-                         'constant 0 instead')
+        raise CaffeError(
+            f'filler {kind}: {shape} are {count} values after {spent[0]} of other '
+            f'params, at most {MAX_COUNT} are drawn for a net; load weights over a '
+            'constant 0 instead'
+        )
     spent[0] += count
 
 
@@ -74,7 +77,7 @@ def _drawn(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> np.ndar
 def _stretches(values: np.ndarray) -> Iterator[np.ndarray]:
     flat = values.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
-        yield flat[start:start + _CHUNK]
+        yield flat[start : start + _CHUNK]
 
 
 def _uniform(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
@@ -91,8 +94,10 @@ def _gaussian(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     if filler.sparse != -1:
         share = filler.sparse / max(shape[0] if shape else 1, 1)
         if not 0 <= share <= 1:
-            raise CaffeError(f'filler gaussian: sparse {filler.sparse} of {shape}, must be -1 '
-                             'or 0 to the number of outputs')
+            raise CaffeError(
+                f'filler gaussian: sparse {filler.sparse} of {shape}, must be -1 '
+                'or 0 to the number of outputs'
+            )
         for part in _stretches(values):
             part *= rng.stream().uniform(size=part.size) < share
     return values
@@ -111,8 +116,11 @@ def _fan(filler: FillerParameter, shape: tuple[int, ...]) -> float:
     count = math.prod(shape)
     fan_in = count / shape[0] if shape and shape[0] else 1
     fan_out = count / shape[1] if len(shape) > 1 and shape[1] else count
-    norms = {FillerParameter.FAN_IN: fan_in, FillerParameter.FAN_OUT: fan_out,
-             FillerParameter.AVERAGE: (fan_in + fan_out) / 2}
+    norms = {
+        FillerParameter.FAN_IN: fan_in,
+        FillerParameter.FAN_OUT: fan_out,
+        FillerParameter.AVERAGE: (fan_in + fan_out) / 2,
+    }
     return max(norms[filler.variance_norm], 1)
 
 
@@ -137,7 +145,11 @@ def _bilinear(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 
 
 _FILLERS = {
-    'constant': _constant, 'uniform': _uniform, 'gaussian': _gaussian,
-    'positive_unitball': _positive_unitball, 'xavier': _xavier, 'msra': _msra,
+    'constant': _constant,
+    'uniform': _uniform,
+    'gaussian': _gaussian,
+    'positive_unitball': _positive_unitball,
+    'xavier': _xavier,
+    'msra': _msra,
     'bilinear': _bilinear,
 }

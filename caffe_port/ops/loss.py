@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.files import caffemodel
 from caffe_port.errors import CaffeError
+from caffe_port.files import caffemodel
 from caffe_port.ops.base import Op, Shape, axis_of, indices
 from caffe_port.proto.caffe_pb2 import HingeLossParameter, LossParameter
 
@@ -30,8 +30,15 @@ def divisor(mode: int, full: int, batch: int, valid: Tensor | int) -> Tensor | f
     """What a loss is divided by in a normalization mode; at least 1."""
     if mode == LossParameter.VALID and isinstance(valid, Tensor):
         return valid.clamp(min=1)
-    return max(1, {LossParameter.FULL: full, LossParameter.VALID: valid,
-                   LossParameter.BATCH_SIZE: batch, LossParameter.NONE: 1}[mode])
+    return max(
+        1,
+        {
+            LossParameter.FULL: full,
+            LossParameter.VALID: valid,
+            LossParameter.BATCH_SIZE: batch,
+            LossParameter.NONE: 1,
+        }[mode],
+    )
 
 
 def labels_along(labels: Tensor, scores: Tensor, axis: int) -> Tensor:
@@ -39,10 +46,12 @@ def labels_along(labels: Tensor, scores: Tensor, axis: int) -> Tensor:
 
     Raises CaffeError for another number of labels than positions.
     """
-    rest = scores.shape[:axis] + scores.shape[axis + 1:]
+    rest = scores.shape[:axis] + scores.shape[axis + 1 :]
     if labels.numel() != rest.numel():
-        raise CaffeError(f'{tuple(labels.shape)} labels for scores {tuple(scores.shape)}: '
-                         f'{labels.numel()}, expected {rest.numel()}')
+        raise CaffeError(
+            f'{tuple(labels.shape)} labels for scores {tuple(scores.shape)}: '
+            f'{labels.numel()}, expected {rest.numel()}'
+        )
     return labels.detach().reshape(rest).long()
 
 
@@ -78,7 +87,7 @@ class SoftmaxWithLoss(Op):
         count: Tensor | int = positions
         if valid is not None:
             nll, count = nll * valid.unsqueeze(self.axis), valid.sum()
-        batch = math.prod(scores.shape[:self.axis])
+        batch = math.prod(scores.shape[: self.axis])
         loss = nll.sum() / divisor(self.mode, positions, batch, count)
         return (loss,) if self.top_count == 1 else (loss, log_prob.detach().exp())
 
@@ -95,8 +104,10 @@ class MultinomialLogisticLoss(Op):
     forceable = (True, False)
 
     def forward(self, prob: Tensor, labels: Tensor) -> Tensor:
-        self.require(labels.numel() == prob.shape[0],
-                     f'{labels.numel()} labels for a batch of {prob.shape[0]}')
+        self.require(
+            labels.numel() == prob.shape[0],
+            f'{labels.numel()} labels for a batch of {prob.shape[0]}',
+        )
         true = prob.flatten(1).gather(1, labels.detach().reshape(-1, 1).long())
         # The clamp counts for the gradient's value, but lets it pass.
         true = true + (true.clamp(min=LEAST_PROBABILITY) - true).detach()
@@ -120,31 +131,42 @@ class InfogainLoss(Op):
     def setup(self, shape: Shape, labels: Shape, *matrix: Shape) -> None:
         p, given = self.param.infogain_loss_param, self.param.loss_param
         self.axis = axis_of(p.axis, len(shape))
-        self.require(not given.HasField('normalize'),
-                     'normalize does not go with InfogainLoss: give normalization')
+        self.require(
+            not given.HasField('normalize'),
+            'normalize does not go with InfogainLoss: give normalization',
+        )
         self.ignore = given.ignore_label if given.HasField('ignore_label') else None
         self.mode = normalization_of(given)
         if not matrix:
-            self.require(p.HasField('source'),
-                         'the matrix is neither a third bottom nor in a file that source names')
-            self.register_buffer('matrix', torch.from_numpy(caffemodel.read_blob(p.source)).to(
-                self.device), persistent=False)
+            self.require(
+                p.HasField('source'),
+                'the matrix is neither a third bottom nor in a file that source names',
+            )
+            self.register_buffer(
+                'matrix',
+                torch.from_numpy(caffemodel.read_blob(p.source)).to(self.device),
+                persistent=False,
+            )
 
     def forward(self, scores: Tensor, labels: Tensor, *matrix: Tensor) -> tuple[Tensor, ...]:
         classes = scores.shape[self.axis]
         (gains,) = matrix or (self.matrix,)
-        self.require(gains.numel() == classes ** 2,
-                     f'matrix {tuple(gains.shape)} for {classes} classes, '
-                     f'expected {classes} x {classes}')
+        self.require(
+            gains.numel() == classes**2,
+            f'matrix {tuple(gains.shape)} for {classes} classes, expected {classes} x {classes}',
+        )
         target = labels_along(labels, scores, self.axis)
-        valid = target != self.ignore if self.ignore is not None else torch.ones_like(
-            target, dtype=torch.bool)
+        valid = (
+            target != self.ignore
+            if self.ignore is not None
+            else torch.ones_like(target, dtype=torch.bool)
+        )
         target = indices(target.where(valid, 0), classes, 'label')
         log_prob = F.log_softmax(scores, self.axis)
         seen = log_prob.clamp(min=math.log(LEAST_PROBABILITY))
         seen = (log_prob + (seen - log_prob).detach()).movedim(self.axis, -1)
         losses = -(F.embedding(target, gains.detach().reshape(classes, classes)) * seen).sum(-1)
-        batch = math.prod(scores.shape[:self.axis])
+        batch = math.prod(scores.shape[: self.axis])
         loss = (losses * valid).sum() / divisor(self.mode, target.numel(), batch, valid.sum())
         return (loss,) if self.top_count == 1 else (loss, log_prob.detach().exp())
 
@@ -164,8 +186,10 @@ class HingeLoss(Op):
         self.squared = self.param.hinge_loss_param.norm == HingeLossParameter.L2
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
-        self.require(labels.numel() == scores.shape[0],
-                     f'{labels.numel()} labels for a batch of {scores.shape[0]}')
+        self.require(
+            labels.numel() == scores.shape[0],
+            f'{labels.numel()} labels for a batch of {scores.shape[0]}',
+        )
         rows = scores.flatten(1)
         true = indices(labels.reshape(-1, 1), rows.shape[1], 'label')
         gaps = F.relu(1 + torch.ones_like(rows).scatter(1, true, -1) * rows)
@@ -190,16 +214,18 @@ class ContrastiveLoss(Op):
         self.margin, self.legacy = p.margin, p.legacy_version
 
     def forward(self, one: Tensor, other: Tensor, labels: Tensor) -> Tensor:
-        self.require(one.shape[:2] == other.shape[:2]
-                     and one.shape[2:].numel() == other.shape[2:].numel() == 1,
-                     f'{tuple(one.shape)} and {tuple(other.shape)} must be N x C both')
-        self.require(labels.numel() == one.shape[0],
-                     f'{labels.numel()} labels for {one.shape[0]} pairs')
+        self.require(
+            one.shape[:2] == other.shape[:2]
+            and one.shape[2:].numel() == other.shape[2:].numel() == 1,
+            f'{tuple(one.shape)} and {tuple(other.shape)} must be N x C both',
+        )
+        self.require(
+            labels.numel() == one.shape[0], f'{labels.numel()} labels for {one.shape[0]} pairs'
+        )
         squares = (one.flatten(1) - other.flatten(1)).square().sum(1)
         d2, alike = squares.detach(), labels.detach().flatten().trunc() != 0
         gap = (self.margin - (d2 if self.legacy else d2.sqrt())).clamp(min=0)
-        value, slope = ((gap, -gap.sign()) if self.legacy
-                        else (gap * gap, -gap / (d2.sqrt() + 1e-4)))
+        value, slope = (gap, -gap.sign()) if self.legacy else (gap * gap, -gap / (d2.sqrt() + 1e-4))
         # The value, and a derivative along the squared distance that is finite at 0.
         losses = value.where(~alike, d2) + slope.where(~alike, 1) * (squares - d2)
         return losses.sum() / (2 * one.shape[0])
@@ -212,9 +238,12 @@ class EuclideanLoss(Op):
     loss = True
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        self.require(one.shape[1:].numel() == other.shape[1:].numel() and one.dim() > 0
-                     and one.shape[0] == other.shape[0],
-                     f'bottoms differ: {tuple(one.shape)} and {tuple(other.shape)}')
+        self.require(
+            one.shape[1:].numel() == other.shape[1:].numel()
+            and one.dim() > 0
+            and one.shape[0] == other.shape[0],
+            f'bottoms differ: {tuple(one.shape)} and {tuple(other.shape)}',
+        )
         return (one.flatten() - other.flatten()).square().sum() / (2 * one.shape[0])
 
 
@@ -235,8 +264,10 @@ class SigmoidCrossEntropyLoss(Op):
         self.mode = normalization_of(p, LossParameter.BATCH_SIZE)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
-        self.require(scores.numel() == targets.numel(),
-                     f'bottoms differ: {tuple(scores.shape)} and {tuple(targets.shape)}')
+        self.require(
+            scores.numel() == targets.numel(),
+            f'bottoms differ: {tuple(scores.shape)} and {tuple(targets.shape)}',
+        )
         targets = targets.detach().reshape(scores.shape)
         losses = F.binary_cross_entropy_with_logits(scores, targets, reduction='none')
         count: Tensor | int = scores.numel()
@@ -261,16 +292,20 @@ class Accuracy(Op):
         self.axis = axis_of(p.axis, len(shape))
         self.ignore = p.ignore_label if p.HasField('ignore_label') else None
         self.top_k = p.top_k
-        self.require(1 <= p.top_k <= shape[self.axis],
-                     f'top_k {p.top_k} must be 1 to {shape[self.axis]}')
+        self.require(
+            1 <= p.top_k <= shape[self.axis], f'top_k {p.top_k} must be 1 to {shape[self.axis]}'
+        )
 
     def forward(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         rows = scores.detach().movedim(self.axis, -1)
         classes = rows.shape[-1]
         rows, target = rows.reshape(-1, classes), labels.detach().reshape(-1).long()
         self.require(len(rows) == len(target), f'{len(target)} labels for {len(rows)} positions')
-        valid = (target != self.ignore) if self.ignore is not None else torch.ones_like(
-            target, dtype=torch.bool)
+        valid = (
+            (target != self.ignore)
+            if self.ignore is not None
+            else torch.ones_like(target, dtype=torch.bool)
+        )
         target = target.where(valid, 0)
         better = (rows >= rows.gather(1, target[:, None])).sum(1) - 1
         right = ((better < self.top_k) & valid).to(scores.dtype)

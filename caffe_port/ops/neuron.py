@@ -125,9 +125,9 @@ class Power(Op):
         if self.power * self.scale == 0:
             shift = torch.full_like(bottom, self.shift)
             # Python's own ** raises or turns complex where C gives inf or NaN.
-            return shift if self.power == 1 else shift ** self.power
+            return shift if self.power == 1 else shift**self.power
         inner = bottom * self.scale + self.shift
-        return inner if self.power == 1 else inner ** self.power
+        return inner if self.power == 1 else inner**self.power
 
 
 class PReLU(Op):

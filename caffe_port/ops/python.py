@@ -21,7 +21,7 @@ ENTRY_POINTS = 'caffe_port.python_layers'
 class LayerBlobs(list):
     """The parameter blobs of a Python layer; add_blob(*dims) appends one of zeros."""
 
-    def __init__(self, op: 'Python'):
+    def __init__(self, op: Python):
         super().__init__()
         self._op = op
 
@@ -69,19 +69,24 @@ def _find(module: str, layer: str) -> type[Layer]:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.split('.')[0]:
-            raise CaffeError(f'python_param: module {module} needs {error.name}, '
-                             'which is not installed') from error
-        points = [p for p in importlib.metadata.entry_points(group=ENTRY_POINTS)
-                  if p.name == module]
+            raise CaffeError(
+                f'python_param: module {module} needs {error.name}, which is not installed'
+            ) from error
+        points = [
+            p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == module
+        ]
         if not points:
-            raise CaffeError(f'python_param: no module {module} on the path, and no installed '
-                             'package offers one by that name (entry point group '
-                             f'{ENTRY_POINTS})') from error
+            raise CaffeError(
+                f'python_param: no module {module} on the path, and no installed '
+                'package offers one by that name (entry point group '
+                f'{ENTRY_POINTS})'
+            ) from error
         loaded = points[0].load()
     found = getattr(loaded, layer, None)
     if not (isinstance(found, type) and issubclass(found, Layer)):
-        raise CaffeError(f'python_param: module {module} has no class {layer} that derives '
-                         'from caffe_port.Layer')
+        raise CaffeError(
+            f'python_param: module {module} has no class {layer} that derives from caffe_port.Layer'
+        )
     return found
 
 
@@ -139,13 +144,12 @@ class _PythonFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        op, propagate = ctx.op, list(ctx.needs_input_grad[2:2 + ctx.count])
+        op, propagate = ctx.op, list(ctx.needs_input_grad[2 : 2 + ctx.count])
         for blob, grad in zip(op.top, grads):
             blob.diff_tensor = grad.clone()
         for blob in op.bottom:
             blob.diff_tensor = torch.zeros_like(blob.tensor)
         op.layer.backward(op.top, propagate, op.bottom)
-        found = [blob.diff_tensor if wanted else None
-                 for blob, wanted in zip(op.bottom, propagate)]
+        found = [blob.diff_tensor if wanted else None for blob, wanted in zip(op.bottom, propagate)]
         # The layer has added to the diffs of its own blobs itself.
         return None, None, *found, *([None] * len(op.blob_names))

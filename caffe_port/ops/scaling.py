@@ -33,16 +33,19 @@ class _Broadcast(Op):
         else:
             self.require(p.num_axes >= 0, f'num_axes {p.num_axes} must be -1 or more')
             end = self.axis + p.num_axes
-            self.require(end <= len(shape), f'axis {p.axis} with num_axes {p.num_axes} '
-                                            f'exceeds bottom {shape}')
+            self.require(
+                end <= len(shape),
+                f'axis {p.axis} with num_axes {p.num_axes} exceeds bottom {shape}',
+            )
         filler = FillerParameter(type='constant', value=default)
-        self.add_blob(name, shape[self.axis:end], p.filler if p.HasField('filler') else filler)
+        self.add_blob(name, shape[self.axis : end], p.filler if p.HasField('filler') else filler)
 
     def _laid_along(self, bottom: Tensor, factor: Tensor) -> Tensor:
         end = self.axis + factor.dim()
-        self.require(bottom.shape[self.axis:end] == factor.shape,
-                     f'{tuple(factor.shape)} does not lie along axis {self.axis} '
-                     f'of {tuple(bottom.shape)}')
+        self.require(
+            bottom.shape[self.axis : end] == factor.shape,
+            f'{tuple(factor.shape)} does not lie along axis {self.axis} of {tuple(bottom.shape)}',
+        )
         return factor.reshape(factor.shape + (1,) * (bottom.dim() - end))
 
 
@@ -86,11 +89,14 @@ class BatchNorm(Op):
         p = self.param.batch_norm_param
         channels = shape[1] if len(shape) > 1 else 1
         self.eps, self.fraction = p.eps, p.moving_average_fraction
-        self.use_global = p.use_global_stats if p.HasField('use_global_stats') \
-            else self.phase == TEST
+        self.use_global = (
+            p.use_global_stats if p.HasField('use_global_stats') else self.phase == TEST
+        )
         for spec in self.param.param:
-            self.require(spec.lr_mult == 0 or not spec.HasField('lr_mult'),
-                         'the statistics are not learned: lr_mult must be 0')
+            self.require(
+                spec.lr_mult == 0 or not spec.HasField('lr_mult'),
+                'the statistics are not learned: lr_mult must be 0',
+            )
         for name, size in (('mean', channels), ('variance', channels), ('scale_factor', 1)):
             self.add_blob(name, (size,), learned=False)
 
@@ -112,8 +118,11 @@ class BatchNorm(Op):
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
         unbiased = count / (count - 1) if count > 1 else 1.0
-        for blob, new in ((self.mean, mean), (self.variance, variance * unbiased),
-                          (self.scale_factor, torch.ones_like(self.scale_factor))):
+        for blob, new in (
+            (self.mean, mean),
+            (self.variance, variance * unbiased),
+            (self.scale_factor, torch.ones_like(self.scale_factor)),
+        ):
             blob.mul_(self.fraction).add_(new)
 
 
@@ -132,7 +141,7 @@ class MVN(Op):
 
     def forward(self, bottom: Tensor) -> Tensor:
         shape = bottom.shape
-        rows = bottom.reshape(*shape[:self.leading], math.prod(shape[self.leading:]))
+        rows = bottom.reshape(*shape[: self.leading], math.prod(shape[self.leading :]))
         top = rows - rows.mean(-1, keepdim=True)
         if self.normalize:
             variance = top.square().mean(-1, keepdim=True)

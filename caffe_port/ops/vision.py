@@ -31,15 +31,20 @@ class _Sliding(Op):
         self.stride = self._numbers('stride', 'stride', 1)
         self.pad = self._numbers('pad', 'pad', 0)
         self.dilation = per_axis(p.dilation, axes, 1, 'dilation')
-        for what, numbers in (('kernel', self.kernel), ('stride', self.stride),
-                              ('dilation', self.dilation)):
+        for what, numbers in (
+            ('kernel', self.kernel),
+            ('stride', self.stride),
+            ('dilation', self.dilation),
+        ):
             self.require(min(numbers) > 0, f'{what} {numbers} must be positive')
 
     def _numbers(self, name: str, field: str, default: int | None) -> tuple[int, ...]:
         p = self.param.convolution_param
         if p.HasField(f'{name}_h') or p.HasField(f'{name}_w'):
-            self.require(self.spatial == 2,
-                         f'{name}_h and {name}_w need 2 spatial axes, there are {self.spatial}')
+            self.require(
+                self.spatial == 2,
+                f'{name}_h and {name}_w need 2 spatial axes, there are {self.spatial}',
+            )
             return height_width(p, name, default, lambda: getattr(p, field))
         return per_axis(getattr(p, field), self.spatial, default, field)
 
@@ -55,9 +60,10 @@ class _Filters(_Sliding):
         self.group = p.group
         outputs, inputs = p.num_output, first[self.axis]
         self.require(outputs > 0, 'num_output must be positive')
-        self.require(self.group > 0 and inputs % self.group == 0 and outputs % self.group == 0,
-                     f'{inputs} channels to {outputs} outputs do not divide into '
-                     f'{self.group} groups')
+        self.require(
+            self.group > 0 and inputs % self.group == 0 and outputs % self.group == 0,
+            f'{inputs} channels to {outputs} outputs do not divide into {self.group} groups',
+        )
         for shape in shapes:
             self.require(shape == first, f'bottoms differ: {first} and {shape}')
         self.inputs = inputs
@@ -72,13 +78,14 @@ class _Filters(_Sliding):
 
     def _with_batch(self, bottom: Tensor) -> Tensor:
         """Axes before the channel axis count as the batch, whatever their number."""
-        self.require(bottom.dim() > self.axis and bottom.shape[self.axis] == self.inputs,
-                     f'bottom {tuple(bottom.shape)} must have {self.inputs} channels '
-                     f'on axis {self.axis}')
+        self.require(
+            bottom.dim() > self.axis and bottom.shape[self.axis] == self.inputs,
+            f'bottom {tuple(bottom.shape)} must have {self.inputs} channels on axis {self.axis}',
+        )
         if self.axis == 1:
             return self._filter(bottom)
-        batch = bottom.shape[:self.axis]
-        top = self._filter(bottom.reshape(-1, *bottom.shape[self.axis:]))
+        batch = bottom.shape[: self.axis]
+        top = self._filter(bottom.reshape(-1, *bottom.shape[self.axis :]))
         return top.reshape(*batch, *top.shape[1:])
 
 
@@ -90,8 +97,9 @@ class Convolution(_Filters):
 
     def _filter(self, bottom: Tensor) -> Tensor:
         conv = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
-        return conv(bottom, self.weight, self.bias, self.stride, self.pad, self.dilation,
-                    self.group)
+        return conv(
+            bottom, self.weight, self.bias, self.stride, self.pad, self.dilation, self.group
+        )
 
 
 class Deconvolution(_Filters):
@@ -102,8 +110,9 @@ class Deconvolution(_Filters):
 
     def _filter(self, bottom: Tensor) -> Tensor:
         conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.spatial - 1]
-        return conv(bottom, self.weight, self.bias, self.stride, self.pad, 0, self.group,
-                    self.dilation)
+        return conv(
+            bottom, self.weight, self.bias, self.stride, self.pad, 0, self.group, self.dilation
+        )
 
 
 class Im2col(_Sliding):
@@ -122,12 +131,14 @@ class Im2col(_Sliding):
         at = self.axis + 1
         for i, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation)):
             reach = top.shape[at + 2 * i] - d * (k - 1)
-            self.require(reach > 0, f'kernel {self.kernel} with dilation {self.dilation} exceeds '
-                                    f'padded bottom {tuple(bottom.shape)}')
+            self.require(
+                reach > 0,
+                f'kernel {self.kernel} with dilation {self.dilation} exceeds '
+                f'padded bottom {tuple(bottom.shape)}',
+            )
             starts = torch.arange(0, reach, s, device=top.device)
             places = torch.arange(0, d * k, d, device=top.device)[:, None] + starts
-            top = top.index_select(at + 2 * i, places.flatten()).unflatten(
-                at + 2 * i, places.shape)
+            top = top.index_select(at + 2 * i, places.flatten()).unflatten(at + 2 * i, places.shape)
         # Now each spatial axis is two: the kernel's pixels, and the places it goes to.
         kernels, starts = ([at + 2 * i + j for i in range(self.spatial)] for j in (0, 1))
         top = top.permute(*range(at), *kernels, *starts)
@@ -150,21 +161,23 @@ class _Pool(Op):
 
     def _read_method(self, shape: Shape, method: str) -> None:
         self.require(len(shape) == 4, f'bottom {shape} must have 4 axes')
-        self.require(method != 'STOCHASTIC',
-                     'pool STOCHASTIC is not supported; there are MAX and AVE')
+        self.require(
+            method != 'STOCHASTIC', 'pool STOCHASTIC is not supported; there are MAX and AVE'
+        )
         self.is_max = method == 'MAX'
 
     def _pooled(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
         if not torch.compiler.is_exporting() and all(
-                s <= k and 2 * pad <= k for k, s, pad in zip(*windows)):
+            s <= k and 2 * pad <= k for k, s, pad in zip(*windows)
+        ):
             return self._pool(bottom, windows, self.ceil)
         return self._padded(bottom, windows)
 
     def _pool(self, bottom: Tensor, windows: Windows, ceil: bool) -> tuple[Tensor, ...]:
         if not self.is_max:
-            return F.avg_pool2d(bottom, *windows, ceil, True),
+            return (F.avg_pool2d(bottom, *windows, ceil, True),)
         if self.top_count == 1:
-            return F.max_pool2d(bottom, *windows, ceil_mode=ceil),
+            return (F.max_pool2d(bottom, *windows, ceil_mode=ceil),)
         top, mask = F.max_pool2d(bottom, *windows, ceil_mode=ceil, return_indices=True)
         return top, mask.to(bottom.dtype)
 
@@ -179,15 +192,19 @@ class _Pool(Op):
         (high, wide), (low, right) = pad, [p + e for p, e in zip(pad, extra)]
         for axis in (0, 1):
             reach = size[axis] + 2 * pad[axis] + extra[axis]
-            self.require(reach >= kernel[axis],
-                         f'kernel {kernel} exceeds padded bottom {tuple(bottom.shape)}')
-            self.require(max(pad[axis], extra[axis]) <= MAX_PAD,
-                         f'pad {pad} or stride {stride} exceeds {MAX_PAD}')
+            self.require(
+                reach >= kernel[axis],
+                f'kernel {kernel} exceeds padded bottom {tuple(bottom.shape)}',
+            )
+            self.require(
+                max(pad[axis], extra[axis]) <= MAX_PAD,
+                f'pad {pad} or stride {stride} exceeds {MAX_PAD}',
+            )
         padded = F.pad(bottom, (wide, right, high, low), value=LOWEST if self.is_max else 0)
         tops = self._pool(padded, windows._replace(pad=(0, 0)), False)
         if not self.is_max:
             area = kernel[0] * kernel[1]
-            tops = tops[0] * area / _areas(bottom, windows, tops[0]),
+            tops = (tops[0] * area / _areas(bottom, windows, tops[0]),)
         elif len(tops) == 2:
             rows, columns = tops[1] // padded.shape[3] - high, tops[1] % padded.shape[3] - wide
             inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
@@ -209,8 +226,11 @@ def _without_last(top: Tensor, bottom: Tensor, windows: Windows) -> Tensor:
     """With any pad, a last window that starts past image and first pad is dropped."""
     for axis, (k, s, pad) in enumerate(zip(*windows), 2):
         # Windows that reach back into the image whatever its size need no look at it.
-        if any(windows.pad) and pad + s > k and (
-                (top.shape[axis] - 1) * s >= bottom.shape[axis] + pad):
+        if (
+            any(windows.pad)
+            and pad + s > k
+            and ((top.shape[axis] - 1) * s >= bottom.shape[axis] + pad)
+        ):
             top = top.narrow(axis, 0, top.shape[axis] - 1)
     return top
 
@@ -238,17 +258,23 @@ class Pooling(_Pool):
         stride = height_width(p, 'stride', 1, plain('stride'))
         pad = height_width(p, 'pad', 0, plain('pad'))
         if self.is_global:
-            self.require(not (p.HasField('kernel_size') or p.HasField('kernel_h')
-                              or p.HasField('kernel_w')),
-                         'global_pooling takes no kernel size')
-            self.require(pad == (0, 0) and stride == (1, 1),
-                         'global_pooling goes with pad 0 and stride 1')
+            self.require(
+                not (p.HasField('kernel_size') or p.HasField('kernel_h') or p.HasField('kernel_w')),
+                'global_pooling takes no kernel size',
+            )
+            self.require(
+                pad == (0, 0) and stride == (1, 1), 'global_pooling goes with pad 0 and stride 1'
+            )
             return
         kernel = height_width(p, 'kernel', None, plain('kernel_size'))
-        self.require(min(kernel) > 0 and min(stride) > 0,
-                     f'kernel {kernel} and stride {stride} must be positive')
-        self.require(all(one < k for one, k in zip(pad, kernel)),
-                     f'pad {pad} must be smaller than kernel {kernel}')
+        self.require(
+            min(kernel) > 0 and min(stride) > 0,
+            f'kernel {kernel} and stride {stride} must be positive',
+        )
+        self.require(
+            all(one < k for one, k in zip(pad, kernel)),
+            f'pad {pad} must be smaller than kernel {kernel}',
+        )
         self.windows = Windows(kernel, stride, pad)
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
@@ -257,10 +283,10 @@ class Pooling(_Pool):
     def _whole(self, bottom: Tensor) -> tuple[Tensor, ...]:
         """The image as the only window."""
         if not self.is_max:
-            return bottom.mean((2, 3), keepdim=True),
+            return (bottom.mean((2, 3), keepdim=True),)
         best, place = bottom.flatten(2).max(-1)
         tops = best, place.to(bottom.dtype)
-        return tuple(top[:, :, None, None] for top in tops[:self.top_count])
+        return tuple(top[:, :, None, None] for top in tops[: self.top_count])
 
 
 class SPP(_Pool):
@@ -279,17 +305,20 @@ class SPP(_Pool):
         self.require(self.levels > 0, 'pyramid_height must be positive')
 
     def forward(self, bottom: Tensor) -> Tensor:
-        tops = [self._pooled(bottom, self._windows(bottom, level))[0]
-                for level in range(self.levels)]
+        tops = [
+            self._pooled(bottom, self._windows(bottom, level))[0] for level in range(self.levels)
+        ]
         return tops[0] if len(tops) == 1 else torch.cat([top.flatten(1) for top in tops], 1)
 
     def _windows(self, bottom: Tensor, level: int) -> Windows:
-        size, count = tuple(bottom.shape[2:]), 2 ** level
+        size, count = tuple(bottom.shape[2:]), 2**level
         kernel = tuple(-(-length // count) for length in size)
         pad = tuple((k * count - length + 1) // 2 for k, length in zip(kernel, size))
-        self.require(all(p < k for p, k in zip(pad, kernel)),
-                     f'level {level} of the pyramid does not fit {size[0]} x {size[1]}: '
-                     f'pad {pad} must be smaller than kernel {kernel}')
+        self.require(
+            all(p < k for p, k in zip(pad, kernel)),
+            f'level {level} of the pyramid does not fit {size[0]} x {size[1]}: '
+            f'pad {pad} must be smaller than kernel {kernel}',
+        )
         return Windows(kernel, kernel, pad)
 
 
@@ -315,8 +344,9 @@ class LRN(Op):
             return bottom * (1 + self.alpha * mean) ** -self.beta
         half = min(half, bottom.shape[1] - 1)  # further neighbours there are none
         planes = F.pad(squares.unsqueeze(1), (0, 0, 0, 0, half, half))
-        mean = F.avg_pool3d(planes, (2 * half + 1, 1, 1), stride=1,
-                            divisor_override=self.size).squeeze(1)
+        mean = F.avg_pool3d(
+            planes, (2 * half + 1, 1, 1), stride=1, divisor_override=self.size
+        ).squeeze(1)
         return bottom * (self.k + self.alpha * mean) ** -self.beta
 
 
@@ -344,8 +374,10 @@ class Crop(Op):
                 places = torch.arange(size, device=top.device) + offset
                 top = top.index_select(axis, places)
                 continue
-            self.require(bottom.shape[axis] >= offset + size,
-                         f'axis {axis} of {tuple(bottom.shape)} is too short for offset '
-                         f'{offset} and {size} of {tuple(like.shape)}')
+            self.require(
+                bottom.shape[axis] >= offset + size,
+                f'axis {axis} of {tuple(bottom.shape)} is too short for offset '
+                f'{offset} and {size} of {tuple(like.shape)}',
+            )
             top = top.narrow(axis, offset, size)
         return top.clone(memory_format=torch.contiguous_format)

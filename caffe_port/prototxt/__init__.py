@@ -13,15 +13,23 @@ from typing import TypeVar
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from caffe_port.files import wire
 from caffe_port.errors import CaffeError, replacing
+from caffe_port.files import wire
+from caffe_port.files.upgrade import V1_TYPES, upgrade_net, upgrade_solver
 from caffe_port.ops import LAYER_TYPES
 from caffe_port.ops.data import FED_TYPES
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
-from caffe_port.files.upgrade import V1_TYPES, upgrade_net, upgrade_solver
 
-__all__ = ['parse_net', 'parse_solver', 'read_net', 'read_solver', 'to_text', 'upgrade_net',
-           'upgrade_solver', 'write']
+__all__ = [
+    'parse_net',
+    'parse_solver',
+    'read_net',
+    'read_solver',
+    'to_text',
+    'upgrade_net',
+    'upgrade_solver',
+    'write',
+]
 
 # The largest nets take a few hundred KB; a message costs far more than the text it is read from.
 MAX_BYTES = 8 << 20
@@ -29,7 +37,7 @@ MAX_MESSAGES = 1 << 17
 # Caffe's messages nest 6 deep.
 MAX_DEPTH = 32
 # Comments and strings are matched so that the braces in them are not.
-_BRACES = re.compile(r'''#[^\n]*|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|[{}<>]''')
+_BRACES = re.compile(r"""#[^\n]*|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|[{}<>]""")
 
 _LAYER = re.compile(r'\blayers?\s*:?\s*$')
 _SAID = re.compile(r"""\b(name|type)\s*:\s*("[^"\n]*"|'[^'\n]*'|\w+)""")
@@ -127,8 +135,9 @@ def _with_layer(error: text_format.ParseError, text: str) -> str:
     who = f'{layer["name"]}: ' if 'name' in layer else ''
     if ' has no ' not in words or V1_TYPES.get(type_, type_) in {'', *LAYER_TYPES, *FED_TYPES}:
         return f'{place}: {who}{words}'
-    return (f'{place}: {who}no layer type "{type_}" ({words.rstrip(".")}); there are '
-            + ', '.join(sorted(LAYER_TYPES)))
+    return f'{place}: {who}no layer type "{type_}" ({words.rstrip(".")}); there are ' + ', '.join(
+        sorted(LAYER_TYPES)
+    )
 
 
 def _layer_at(text: str, line: int, column: int) -> dict[str, str]:
@@ -168,6 +177,9 @@ def _check_braces(text: str, name: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH or messages > MAX_MESSAGES:
             line = text.count('\n', 0, match.start()) + 1
-            limit = (f'nested more than {MAX_DEPTH} deep' if depth > MAX_DEPTH
-                     else f'more than {MAX_MESSAGES} messages')
+            limit = (
+                f'nested more than {MAX_DEPTH} deep'
+                if depth > MAX_DEPTH
+                else f'more than {MAX_MESSAGES} messages'
+            )
             raise CaffeError(f'{name}:{line}: {limit}')

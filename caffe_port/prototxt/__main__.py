@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from caffe_port.errors import CaffeError
 from caffe_port.prototxt import read_net, read_solver, to_text, write
@@ -15,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Upgrade a prototxt; the exit status: 0, or 2 where it can't be done."""
     parser = argparse.ArgumentParser(
         prog='caffe_port.prototxt',
-        description='Bring a prototxt of any format of Caffe to the current one.')
+        description='Bring a prototxt of any format of Caffe to the current one.',
+    )
     parser.add_argument('source', metavar='SRC', help='the prototxt to upgrade')
     parser.add_argument('target', metavar='DST', nargs='?', help='default: standard output')
     parser.add_argument('--solver', action='store_true', help='SRC is a solver, not a net')

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def beside(state: str | os.PathLike) -> Path:
     return Path(state).with_name(f'{name}.memory.json')
 
 
-def _layers(solver: 'SGDSolver') -> Iterator[tuple[str, Layer]]:
+def _layers(solver: SGDSolver) -> Iterator[tuple[str, Layer]]:
     """Python layers that have a state of their own, by net and name."""
     for number, net in enumerate([solver.net, *solver.test_nets]):
         for node in net.module.nodes:
@@ -36,7 +37,7 @@ def _layers(solver: 'SGDSolver') -> Iterator[tuple[str, Layer]]:
                 yield f'{number}:{node.name}', node.op.layer
 
 
-def collect(solver: 'SGDSolver') -> dict:
+def collect(solver: SGDSolver) -> dict:
     """The memory of a solver as it stands between two iterations; collective.
 
     Random streams and layers are those of every rank, as one that skips an image leaves the
@@ -79,8 +80,9 @@ def load(path: Path, iteration: int) -> dict | None:
         content = json.loads(path.read_text())
         for streams in [content['streams'], *content.setdefault('streams_of_other_ranks', [])]:
             streams['key'] = np.array(streams['key'], np.uint32)
-            streams['devices'] = {name: np.array(state, np.uint8)
-                                  for name, state in streams['devices'].items()}
+            streams['devices'] = {
+                name: np.array(state, np.uint8) for name, state in streams['devices'].items()
+            }
         found = content['iter']
         content['losses'], content['notes']
         # Earlier versions kept the layers of rank 0 alone.
@@ -90,18 +92,26 @@ def load(path: Path, iteration: int) -> dict | None:
         return None
     except OSError as error:
         raise CaffeError(f'{path}: not read: {error.strerror}') from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError,
-            RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         if isinstance(error, CaffeError):
             raise
-        raise CaffeError(f'{path}: not the memory of a snapshot: {error!r}; without the file '
-                         'the run resumes as Caffe\'s does') from error
+        raise CaffeError(
+            f'{path}: not the memory of a snapshot: {error!r}; without the file '
+            "the run resumes as Caffe's does"
+        ) from error
     if found != iteration:
         raise CaffeError(f'{path}: belongs to iteration {found}, the solver state to {iteration}')
     return content
 
 
-def recall(content: dict, solver: 'SGDSolver') -> None:
+def recall(content: dict, solver: SGDSolver) -> None:
     """Put layers, streams, losses and notes back to what `content` says.
 
     Another number of ranks goes on in rank 0's data order, each with the streams it has.
@@ -116,8 +126,12 @@ def recall(content: dict, solver: 'SGDSolver') -> None:
     if len(streams) == parallel.solver_count():
         rng.set_state(streams[parallel.solver_rank()])
     else:
-        LOG.warning('Snapshot of %d processes, now there are %d: the data order goes on, random '
-                    'streams start anew', len(streams), parallel.solver_count())
+        LOG.warning(
+            'Snapshot of %d processes, now there are %d: the data order goes on, random '
+            'streams start anew',
+            len(streams),
+            parallel.solver_count(),
+        )
     solver.losses.clear()
     solver.losses.extend(torch.tensor(loss, device=mode.device()) for loss in content['losses'])
     solver.notes = content['notes']

@@ -14,14 +14,24 @@ def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: 
     Raises CaffeError, naming policy and iteration, for what is no finite number.
     Deviates: there Caffe goes on, with a rate of nan or infinity.
     """
-    needs = {'fixed': (), 'step': ('gamma', 'stepsize'), 'exp': ('gamma',),
-             'inv': ('gamma', 'power'), 'multistep': ('gamma', 'stepvalue'),
-             'poly': ('power', 'max_iter'), 'sigmoid': ('gamma', 'stepsize')}
+    needs = {
+        'fixed': (),
+        'step': ('gamma', 'stepsize'),
+        'exp': ('gamma',),
+        'inv': ('gamma', 'power'),
+        'multistep': ('gamma', 'stepvalue'),
+        'poly': ('power', 'max_iter'),
+        'sigmoid': ('gamma', 'stepsize'),
+    }
     if p.lr_policy not in needs:
-        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" unknown; there are '
-                         + ', '.join(needs))
-    missing = [name for name in needs[p.lr_policy]
-               if not (p.stepvalue if name == 'stepvalue' else p.HasField(name))]
+        raise CaffeError(
+            f'{where}: lr_policy "{p.lr_policy}" unknown; there are ' + ', '.join(needs)
+        )
+    missing = [
+        name
+        for name in needs[p.lr_policy]
+        if not (p.stepvalue if name == 'stepvalue' else p.HasField(name))
+    ]
     if missing:
         raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" needs {" and ".join(missing)}')
     divisor = {'step': 'stepsize', 'poly': 'max_iter'}.get(p.lr_policy)
@@ -30,9 +40,9 @@ def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: 
     factors = {
         'fixed': lambda: 1.0,
         'step': lambda: p.gamma ** (iteration // p.stepsize),
-        'exp': lambda: p.gamma ** iteration,
+        'exp': lambda: p.gamma**iteration,
         'inv': lambda: (1 + p.gamma * iteration) ** -p.power,
-        'multistep': lambda: p.gamma ** current_step,
+        'multistep': lambda: p.gamma**current_step,
         'poly': lambda: (1 - iteration / p.max_iter) ** p.power,
         # Beyond 700 the exponential leaves its range; the rate has long been 0 in float32.
         'sigmoid': lambda: 1 / (1 + math.exp(min(-p.gamma * (iteration - p.stepsize), 700))),
@@ -42,6 +52,8 @@ def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: 
     except ArithmeticError:
         rate = math.inf
     if isinstance(rate, complex) or not math.isfinite(rate):
-        raise CaffeError(f'{where}: lr_policy "{p.lr_policy}" has no finite rate at iteration '
-                         f'{iteration}; Caffe\'s pow gives nan or infinity there')
+        raise CaffeError(
+            f'{where}: lr_policy "{p.lr_policy}" has no finite rate at iteration '
+            f"{iteration}; Caffe's pow gives nan or infinity there"
+        )
     return rate

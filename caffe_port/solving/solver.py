@@ -7,19 +7,19 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from caffe_port import mode, parallel, prototxt, rng
-from caffe_port.files import caffemodel
-from caffe_port.solving import resume
 from caffe_port.errors import CaffeError, WriteError
+from caffe_port.files import caffemodel
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
+from caffe_port.solving import resume
 from caffe_port.solving.schedule import learning_rate
 from caffe_port.solving.update import Update
 
@@ -73,11 +73,15 @@ class SGDSolver:
         p = self.param
         kinds = ('SGD', 'Nesterov')
         if p.type not in kinds:
-            raise CaffeError(f'{self.where}: solver type "{p.type}" is not supported; there are '
-                             + ' and '.join(kinds))
+            raise CaffeError(
+                f'{self.where}: solver type "{p.type}" is not supported; there are '
+                + ' and '.join(kinds)
+            )
         if p.regularization_type not in ('L1', 'L2'):
-            raise CaffeError(f'{self.where}: regularization_type "{p.regularization_type}" '
-                             'unknown; there are L1 and L2')
+            raise CaffeError(
+                f'{self.where}: regularization_type "{p.regularization_type}" '
+                'unknown; there are L1 and L2'
+            )
         if p.iter_size < 1:
             raise CaffeError(f'{self.where}: iter_size {p.iter_size} must be positive')
         if len(p.test_iter) and not p.test_interval:
@@ -94,11 +98,16 @@ class SGDSolver:
 
     def _train_net(self) -> Net:
         p = self.param
-        given = [field for field in ('net', 'net_param', 'train_net', 'train_net_param')
-                 if p.HasField(field)]
+        given = [
+            field
+            for field in ('net', 'net_param', 'train_net', 'train_net_param')
+            if p.HasField(field)
+        ]
         if len(given) != 1:
-            raise CaffeError(f'{self.where}: expected one of net, net_param, train_net and '
-                             f'train_net_param, found {", ".join(given) or "none"}')
+            raise CaffeError(
+                f'{self.where}: expected one of net, net_param, train_net and '
+                f'train_net_param, found {", ".join(given) or "none"}'
+            )
         return self._net(getattr(p, given[0]), mode.TRAIN, p.train_state)
 
     def _test_nets(self) -> list[Net]:
@@ -108,11 +117,13 @@ class SGDSolver:
             shared = p.net if p.HasField('net') else p.net_param
             sources += [shared] * (len(p.test_iter) - len(sources))
         if len(p.test_iter) not in (0, len(sources)):
-            raise CaffeError(f'{self.where}: {len(p.test_iter)} test_iter for '
-                             f'{len(sources)} test nets')
+            raise CaffeError(
+                f'{self.where}: {len(p.test_iter)} test_iter for {len(sources)} test nets'
+            )
         if len(p.test_state) not in (0, len(sources)):
-            raise CaffeError(f'{self.where}: {len(p.test_state)} test_state for '
-                             f'{len(sources)} test nets')
+            raise CaffeError(
+                f'{self.where}: {len(p.test_state)} test_state for {len(sources)} test nets'
+            )
         states = list(p.test_state) or [NetState()] * len(sources)
         nets = [self._net(source, mode.TEST, state) for source, state in zip(sources, states)]
         for net in nets:
@@ -145,14 +156,16 @@ class SGDSolver:
         self._get_in_step()
         for _ in range(count):
             self.net.clear_param_diffs()
-            if p.test_interval and self.iter % p.test_interval == 0 and (
-                    self.iter or p.test_initialization):
+            if (
+                p.test_interval
+                and self.iter % p.test_interval == 0
+                and (self.iter or p.test_initialization)
+            ):
                 self.test_all()
             self._advance_step()
             for before, _ in self._callbacks:
                 before()
-            self.net.debug_info = bool(
-                p.debug_info and p.display and self.iter % p.display == 0)
+            self.net.debug_info = bool(p.debug_info and p.display and self.iter % p.display == 0)
             passes = self._forward_backward()
             loss = sum(loss for _, loss in passes) / len(passes)
             parallel.average([loss])
@@ -229,9 +242,11 @@ class SGDSolver:
                     on += f' (rank {parallel.solver_rank()})'
                 of_all = parallel.gather((float(own), on))
                 loss, on = min(of_all, key=lambda of: math.isfinite(of[0]))
-                raise CaffeError(f'{self.where}: iteration {iteration}: the loss is {loss}{on}; '
-                                 f'{self._largest_change()}; resume from the last snapshot with '
-                                 'a smaller base_lr, or look at the image')
+                raise CaffeError(
+                    f'{self.where}: iteration {iteration}: the loss is {loss}{on}; '
+                    f'{self._largest_change()}; resume from the last snapshot with '
+                    'a smaller base_lr, or look at the image'
+                )
 
     def _largest_change(self) -> str:
         names = {id(p): node.name for node in self.net.module.nodes for p in node.op.blobs()}
@@ -256,14 +271,18 @@ class SGDSolver:
             pace = f' ({count / max(seconds, 1e-9):.4g} iter/s, {seconds:.3f}s/{count} iters)'
         LOG.info('Iteration %d%s, loss = %.6g', self.iter, pace, self.smoothed_loss)
         self._display_clock = now, self.iter
-        self._show_outputs('    Train', self.net, {name: self.net.blobs[name].data
-                                                   for name in self.net.outputs})
+        self._show_outputs(
+            '    Train', self.net, {name: self.net.blobs[name].data for name in self.net.outputs}
+        )
         LOG.info('Iteration %d, lr = %.6g', self.iter, self.rate())
 
     @staticmethod
     def _show_outputs(title: str, net: Net, outputs: dict[str, np.ndarray]) -> None:
-        weights = {name: weight for node in net.module.nodes
-                   for name, weight in zip(node.tops, node.loss_weights)}
+        weights = {
+            name: weight
+            for node in net.module.nodes
+            for name, weight in zip(node.tops, node.loss_weights)
+        }
         number = 0
         for name, values in outputs.items():
             weight = weights.get(name, 0)
@@ -299,8 +318,11 @@ class SGDSolver:
     def _advance_step(self) -> None:
         """Count the stepvalues that this iteration has come to."""
         p = self.param
-        while (p.lr_policy == 'multistep' and self.current_step < len(p.stepvalue)
-               and self.iter >= p.stepvalue[self.current_step]):
+        while (
+            p.lr_policy == 'multistep'
+            and self.current_step < len(p.stepvalue)
+            and self.iter >= p.stepvalue[self.current_step]
+        ):
             self.current_step += 1
             LOG.info('MultiStep Status: Iteration %d, step = %d', self.iter, self.current_step)
 
@@ -351,8 +373,10 @@ class SGDSolver:
 
     def _last_update(self) -> dict[str, list[np.ndarray]]:
         moved = self._update.last()
-        return {name: [moved[id(blob.parameter)].reshape(blob.shape) for blob in blobs]
-                for name, blobs in self.net.params.items()}
+        return {
+            name: [moved[id(blob.parameter)].reshape(blob.shape) for blob in blobs]
+            for name, blobs in self.net.params.items()
+        }
 
     def restore(self, path: str | os.PathLike) -> None:
         """Take up iteration, weights and history from a .solverstate, Caffe's or ours.
@@ -380,8 +404,11 @@ class SGDSolver:
             resume.recall(before, self)
             raise
         if remembered is None:
-            LOG.info('%s has no %s: data order and random streams start anew, as in Caffe',
-                     path, resume.beside(path).name)
+            LOG.info(
+                '%s has no %s: data order and random streams start anew, as in Caffe',
+                path,
+                resume.beside(path).name,
+            )
         self.iter, self.current_step = state.iter, state.current_step
         self._update.restore(state.history)
         self._display_clock = time.monotonic(), self.iter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
+from caffe_port.files.stored import StoredBlob
 from caffe_port.module import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.files.stored import StoredBlob
 
 LOG = logging.getLogger('caffe_port')
 
@@ -58,8 +58,11 @@ class Update:
         grads = [weight.grad for weight in weights]
         for i, weight in zip(members, weights):
             if i not in self._history or self._history[i].device != weight.device:
-                self._history[i] = (self._history[i].to(weight.device) if i in self._history
-                                    else torch.zeros_like(weight))
+                self._history[i] = (
+                    self._history[i].to(weight.device)
+                    if i in self._history
+                    else torch.zeros_like(weight)
+                )
         history = [self._history[i] for i in members]
         if self.param.snapshot_diff and self.param.type == 'Nesterov':
             self._before.update((i, self._history[i].clone()) for i in members)
@@ -72,12 +75,19 @@ class Update:
                 grad.add_(weight.sign(), alpha=rate * decay / factor)
             decay = 0.0
         torch._fused_sgd_(
-            weights, grads, history, weight_decay=rate * decay,
+            weights,
+            grads,
+            history,
+            weight_decay=rate * decay,
             # At 0 the kernel would take no history; this is 0 once it is float32.
             momentum=self.param.momentum or math.ulp(0.0),
-            lr=1.0, dampening=0.0, nesterov=self.param.type == 'Nesterov', maximize=False,
+            lr=1.0,
+            dampening=0.0,
+            nesterov=self.param.type == 'Nesterov',
+            maximize=False,
             is_first_step=False,
-            grad_scale=torch.full((), 1 / factor, device=weights[0].device))
+            grad_scale=torch.full((), 1 / factor, device=weights[0].device),
+        )
 
     def _clip(self) -> float:
         """The factor that brings the gradients' L2 norm down to clip_gradients."""
@@ -88,8 +98,12 @@ class Update:
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if norm <= limit:
             return 1.0
-        LOG.info('Gradient clipping: scaling down gradients (L2 norm %.6g > %.6g) by %.6g',
-                 norm, limit, limit / norm)
+        LOG.info(
+            'Gradient clipping: scaling down gradients (L2 norm %.6g > %.6g) by %.6g',
+            norm,
+            limit,
+            limit / norm,
+        )
         return limit / norm
 
     def last(self) -> dict[int, np.ndarray]:
@@ -103,31 +117,44 @@ class Update:
 
     def largest(self) -> list[tuple[float, torch.nn.Parameter]]:
         """The largest last change of each parameter that has been changed."""
-        return [(float(tensor.abs().max()), self._moved[i].parameter)
-                for i, tensor in self._history.items()]
+        return [
+            (float(tensor.abs().max()), self._moved[i].parameter)
+            for i, tensor in self._history.items()
+        ]
 
     def arrays(self) -> list[np.ndarray]:
         """The history, an array per learnable parameter, as Caffe keeps it; zeros at rest."""
         kept = {id(self._moved[i]): tensor for i, tensor in self._history.items()}
-        return [kept[id(item)].cpu().numpy() if id(item) in kept
-                else np.zeros(tuple(item.parameter.shape), np.float32)
-                for item in self._learnable]
+        return [
+            kept[id(item)].cpu().numpy()
+            if id(item) in kept
+            else np.zeros(tuple(item.parameter.shape), np.float32)
+            for item in self._learnable
+        ]
 
     def check(self, history: Sequence[StoredBlob], where: str | os.PathLike, net: str) -> None:
         """Raise CaffeError unless the history stored at `where` is one of these parameters."""
         if len(history) != len(self._learnable):
             twice = '; twice as many are kept by AdaDelta and Adam'
-            raise CaffeError(f'{where}: expected {len(self._learnable)} history blobs for net '
-                             f'"{net}", found {len(history)}'
-                             + twice * (len(history) == 2 * len(self._learnable)))
+            raise CaffeError(
+                f'{where}: expected {len(self._learnable)} history blobs for net '
+                f'"{net}", found {len(history)}'
+                + twice
+                * (len(history) == 2 * len(self._learnable))
+            )
         for i, (item, blob) in enumerate(zip(self._learnable, history)):
             if blob.count != item.parameter.numel():
-                raise CaffeError(f'{where}: history blob {i}: expected shape '
-                                 f'{tuple(item.parameter.shape)}, found {tuple(blob.shape)}')
+                raise CaffeError(
+                    f'{where}: history blob {i}: expected shape '
+                    f'{tuple(item.parameter.shape)}, found {tuple(blob.shape)}'
+                )
 
     def restore(self, history: Sequence[StoredBlob]) -> None:
         """Take up a history that `check` lets pass."""
         stored = {id(item): blob for item, blob in zip(self._learnable, history)}
-        self._history = {i: torch.from_numpy(stored[id(item)].array())
-                         .reshape(item.parameter.shape).to(item.parameter.device)
-                         for i, item in enumerate(self._moved)}
+        self._history = {
+            i: torch.from_numpy(stored[id(item)].array())
+            .reshape(item.parameter.shape)
+            .to(item.parameter.device)
+            for i, item in enumerate(self._moved)
+        }

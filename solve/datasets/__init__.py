@@ -11,8 +11,12 @@ import sys
 
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 
-_RELEASE_MODULES = {'voc_layers': voc, 'nyud_layers': nyud, 'siftflow_layers': siftflow,
-                    'pascalcontext_layers': pascalcontext}
+_RELEASE_MODULES = {
+    'voc_layers': voc,
+    'nyud_layers': nyud,
+    'siftflow_layers': siftflow,
+    'pascalcontext_layers': pascalcontext,
+}
 
 for _name, _module in _RELEASE_MODULES.items():
     if _name not in sys.modules and importlib.util.find_spec(_name) is None:

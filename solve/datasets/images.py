@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 from PIL import Image
@@ -40,10 +40,15 @@ def read_list(path: str | os.PathLike) -> list[str]:
 
 def plain_name(name: str, where: str) -> str:
     """Return `name` if it names something inside a folder; raise CaffeError if not."""
-    if (name in ('', '.', '..') or len(name) > 255 or not name.isprintable()
-            or set(name) & set('/\\')):
-        raise CaffeError(f'{where}: {name[:80]!r} is not an id: a plain name expected, '
-                         'without folders')
+    if (
+        name in ('', '.', '..')
+        or len(name) > 255
+        or not name.isprintable()
+        or set(name) & set('/\\')
+    ):
+        raise CaffeError(
+            f'{where}: {name[:80]!r} is not an id: a plain name expected, without folders'
+        )
     return name
 
 
@@ -76,13 +81,16 @@ def read_label_png(path: str | os.PathLike) -> np.ndarray:
     """
     image = picture(path, ('PNG',))
     if image.mode not in ('P', 'L'):
-        raise CaffeError(f'{path}: PNG of mode {image.mode}, must be palette (P) or grey (L): '
-                         'the labels are its indices')
+        raise CaffeError(
+            f'{path}: PNG of mode {image.mode}, must be palette (P) or grey (L): '
+            'the labels are its indices'
+        )
     return np.asarray(image)
 
 
-def picture(path: str | os.PathLike, formats: tuple[str, ...],
-             mode: str | None = None) -> Image.Image:
+def picture(
+    path: str | os.PathLike, formats: tuple[str, ...], mode: str | None = None
+) -> Image.Image:
     path = existing(path)
     wanted = ' or '.join(formats)
     try:
@@ -114,11 +122,15 @@ def label_blob(labels: np.ndarray, classes: int, path: Path, rgb: np.ndarray) ->
     of the size of their picture.
     """
     if labels.shape != rgb.shape[:2]:
-        raise CaffeError(f'{path}: label of {labels.shape[0]} x {labels.shape[1]} (height x width)'
-                         f', its image is {rgb.shape[0]} x {rgb.shape[1]}')
+        raise CaffeError(
+            f'{path}: label of {labels.shape[0]} x {labels.shape[1]} (height x width)'
+            f', its image is {rgb.shape[0]} x {rgb.shape[1]}'
+        )
     odd = ~np.isin(labels, [*range(classes), VOID])
     if odd.any():
         y, x = np.argwhere(odd)[0]
-        raise CaffeError(f'{path}: image {path.stem} has label {labels[y, x]} at row {y}, '
-                         f'column {x}; 0..{classes - 1} and {VOID} (void) expected')
+        raise CaffeError(
+            f'{path}: image {path.stem} has label {labels[y, x]} at row {y}, '
+            f'column {x}; 0..{classes - 1} and {VOID} (void) expected'
+        )
     return labels.astype(np.float32)[np.newaxis, np.newaxis]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from solve.datasets.images import VOID
 _BLOCK = 2**18
 
 
-def recoded(labels: np.ndarray, table: Mapping[int, int], path: Path,
-            expected: str) -> np.ndarray:
+def recoded(labels: np.ndarray, table: Mapping[int, int], path: Path, expected: str) -> np.ndarray:
     """Replace every number of `labels`, any real H x W, by what `table` has for it: uint8.
 
     Raises CaffeError, naming `path` and the first number that is not in `table`;
@@ -26,14 +25,16 @@ def recoded(labels: np.ndarray, table: Mapping[int, int], path: Path,
     found = np.empty(flat.size, np.uint8)
     # In blocks, since the search takes eight bytes for every label.
     for start in range(0, flat.size, _BLOCK):
-        block = flat[start:start + _BLOCK]
+        block = flat[start : start + _BLOCK]
         at = np.minimum(np.searchsorted(stored, block), len(stored) - 1)
         odd = np.flatnonzero(stored[at] != block)
         if odd.size:
             y, x = divmod(start + int(odd[0]), labels.shape[1])
-            raise CaffeError(f'{path}: image {path.stem} has label {labels[y, x]} at row {y}, '
-                             f'column {x}; {expected} expected')
-        found[start:start + _BLOCK] = classes[at]
+            raise CaffeError(
+                f'{path}: image {path.stem} has label {labels[y, x]} at row {y}, '
+                f'column {x}; {expected} expected'
+            )
+        found[start : start + _BLOCK] = classes[at]
     return found.reshape(labels.shape)
 
 

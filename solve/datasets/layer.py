@@ -8,10 +8,11 @@ import math
 import random
 import secrets
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,13 +32,14 @@ class Params:
     values: dict
 
     @classmethod
-    def parse(cls, layer: str, text: str) -> 'Params':
+    def parse(cls, layer: str, text: str) -> Params:
         """Read a Python literal, never running it: a prototxt is data."""
         try:
             values = ast.literal_eval(text.strip())
         except Exception as error:  # the parser's own limits raise several kinds
-            raise CaffeError(f'{layer}: param_str must be a dict literal: {error}; '
-                             f'got {text[:200]!r}') from error
+            raise CaffeError(
+                f'{layer}: param_str must be a dict literal: {error}; got {text[:200]!r}'
+            ) from error
         if not isinstance(values, dict):
             raise CaffeError(f'{layer}: param_str must be a dict literal, got {text[:200]!r}')
         return cls(layer, values)
@@ -51,8 +53,9 @@ class Params:
         value = self.values[key]
         # A bool is an int to isinstance; to a reader it is not.
         if type(value) not in types and (default is _REQUIRED or value is not default):
-            raise CaffeError(f"{self.layer}: param_str: '{key}' must be {what}, "
-                             f'got {repr(value)[:80]}')
+            raise CaffeError(
+                f"{self.layer}: param_str: '{key}' must be {what}, got {repr(value)[:80]}"
+            )
         return value
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
@@ -62,9 +65,12 @@ class Params:
         """As many finite numbers as `default` has."""
         mean = self.get(key, (tuple, list), f'{len(default)} numbers', default)
         if len(mean) != len(default) or not all(
-                type(value) in (int, float) and math.isfinite(value) for value in mean):
-            raise CaffeError(f"{self.layer}: param_str: '{key}' must be {len(default)} numbers, "
-                             f'got {repr(mean)[:80]}')
+            type(value) in (int, float) and math.isfinite(value) for value in mean
+        ):
+            raise CaffeError(
+                f"{self.layer}: param_str: '{key}' must be {len(default)} numbers, "
+                f'got {repr(mean)[:80]}'
+            )
         return tuple(map(float, mean))
 
 
@@ -81,8 +87,9 @@ class Order:
         self._share_out(self._after(-1))
 
     def _after(self, pick: int) -> int:
-        return int(self._random.random() * self._count) if self._random else (
-            (pick + 1) % self._count)
+        return (
+            int(self._random.random() * self._count) if self._random else ((pick + 1) % self._count)
+        )
 
     def _share_out(self, pick: int) -> None:
         """Give each rank a pick, from `pick` on: `index` is this rank's."""
@@ -114,17 +121,20 @@ class Order:
         except (TypeError, KeyError) as error:
             raise CaffeError('state of the data order: count, index and random expected') from error
         if count != self._count or (words is None) != (self._random is None):
-            raise CaffeError(f'state of the data order: of {count} images, '
-                             f'{"in order" if words is None else "drawn"}; the layer has '
-                             f'{self._count}, {"drawn" if self._random else "in order"}')
+            raise CaffeError(
+                f'state of the data order: of {count} images, '
+                f'{"in order" if words is None else "drawn"}; the layer has '
+                f'{self._count}, {"drawn" if self._random else "in order"}'
+            )
         if type(index) is not int or not 0 <= index < self._count:
             raise CaffeError(f'state of the data order: index {index} of {count} images')
         if self._random:
             try:
                 self._random.setstate((3, tuple(words), None))
             except (TypeError, ValueError, OverflowError) as error:
-                raise CaffeError('state of the data order: not a state of the generator: '
-                                 f'{error}') from error
+                raise CaffeError(
+                    f'state of the data order: not a state of the generator: {error}'
+                ) from error
         self._share_out(index)
 
 
@@ -174,10 +184,13 @@ class SegDataLayer(Layer):
         self.split = plain_name(params.text('split'), f"{layer}: param_str: 'split'")
         self.ids = self.open(params)
         if bottom or len(top) != len(self.top_names):
-            raise CaffeError(f'{layer}: {len(self.top_names)} tops ({", ".join(self.top_names)}) '
-                             f'and no bottom expected, got {len(top)} and {len(bottom)}')
+            raise CaffeError(
+                f'{layer}: {len(self.top_names)} tops ({", ".join(self.top_names)}) '
+                f'and no bottom expected, got {len(top)} and {len(bottom)}'
+            )
         drawn = 'train' in self.split and bool(
-            params.get('randomize', (bool, int), 'True or False', True))
+            params.get('randomize', (bool, int), 'True or False', True)
+        )
         seed = params.get('seed', (int,), 'a whole number', None)
         if drawn and seed is None:  # ranks must share one order
             seed = parallel.first(lambda: secrets.randbits(64))

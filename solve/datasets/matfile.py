@@ -11,7 +11,7 @@ import math
 import os
 import struct
 import zlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,8 +28,18 @@ _COMPLEX = 0x0800
 _NUMERIC_CLASSES = range(6, 16)
 _LONGEST_NAME = 64
 # Data types of stored numbers, as numpy types.
-_STORED = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8',
-           13: 'u8'}
+_STORED = {
+    1: 'i1',
+    2: 'u1',
+    3: 'i2',
+    4: 'u2',
+    5: 'i4',
+    6: 'u4',
+    7: 'f4',
+    9: 'f8',
+    12: 'i8',
+    13: 'u8',
+}
 
 
 class _Malformed(Exception):
@@ -87,7 +97,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
             raise _Malformed('truncated')
         kind, size = tag.unpack_from(data, at)
         if kind >> 16:  # a small element: its data follow in the tag
-            kind, size, start = kind & 0xffff, kind >> 16, at + 4
+            kind, size, start = kind & 0xFFFF, kind >> 16, at + 4
             if size > 4:
                 raise _Malformed(f'a small element of {size} bytes')
             following = at + 8
@@ -97,7 +107,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
             following = start + size + (-size % 8 if kind != _COMPRESSED else 0)
         if start + size > len(data):
             raise _Malformed(f'truncated: {size} bytes expected, {len(data) - start} left')
-        yield kind, data[start:start + size]
+        yield kind, data[start : start + size]
         at = following
 
 
@@ -134,7 +144,7 @@ class _Matrix:
         self._order = order
         self._parts = _elements(payload, order)
         flags = self._next_numbers(2, 'flags')
-        self._class, self._complex = flags[0] & 0xff, bool(flags[0] & _COMPLEX)
+        self._class, self._complex = flags[0] & 0xFF, bool(flags[0] & _COMPLEX)
         self._shape = self._next_numbers(None, 'dimensions')
         self.name = bytes(self._next('a name')).decode('latin-1')
 
@@ -149,20 +159,22 @@ class _Matrix:
             raise _Malformed(f'{what} of {len(payload)} bytes')
         return np.frombuffer(payload, self._order + 'u4').tolist()
 
-    def field(self, name: str) -> '_Matrix':
+    def field(self, name: str) -> _Matrix:
         """The field of that name of a struct of one element."""
         if self._class != _STRUCT:
-            raise _Malformed(f'a struct with field {name} expected, an array of class '
-                             f'{self._class} came')
+            raise _Malformed(
+                f'a struct with field {name} expected, an array of class {self._class} came'
+            )
         if math.prod(self._shape) != 1:
-            raise _Malformed('a struct of one element expected, '
-                             f'{" x ".join(map(str, self._shape))} came')
-        length, = self._next_numbers(1, 'the length of field names')
+            raise _Malformed(
+                f'a struct of one element expected, {" x ".join(map(str, self._shape))} came'
+            )
+        (length,) = self._next_numbers(1, 'the length of field names')
         table = bytes(self._next('field names'))
         if not 0 < length <= _LONGEST_NAME or len(table) % length:
             raise _Malformed(f'field names of {length} characters in {len(table)} bytes')
         for start, (kind, payload) in zip(range(0, len(table), length), self._parts):
-            if table[start:start + length].split(b'\0')[0] == name.encode():
+            if table[start : start + length].split(b'\0')[0] == name.encode():
                 if kind != _MATRIX:
                     raise _Malformed(f'field {name} is an element of type {kind}')
                 return _Matrix(payload, self._order)
@@ -170,8 +182,10 @@ class _Matrix:
 
     def values(self) -> np.ndarray:
         if self._class not in _NUMERIC_CLASSES or self._complex:
-            raise _Malformed('an array of real numbers expected, it is of class '
-                             f'{self._class}{" (complex)" if self._complex else ""}')
+            raise _Malformed(
+                'an array of real numbers expected, it is of class '
+                f'{self._class}{" (complex)" if self._complex else ""}'
+            )
         if len(self._shape) != 2:
             raise _Malformed(f'two dimensions expected, there are {len(self._shape)}')
         for kind, payload in self._parts:
@@ -182,7 +196,9 @@ class _Matrix:
             raise _Malformed(f'values of type {kind}')
         stored = np.dtype(self._order + _STORED[kind])
         if math.prod(self._shape) * stored.itemsize != len(payload):
-            raise _Malformed(f'{self._shape[0]} x {self._shape[1]} values expected, '
-                             f'{len(payload) // stored.itemsize} came')
+            raise _Malformed(
+                f'{self._shape[0]} x {self._shape[1]} values expected, '
+                f'{len(payload) // stored.itemsize} came'
+            )
         values = np.frombuffer(payload, stored).reshape(self._shape, order='F')
         return values.astype(stored.newbyteorder('='))

@@ -7,17 +7,53 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import CaffeError
-from solve.datasets.images import picture, bgr_blob, read_list, read_rgb
+from solve.datasets.images import bgr_blob, picture, read_list, read_rgb
 from solve.datasets.labels import recoded, void_first
 from solve.datasets.layer import Params, SegDataLayer
 from solve.datasets.matfile import read_mat
 
-CLASSES = ('wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 'window',
-           'bookshelf', 'picture', 'counter', 'blinds', 'desk', 'shelves', 'curtain', 'dresser',
-           'pillow', 'mirror', 'floor mat', 'clothes', 'ceiling', 'books', 'refridgerator',
-           'television', 'paper', 'towel', 'shower curtain', 'box', 'whiteboard', 'person',
-           'night stand', 'toilet', 'sink', 'lamp', 'bathtub', 'bag', 'otherstructure',
-           'otherfurniture', 'otherprop')
+CLASSES = (
+    'wall',
+    'floor',
+    'cabinet',
+    'bed',
+    'chair',
+    'sofa',
+    'table',
+    'door',
+    'window',
+    'bookshelf',
+    'picture',
+    'counter',
+    'blinds',
+    'desk',
+    'shelves',
+    'curtain',
+    'dresser',
+    'pillow',
+    'mirror',
+    'floor mat',
+    'clothes',
+    'ceiling',
+    'books',
+    'refridgerator',
+    'television',
+    'paper',
+    'towel',
+    'shower curtain',
+    'box',
+    'whiteboard',
+    'person',
+    'night stand',
+    'toilet',
+    'sink',
+    'lamp',
+    'bathtub',
+    'bag',
+    'otherstructure',
+    'otherfurniture',
+    'otherprop',
+)
 MEAN = (116.19, 97.203, 92.318)
 MEAN_HHA = (132.431, 94.076, 118.477)
 MEAN_LOG_DEPTH = 7.844
@@ -25,8 +61,12 @@ MEAN_LOG_DEPTH = 7.844
 PLACES = {'nyud_dir': 'data/nyud'}
 
 # Where each top's file lies in the data set's folder.
-FILES = {'color': 'data/images/img_{}.png', 'depth': 'data/depth/img_{}.png',
-         'hha': 'data/hha/img_{}.png', 'label': 'segmentation/img_{}.mat'}
+FILES = {
+    'color': 'data/images/img_{}.png',
+    'depth': 'data/depth/img_{}.png',
+    'hha': 'data/hha/img_{}.png',
+    'label': 'segmentation/img_{}.mat',
+}
 
 
 def read_depth(path: Path) -> np.ndarray:
@@ -40,21 +80,26 @@ def read_depth(path: Path) -> np.ndarray:
     image = picture(path, ('PNG',))
     # Older Pillows say I where newer ones say I;16; no PNG has more than 16 bits.
     if not image.mode.startswith('I'):
-        raise CaffeError(f'{path}: PNG of mode {image.mode}, must be grey of 16 bits: '
-                         'its values are depths in millimetres')
+        raise CaffeError(
+            f'{path}: PNG of mode {image.mode}, must be grey of 16 bits: '
+            'its values are depths in millimetres'
+        )
     depth = np.asarray(image).astype(np.uint16)
     if not depth.all():
         y, x = np.argwhere(depth == 0)[0]
-        raise CaffeError(f'{path}: depth 0 at row {y}, column {x}, which has no logarithm; depths '
-                         'filled in where nothing was measured are expected')
+        raise CaffeError(
+            f'{path}: depth 0 at row {y}, column {x}, which has no logarithm; depths '
+            'filled in where nothing was measured are expected'
+        )
     return depth
 
 
 def read_labels(path: Path) -> np.ndarray:
     """Read labels, stored 1..40 with 0 for void, as 0..39 and 255: uint8, H x W."""
     classes = len(CLASSES)
-    return recoded(read_mat(path, 'segmentation'), void_first(classes), path,
-                   f'0 (void) or 1..{classes}')
+    return recoded(
+        read_mat(path, 'segmentation'), void_first(classes), path, f'0 (void) or 1..{classes}'
+    )
 
 
 def depth_blob(depth: np.ndarray) -> np.ndarray:
@@ -64,11 +109,13 @@ def depth_blob(depth: np.ndarray) -> np.ndarray:
 
 
 _READ = {'color': read_rgb, 'depth': read_depth, 'hha': read_rgb, 'label': read_labels}
-_BLOB = {'color': lambda rgb: bgr_blob(rgb, MEAN),
-         'depth': depth_blob,
-         # Reversed twice: HHA's channels stay as they are stored.
-         'hha': lambda hha: bgr_blob(hha[:, :, ::-1], MEAN_HHA),
-         'label': lambda labels: labels.astype(np.float32)[np.newaxis, np.newaxis]}
+_BLOB = {
+    'color': lambda rgb: bgr_blob(rgb, MEAN),
+    'depth': depth_blob,
+    # Reversed twice: HHA's channels stay as they are stored.
+    'hha': lambda hha: bgr_blob(hha[:, :, ::-1], MEAN_HHA),
+    'label': lambda labels: labels.astype(np.float32)[np.newaxis, np.newaxis],
+}
 
 
 class NYUDSegDataLayer(SegDataLayer):
@@ -84,8 +131,10 @@ class NYUDSegDataLayer(SegDataLayer):
         self._folder = Path(params.text('nyud_dir'))
         tops = params.get('tops', (list, tuple), f'a list of {", ".join(FILES)}')
         if not tops or any(type(top) is not str or top not in FILES for top in tops):
-            raise CaffeError(f"{params.layer}: param_str: 'tops' must be a list of "
-                             f'{", ".join(FILES)}; got {repr(tops)[:80]}')
+            raise CaffeError(
+                f"{params.layer}: param_str: 'tops' must be a list of "
+                f'{", ".join(FILES)}; got {repr(tops)[:80]}'
+            )
         self.top_names = tuple(tops)
         return read_list(self._folder / f'{self.split}.txt')
 
@@ -95,6 +144,8 @@ class NYUDSegDataLayer(SegDataLayer):
         height, width = read[0].shape[:2]
         for path, array in zip(paths, read):
             if array.shape[:2] != (height, width):
-                raise CaffeError(f'{path}: {array.shape[0]} x {array.shape[1]} (height x width), '
-                                 f'{paths[0]} is {height} x {width}')
+                raise CaffeError(
+                    f'{path}: {array.shape[0]} x {array.shape[1]} (height x width), '
+                    f'{paths[0]} is {height} x {width}'
+                )
         return tuple(_BLOB[top](array) for top, array in zip(self.top_names, read))

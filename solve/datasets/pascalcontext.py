@@ -12,20 +12,77 @@ from solve.datasets.labels import recoded
 from solve.datasets.layer import Params, SegDataLayer
 from solve.datasets.matfile import read_mat
 
-CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat',
-           'chair', 'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant',
-           'sheep', 'sofa', 'train', 'tvmonitor', 'bag', 'bed', 'bench', 'book', 'building',
-           'cabinet', 'ceiling', 'clothes', 'computer', 'cup', 'door', 'fence', 'floor', 'flower',
-           'food', 'grass', 'ground', 'keyboard', 'light', 'mountain', 'mouse', 'curtain',
-           'platform', 'sign', 'plate', 'road', 'rock', 'shelves', 'sidewalk', 'sky', 'snow',
-           'bedcloth', 'track', 'tree', 'truck', 'wall', 'water', 'window', 'wood')
+CLASSES = (
+    'background',
+    'aeroplane',
+    'bicycle',
+    'bird',
+    'boat',
+    'bottle',
+    'bus',
+    'car',
+    'cat',
+    'chair',
+    'cow',
+    'diningtable',
+    'dog',
+    'horse',
+    'motorbike',
+    'person',
+    'pottedplant',
+    'sheep',
+    'sofa',
+    'train',
+    'tvmonitor',
+    'bag',
+    'bed',
+    'bench',
+    'book',
+    'building',
+    'cabinet',
+    'ceiling',
+    'clothes',
+    'computer',
+    'cup',
+    'door',
+    'fence',
+    'floor',
+    'flower',
+    'food',
+    'grass',
+    'ground',
+    'keyboard',
+    'light',
+    'mountain',
+    'mouse',
+    'curtain',
+    'platform',
+    'sign',
+    'plate',
+    'road',
+    'rock',
+    'shelves',
+    'sidewalk',
+    'sky',
+    'snow',
+    'bedcloth',
+    'track',
+    'tree',
+    'truck',
+    'wall',
+    'water',
+    'window',
+    'wood',
+)
 MEAN = (104.007, 116.669, 122.679)
 # Where the experiments look for it in the project, by the nets' names for the folders.
 PLACES = {'voc_dir': 'data/pascal', 'context_dir': 'data/pascal-context'}
 # Classes that labels.txt calls otherwise.
 ANNOTATED_AS = {'diningtable': 'table', 'bedcloth': 'bedclothes', 'clothes': 'cloth'}
 # What pixels are annotated as, in the order of labels.txt.
-ANNOTATED = tuple(' '.join("""
+ANNOTATED = tuple(
+    ' '.join(
+        """
     accordion, aeroplane, air conditioner, antenna, artillery, ashtray, atrium, baby carriage,
     bag, ball, balloon, bamboo weaving, barrel, baseball bat, basket, basketball backboard,
     bathtub, bed, bedclothes, beer, bell, bench, bicycle, binoculars, bird, bird cage, bird
@@ -73,7 +130,9 @@ ANNOTATED = tuple(' '.join("""
     console, video player, video tape, violin, wakeboard, wall, wallet, wardrobe, washing
     machine, watch, water, water dispenser, water pipe, water skate board, watermelon, whale,
     wharf, wheel, wheelchair, window, window blinds, wineglass, wire, wood, wool
-""".split()).split(', '))
+""".split()
+    ).split(', ')
+)
 _LARGEST = 65535  # LabelMap holds 16-bit numbers
 
 
@@ -88,8 +147,10 @@ def read_names(path: Path) -> dict[int, str]:
         number, _, name = line.partition(':')
         number, name = number.strip(), name.replace(' ', '')
         if not (number.isdecimal() and 1 <= int(number) <= _LARGEST and name):
-            raise CaffeError(f"{path}: 'number: name' expected, the number from 1 to {_LARGEST}; "
-                             f'got {line[:80]!r}')
+            raise CaffeError(
+                f"{path}: 'number: name' expected, the number from 1 to {_LARGEST}; "
+                f'got {line[:80]!r}'
+            )
         if int(number) in names:
             raise CaffeError(f'{path}: number {number} is both {names[int(number)]} and {name}')
         names[int(number)] = name
@@ -110,8 +171,9 @@ def read_table(context_dir: Path) -> dict[int, int]:
     found = {number: ANNOTATED_AS.get(name, name) for number, name in read_names(path).items()}
     for number in sorted({*wanted, *found}):
         if found.get(number) != wanted.get(number):
-            raise CaffeError(f'{path}: number {number} is {found.get(number)}, '
-                             f'{wanted.get(number)} expected')
+            raise CaffeError(
+                f'{path}: number {number} is {found.get(number)}, {wanted.get(number)} expected'
+            )
     path = context_dir / 'labels.txt'
     annotated = read_names(path)
     missing = [name for name in wanted.values() if name not in annotated.values()]
@@ -139,6 +201,7 @@ class PASCALContextSegDataLayer(SegDataLayer):
     def load(self, name: str) -> tuple[np.ndarray, ...]:
         rgb = read_rgb(self._voc / 'JPEGImages' / f'{name}.jpg')
         path = self._context / 'trainval' / f'{name}.mat'
-        labels = recoded(read_mat(path, 'LabelMap'), self._table, path,
-                         'a number of labels.txt, or 0,')
+        labels = recoded(
+            read_mat(path, 'LabelMap'), self._table, path, 'a number of labels.txt, or 0,'
+        )
         return bgr_blob(rgb, self._mean), label_blob(labels, len(CLASSES), path, rgb)

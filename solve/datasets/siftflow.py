@@ -12,10 +12,41 @@ from solve.datasets.labels import recoded, void_first
 from solve.datasets.layer import Params, SegDataLayer
 from solve.datasets.matfile import read_mat
 
-SEMANTIC = ('awning', 'balcony', 'bird', 'boat', 'bridge', 'building', 'bus', 'car', 'cow',
-            'crosswalk', 'desert', 'door', 'fence', 'field', 'grass', 'moon', 'mountain',
-            'person', 'plant', 'pole', 'river', 'road', 'rock', 'sand', 'sea', 'sidewalk', 'sign',
-            'sky', 'staircase', 'streetlight', 'sun', 'tree', 'window')
+SEMANTIC = (
+    'awning',
+    'balcony',
+    'bird',
+    'boat',
+    'bridge',
+    'building',
+    'bus',
+    'car',
+    'cow',
+    'crosswalk',
+    'desert',
+    'door',
+    'fence',
+    'field',
+    'grass',
+    'moon',
+    'mountain',
+    'person',
+    'plant',
+    'pole',
+    'river',
+    'road',
+    'rock',
+    'sand',
+    'sea',
+    'sidewalk',
+    'sign',
+    'sky',
+    'staircase',
+    'streetlight',
+    'sun',
+    'tree',
+    'window',
+)
 GEOMETRIC = ('sky', 'horizontal', 'vertical')
 MEAN = (114.578, 115.294, 108.353)
 # Where the experiments look for it in the project, by the nets' names for the folders.
@@ -29,14 +60,19 @@ SCENES = 'spatial_envelope_256x256_static_8outdoorcategories'
 
 def read_semantic(path: Path) -> np.ndarray:
     """Read labels, stored 1..33 with 0 for void, as 0..32 and 255: uint8, H x W."""
-    return recoded(read_mat(path, 'S'), void_first(len(SEMANTIC)), path,
-                   f'0 (void) or 1..{len(SEMANTIC)}')
+    return recoded(
+        read_mat(path, 'S'), void_first(len(SEMANTIC)), path, f'0 (void) or 1..{len(SEMANTIC)}'
+    )
 
 
 def read_geometric(path: Path) -> np.ndarray:
     """Read labels, stored 1..3 with -1, or 0, for void, as 0..2 and 255: uint8, H x W."""
-    return recoded(read_mat(path, 'S'), {-1: VOID, **void_first(len(GEOMETRIC))}, path,
-                   f'-1 or 0 (void) or 1..{len(GEOMETRIC)}')
+    return recoded(
+        read_mat(path, 'S'),
+        {-1: VOID, **void_first(len(GEOMETRIC))},
+        path,
+        f'-1 or 0 (void) or 1..{len(GEOMETRIC)}',
+    )
 
 
 class SIFTFlowSegDataLayer(SegDataLayer):
@@ -55,14 +91,17 @@ class SIFTFlowSegDataLayer(SegDataLayer):
         path = self._folder / f'{self.split}.txt'
         ids = [name for name in read_list(path) if name not in UNLABELLED]
         if not ids:
-            raise CaffeError(f'{path}: no images but {" and ".join(UNLABELLED)}, which have no '
-                             'labels')
+            raise CaffeError(
+                f'{path}: no images but {" and ".join(UNLABELLED)}, which have no labels'
+            )
         return ids
 
     def load(self, name: str) -> tuple[np.ndarray, ...]:
         rgb = read_rgb(self._folder / 'Images' / SCENES / f'{name}.jpg')
         sem = self._folder / 'SemanticLabels' / SCENES / f'{name}.mat'
         geo = self._folder / 'GeoLabels' / SCENES / f'{name}.mat'
-        return (bgr_blob(rgb, self._mean),
-                label_blob(read_semantic(sem), len(SEMANTIC), sem, rgb),
-                label_blob(read_geometric(geo), len(GEOMETRIC), geo, rgb))
+        return (
+            bgr_blob(rgb, self._mean),
+            label_blob(read_semantic(sem), len(SEMANTIC), sem, rgb),
+            label_blob(read_geometric(geo), len(GEOMETRIC), geo, rgb),
+        )

@@ -13,9 +13,29 @@ from solve.datasets.images import bgr_blob, label_blob, read_label_png, read_lis
 from solve.datasets.layer import Params, SegDataLayer
 from solve.datasets.matfile import read_mat
 
-CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat',
-           'chair', 'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant',
-           'sheep', 'sofa', 'train', 'tvmonitor')
+CLASSES = (
+    'background',
+    'aeroplane',
+    'bicycle',
+    'bird',
+    'boat',
+    'bottle',
+    'bus',
+    'car',
+    'cat',
+    'chair',
+    'cow',
+    'diningtable',
+    'dog',
+    'horse',
+    'motorbike',
+    'person',
+    'pottedplant',
+    'sheep',
+    'sofa',
+    'train',
+    'tvmonitor',
+)
 MEAN = VOC_MEAN_BGR
 SEG11VALID_IMAGES = 736
 # Where the experiments look for it in the project, by the nets' names for the folders.
@@ -39,8 +59,11 @@ def segmentation_list(voc_dir: str | os.PathLike, split: str) -> Path:
     return Path(voc_dir, 'ImageSets', 'Segmentation', f'{split}.txt')
 
 
-def seg11valid(voc_dir: str | os.PathLike, sbdd_dir: str | os.PathLike,
-               expected: int | None = SEG11VALID_IMAGES) -> list[str]:
+def seg11valid(
+    voc_dir: str | os.PathLike,
+    sbdd_dir: str | os.PathLike,
+    expected: int | None = SEG11VALID_IMAGES,
+) -> list[str]:
     """The images the official nets are scored on: VOC 2011's val without SBD's train.
 
     Ids in the order of val.txt.
@@ -53,10 +76,12 @@ def seg11valid(voc_dir: str | os.PathLike, sbdd_dir: str | os.PathLike,
     trained_on = set(in_train)
     left = [name for name in in_val if name not in trained_on]
     if not left or (expected is not None and len(left) != expected):
-        raise CaffeError(f'seg11valid: {val} ({len(in_val)} images) without those of {train} '
-                         f'({len(in_train)} images) leaves {len(left)} images, '
-                         f'{expected or "some"} expected (VOC 2011 and the official SBD train list '
-                         f'leave {SEG11VALID_IMAGES})')
+        raise CaffeError(
+            f'seg11valid: {val} ({len(in_val)} images) without those of {train} '
+            f'({len(in_train)} images) leaves {len(left)} images, '
+            f'{expected or "some"} expected (VOC 2011 and the official SBD train list '
+            f'leave {SEG11VALID_IMAGES})'
+        )
     return left
 
 
@@ -64,9 +89,14 @@ def remarks(voc_dir: str | os.PathLike, **_: object) -> list[str]:
     """What of these folders is not as published, though it may be meant so."""
     path = segmentation_list(voc_dir, 'seg11valid')
     count = len(read_list(path)) if path.is_file() else SEG11VALID_IMAGES
-    return [] if count == SEG11VALID_IMAGES else [
-        f'{path} has {count} images, the official list {SEG11VALID_IMAGES}: scores will not '
-        'compare with published ones']
+    return (
+        []
+        if count == SEG11VALID_IMAGES
+        else [
+            f'{path} has {count} images, the official list {SEG11VALID_IMAGES}: scores will not '
+            'compare with published ones'
+        ]
+    )
 
 
 class SBDDSegDataLayer(SegDataLayer):
@@ -104,10 +134,13 @@ class VOCSegDataLayer(SegDataLayer):
         if self.split != 'seg11valid' or path.is_file():
             return read_list(path)
         if 'sbdd_dir' not in params.values:
-            raise CaffeError(f'{path}: no such file; write it, or give param_str an '
-                             "'sbdd_dir', SBD's folder, to have it made from val.txt")
-        expected = params.get('expected', (int, type(None)), 'a number of images or None',
-                              SEG11VALID_IMAGES)
+            raise CaffeError(
+                f'{path}: no such file; write it, or give param_str an '
+                "'sbdd_dir', SBD's folder, to have it made from val.txt"
+            )
+        expected = params.get(
+            'expected', (int, type(None)), 'a number of images or None', SEG11VALID_IMAGES
+        )
         return seg11valid(self._folder, params.text('sbdd_dir'), expected)
 
     def load(self, name: str) -> tuple[np.ndarray, ...]:

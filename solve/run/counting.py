@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -60,11 +60,11 @@ class Count:
     hist: np.ndarray
     loss: float = 0.0
 
-    def __add__(self, other: 'Count') -> 'Count':
+    def __add__(self, other: Count) -> Count:
         return Count(self.hist + other.hist, self.loss + other.loss)
 
     @classmethod
-    def none(cls, net: Net, task: Task) -> 'Count':
+    def none(cls, net: Net, task: Task) -> Count:
         """The count of no image."""
         classes = net.blobs[task.layer].channels
         return cls(np.zeros((classes, classes), np.int64))
@@ -92,8 +92,15 @@ def measures(hist: np.ndarray, loss: float = math.nan) -> Scores:
         frequency = labelled / hist.sum()
         overall = right.sum() / hist.sum()
     seen = frequency > 0
-    return Scores(float(overall), _nanmean(accuracy), _nanmean(iu),
-                  float((frequency[seen] * iu[seen]).sum()), loss, accuracy, iu)
+    return Scores(
+        float(overall),
+        _nanmean(accuracy),
+        _nanmean(iu),
+        float((frequency[seen] * iu[seen]).sum()),
+        loss,
+        accuracy,
+        iu,
+    )
 
 
 def _nanmean(values: np.ndarray) -> float:
@@ -108,12 +115,20 @@ def predict(net: Net, layer: str = 'score') -> np.ndarray:
 
 def tasks(net: Net) -> list[Task]:
     """What a net has losses for: one task, SIFT Flow's two."""
-    return [Task(*net.bottom_names[name][:2], net.top_names[name][0])
-            for name, layer in net.layer_dict.items() if layer.type == 'SoftmaxWithLoss']
+    return [
+        Task(*net.bottom_names[name][:2], net.top_names[name][0])
+        for name, layer in net.layer_dict.items()
+        if layer.type == 'SoftmaxWithLoss'
+    ]
 
 
-def count_images(net: Net, wanted: Sequence[Task], dataset: Sequence[str],
-                 save_dirs: Sequence[Path] = (), start: int = 0) -> Iterator[list[Count]]:
+def count_images(
+    net: Net,
+    wanted: Sequence[Task],
+    dataset: Sequence[str],
+    save_dirs: Sequence[Path] = (),
+    start: int = 0,
+) -> Iterator[list[Count]]:
     """Run `net` for each id of `dataset` from `start` on; yield each image's counts.
 
     The data layer must come to these images in this order. Predictions go as palette
@@ -121,10 +136,12 @@ def count_images(net: Net, wanted: Sequence[Task], dataset: Sequence[str],
     Ranks take turns with the images and yield all of them, in order.
     """
     left = dataset[start:]
-    with progress(desc='scoring', unit='img', leave=False, initial=start,
-                  total=len(dataset)) as bar, _shared(net, len(left)) as (rank, ranks):
+    with (
+        progress(desc='scoring', unit='img', leave=False, initial=start, total=len(dataset)) as bar,
+        _shared(net, len(left)) as (rank, ranks),
+    ):
         for first in range(0, len(left), ranks):
-            mine = left[first:first + ranks][rank:rank + 1]
+            mine = left[first : first + ranks][rank : rank + 1]
             own = [_count_image(net, wanted, name, save_dirs) for name in mine]
             for counts in chain(*parallel.gather(own) if ranks > 1 else [own]):
                 yield counts
@@ -137,8 +154,11 @@ def _shared(net: Net, count: int) -> Iterator[tuple[int, int]]:
 
     A layer that cannot be shared out feeds every rank all images.
     """
-    layers = [node.op.layer for node in net.module.nodes
-              if isinstance(getattr(node.op, 'layer', None), SegDataLayer)]
+    layers = [
+        node.op.layer
+        for node in net.module.nodes
+        if isinstance(getattr(node.op, 'layer', None), SegDataLayer)
+    ]
     if len(layers) != 1 or parallel.solver_count() == 1:
         yield 0, 1
         return
@@ -147,8 +167,9 @@ def _shared(net: Net, count: int) -> Iterator[tuple[int, int]]:
         yield share
 
 
-def _count_image(net: Net, wanted: Sequence[Task], name: str,
-                 save_dirs: Sequence[Path]) -> list[Count]:
+def _count_image(
+    net: Net, wanted: Sequence[Task], name: str, save_dirs: Sequence[Path]
+) -> list[Count]:
     with torch.no_grad():
         net._forward(0, len(net.layers) - 1)
     best = [predict(net, task.layer) for task in wanted]
@@ -163,8 +184,13 @@ def _count(net: Net, task: Task, best: np.ndarray) -> Count:
     return Count(hist, float(net.blobs[task.loss].data) if task.loss else math.nan)
 
 
-def compute_hist(net: Net, save_dir: str | Path | None, dataset: Sequence[str],
-                 layer: str = 'score', gt: str = 'label') -> tuple[np.ndarray, float]:
+def compute_hist(
+    net: Net,
+    save_dir: str | Path | None,
+    dataset: Sequence[str],
+    layer: str = 'score',
+    gt: str = 'label',
+) -> tuple[np.ndarray, float]:
     """Run `net` once for each id in `dataset`, in the order of its data layer.
 
     With `save_dir`, predictions go there as palette PNGs named by id.
@@ -172,12 +198,13 @@ def compute_hist(net: Net, save_dir: str | Path | None, dataset: Sequence[str],
     has none for `layer`. Deviates: the release takes the semantic loss for both of SIFT
     Flow's tasks.
     """
-    task = next((task for task in tasks(net) if (task.layer, task.gt) == (layer, gt)),
-                Task(layer, gt))
+    task = next(
+        (task for task in tasks(net) if (task.layer, task.gt) == (layer, gt)), Task(layer, gt)
+    )
     if save_dir:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
     total = Count.none(net, task)
-    for count, in count_images(net, [task], dataset, [Path(save_dir)] if save_dir else []):
+    for (count,) in count_images(net, [task], dataset, [Path(save_dir)] if save_dir else []):
         total += count
     return total.hist, total.loss / max(len(dataset), 1)
 
@@ -190,8 +217,13 @@ def save_prediction(best: np.ndarray, path: Path) -> None:
         image.save(temporary, format='PNG')
 
 
-def seg_tests(solver: SGDSolver, save_format: str | bool, dataset: Sequence[str],
-              layer: str = 'score', gt: str = 'label') -> Scores:
+def seg_tests(
+    solver: SGDSolver,
+    save_format: str | bool,
+    dataset: Sequence[str],
+    layer: str = 'score',
+    gt: str = 'label',
+) -> Scores:
     """Score the solver's first test net with the weights of the net in training."""
     if not solver.test_nets:
         raise CaffeError('seg_tests: the solver has no test net')
@@ -200,17 +232,27 @@ def seg_tests(solver: SGDSolver, save_format: str | bool, dataset: Sequence[str]
     return do_seg_tests(solver.test_nets[0], solver.iter, save_format, dataset, layer, gt)
 
 
-def do_seg_tests(net: Net, iter: int, save_format: str | bool, dataset: Sequence[str],
-                 layer: str = 'score', gt: str = 'label') -> Scores:
+def do_seg_tests(
+    net: Net,
+    iter: int,
+    save_format: str | bool,
+    dataset: Sequence[str],
+    layer: str = 'score',
+    gt: str = 'label',
+) -> Scores:
     """Score `net` over `dataset` and print the release's lines.
 
     `save_format`, if given, names the folder for predictions, with the iteration in {}.
     """
     save_dir = save_format.format(iter) if save_format else None
     scores = measures(*compute_hist(net, save_dir, dataset, layer, gt))
-    for what, value in (('loss', scores.loss), ('overall accuracy', scores.overall_accuracy),
-                        ('mean accuracy', scores.mean_accuracy), ('mean IU', scores.mean_iu),
-                        ('fwavacc', scores.fwavacc)):
+    for what, value in (
+        ('loss', scores.loss),
+        ('overall accuracy', scores.overall_accuracy),
+        ('mean accuracy', scores.mean_accuracy),
+        ('mean IU', scores.mean_iu),
+        ('fwavacc', scores.fwavacc),
+    ):
         print('>>>', datetime.now(), 'Iteration', iter, what, value)
     return scores
 
@@ -225,6 +267,8 @@ def table(scores: Scores, classes: Sequence[str]) -> str:
             lines.append(f'{name:{width}}  {shown}  {100 * iu:6.2f}')
     absent = [name for name, labelled in zip(classes, scores.labelled) if not labelled]
     if absent:
-        lines.append(f'absent from the ground truth: {", ".join(absent)}\n'
-                     f'mean IU {scores.mean_iu:.4f}, without these {scores.mean_iu_labelled:.4f}')
+        lines.append(
+            f'absent from the ground truth: {", ".join(absent)}\n'
+            f'mean IU {scores.mean_iu:.4f}, without these {scores.mean_iu_labelled:.4f}'
+        )
     return '\n'.join(lines)

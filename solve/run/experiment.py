@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import caffe_port as caffe
 import surgery
 from caffe_port import parallel
-from caffe_port.files import caffemodel
-from caffe_port.solving import resume
 from caffe_port.errors import CaffeError, WriteError
+from caffe_port.files import caffemodel
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
-from solve.run import pictures, counting, snapshots, symptoms
+from caffe_port.solving import resume
 from solve.datasets.layer import SegDataLayer
+from solve.run import counting, pictures, snapshots, symptoms
 from solve.run.watch import Watch
 
 LOG = logging.getLogger('caffe_port')
@@ -29,23 +30,24 @@ class Job:
     """One run of an experiment: where things lie and what the sample changes."""
 
     name: str
-    folder: Path                     # where snapshots, logs and pictures go
-    weights: list[Path]              # to start from, usually one
+    folder: Path  # where snapshots, logs and pictures go
+    weights: list[Path]  # to start from, usually one
     resume: Path | None = None
-    net: dict[str, Any] = field(default_factory=dict)        # arguments of fcn()
+    net: dict[str, Any] = field(default_factory=dict)  # arguments of fcn()
     constants: dict[str, Any] = field(default_factory=dict)  # solver constants to replace
-    iterations: int | None = None    # in all, if not as published
-    step: int | None = None          # between scorings, if not as published
-    prefix: Path = Path()            # of snapshots; in the folder unless told otherwise
-    keep: int = 0                    # snapshots to keep besides the best, 0 for all
-    skip_bad_images: bool = False    # in training go on with the next image
+    iterations: int | None = None  # in all, if not as published
+    step: int | None = None  # between scorings, if not as published
+    prefix: Path = Path()  # of snapshots; in the folder unless told otherwise
+    keep: int = 0  # snapshots to keep besides the best, 0 for all
+    skip_bad_images: bool = False  # in training go on with the next image
 
     def __post_init__(self) -> None:
         if self.prefix == Path():
             self.prefix = self.folder / 'snapshot' / 'train'
 
-    def solver(self, constants: dict[str, Any], train: NetParameter,
-               test: NetParameter) -> caffe.SGDSolver:
+    def solver(
+        self, constants: dict[str, Any], train: NetParameter, test: NetParameter
+    ) -> caffe.SGDSolver:
         """A solver with the published constants, watched and able to stop cleanly."""
         param = solver_param({**constants, **self.constants})
         param.ClearField('test_net')
@@ -69,8 +71,10 @@ class Job:
         """Restore the snapshot that --resume names; False where there is none to restore."""
         if self.resume is None or parallel.restarted() and not snapshots.states(self.prefix):
             if any(parallel.gather(bool(snapshots.states(self.prefix)))):
-                raise CaffeError(f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
-                                 'goes on with it, --snapshot-prefix names another place')
+                raise CaffeError(
+                    f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
+                    'goes on with it, --snapshot-prefix names another place'
+                )
             return False
         state = self.resume
         if state == LATEST:
@@ -78,8 +82,10 @@ class Job:
         print(f'Going on from {state}', flush=True)
         solver.restore(state)
         if not resume.beside(state).exists():
-            self._watch.warn(f'{resume.beside(state).name} is missing: data order and random '
-                             'streams start anew, as in Caffe')
+            self._watch.warn(
+                f'{resume.beside(state).name} is missing: data order and random '
+                'streams start anew, as in Caffe'
+            )
         for path in parallel.first(lambda: snapshots.set_aside(self.prefix, solver.iter)):
             self._watch.warn(f'a snapshot beyond iteration {solver.iter} is now {path}')
         return True
@@ -95,12 +101,18 @@ class Job:
         stops = [*range((solver.iter // step + 1) * step, end, step), end]
         with self._watch.over(stops):
             if solver.iter in (end, *range(step, end, step)) and (
-                    solver.notes.get('scored') != solver.iter):
+                solver.notes.get('scored') != solver.iter
+            ):
                 yield 0  # stopped after the snapshot, before or while scoring
             yield from (b - a for a, b in zip([solver.iter, *stops], stops) if b > a)
 
-    def scored(self, solver: caffe.SGDSolver, scores: counting.Scores,
-               classes: Sequence[str], **others: tuple[counting.Scores, Sequence[str]]) -> None:
+    def scored(
+        self,
+        solver: caffe.SGDSolver,
+        scores: counting.Scores,
+        classes: Sequence[str],
+        **others: tuple[counting.Scores, Sequence[str]],
+    ) -> None:
         """Print the tables per class and keep the scores for the learning curve.
 
         `others` are the scores and classes of a net's further tasks, by name; the first
@@ -152,14 +164,20 @@ class Job:
             pictures.panel(solver.test_nets[0], means, self.folder / 'panel.png')
         except CaffeError as error:  # the run is done, and saved
             self._watch.warn(str(error))
-        print(f'Snapshots: {solver.param.snapshot_prefix}_iter_*; '
-              f'learning curve and panel: {self.folder}/curve.png, panel.png')
+        print(
+            f'Snapshots: {solver.param.snapshot_prefix}_iter_*; '
+            f'learning curve and panel: {self.folder}/curve.png, panel.png'
+        )
 
 
 def _measured(scores: counting.Scores) -> dict[str, float]:
-    return dict(overall_accuracy=scores.overall_accuracy, test_loss=scores.loss,
-                mean_accuracy=scores.mean_accuracy, mean_iu=scores.mean_iu,
-                fwavacc=scores.fwavacc)
+    return dict(
+        overall_accuracy=scores.overall_accuracy,
+        test_loss=scores.loss,
+        mean_accuracy=scores.mean_accuracy,
+        mean_iu=scores.mean_iu,
+        fwavacc=scores.fwavacc,
+    )
 
 
 def ids(net: caffe.Net) -> list[str]:
@@ -189,10 +207,15 @@ def load_weights(net: caffe.Net, path: Path, suffix: str = '') -> None:
     source = stored_net(path)
     known = [name for name in source.params if name + suffix in net.params]
     if not known:
-        raise CaffeError(f'{path}: no layer of this net in it; it has '
-                         + (', '.join(source.params) or 'no weights at all'))
-    fits = not suffix and all(tuple(stored.shape) == blob.shape for name in known
-                              for stored, blob in zip(source.params[name], net.params[name]))
+        raise CaffeError(
+            f'{path}: no layer of this net in it; it has '
+            + (', '.join(source.params) or 'no weights at all')
+        )
+    fits = not suffix and all(
+        tuple(stored.shape) == blob.shape
+        for name in known
+        for stored, blob in zip(source.params[name], net.params[name])
+    )
     if fits:
         net.copy_from(path)
         return
@@ -204,5 +227,6 @@ def load_weights(net: caffe.Net, path: Path, suffix: str = '') -> None:
 
 def stored_net(path: Path) -> SimpleNamespace:
     """A weight file as surgery sees a net: `params`, blobs by layer."""
-    return SimpleNamespace(params={layer.name: layer.blobs for layer in caffemodel.read(path)
-                                   if layer.blobs})
+    return SimpleNamespace(
+        params={layer.name: layer.blobs for layer in caffemodel.read(path) if layer.blobs}
+    )

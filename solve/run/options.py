@@ -6,10 +6,10 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Iterator
 
 import torch
 
@@ -18,8 +18,8 @@ from caffe_port import parallel
 from caffe_port.errors import CaffeError
 from caffe_port.files.table import printable
 from solve.run import snapshots
-from solve.samples import recipes
 from solve.run.experiment import LATEST, Job
+from solve.samples import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 # Marks an output folder as that of one call of torchrun, which may restart the script.
@@ -75,36 +75,70 @@ def option(place: str) -> str:
     return '--' + place.replace('_', '-')
 
 
-def _parser(doc: str, name: str, data: ModuleType,
-            weights: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f'{name}.py', description=doc,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser(
+    doc: str, name: str, data: ModuleType, weights: tuple[str, ...]
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f'{name}.py', description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('gpu', nargs='?', type=int, metavar='GPU',
-        help='number of the GPU (default: 0 if there is one, else the CPU)')
+    add(
+        'gpu',
+        nargs='?',
+        type=int,
+        metavar='GPU',
+        help='number of the GPU (default: 0 if there is one, else the CPU)',
+    )
     for place, folder in data.PLACES.items():
         add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
-    add('--weights', type=Path, metavar='FILE', nargs=len(weights),
-        help=f'.caffemodel to start from (default: {", ".join(weights)} in the project)')
+    add(
+        '--weights',
+        type=Path,
+        metavar='FILE',
+        nargs=len(weights),
+        help=f'.caffemodel to start from (default: {", ".join(weights)} in the project)',
+    )
     add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
-    add('--resume', type=Path, metavar='FILE',
-        help='.solverstate to go on from, or `latest` for the newest whole one of --output')
-    add('--keep', type=int, default=0, metavar='N',
-        help='keep the newest N snapshots and the best one (default: all)')
-    add('--skip-bad-images', action='store_true',
-        help='train on the next image where one cannot be read, and list these at the end')
-    add('--output', type=Path, metavar='DIR',
-        help=f'where logs and pictures go (default: output/{name})')
-    add('--snapshot-prefix', type=Path, metavar='PREFIX',
-        help='default: snapshot/train in the output folder')
+    add(
+        '--resume',
+        type=Path,
+        metavar='FILE',
+        help='.solverstate to go on from, or `latest` for the newest whole one of --output',
+    )
+    add(
+        '--keep',
+        type=int,
+        default=0,
+        metavar='N',
+        help='keep the newest N snapshots and the best one (default: all)',
+    )
+    add(
+        '--skip-bad-images',
+        action='store_true',
+        help='train on the next image where one cannot be read, and list these at the end',
+    )
+    add(
+        '--output',
+        type=Path,
+        metavar='DIR',
+        help=f'where logs and pictures go (default: output/{name})',
+    )
+    add(
+        '--snapshot-prefix',
+        type=Path,
+        metavar='PREFIX',
+        help='default: snapshot/train in the output folder',
+    )
     return parser
 
 
 def choose_device(gpu: int | None) -> None:
     """Compute on the GPU of that number, on the first one, or on the CPU where there is none."""
     if gpu is not None and parallel.solver_count() > 1:
-        raise CaffeError(f'GPU {gpu}: of many processes each takes the GPU of its own number; '
-                         'CUDA_VISIBLE_DEVICES says which there are')
+        raise CaffeError(
+            f'GPU {gpu}: of many processes each takes the GPU of its own number; '
+            'CUDA_VISIBLE_DEVICES says which there are'
+        )
     if gpu is None and not torch.cuda.is_available():
         print('No GPU found: computing on the CPU.', file=sys.stderr)
         return
@@ -121,12 +155,16 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
         raise CaffeError(f'--keep {args.keep}: must not be negative')
     named = [getattr(args, each) for each in (*data.PLACES, 'weights')]
     if args.resume:
-        args.output = _resumed_folder(args, [Path('output') / name] + (
-            [] if any(named) else [recipes.folder_of(name)]))
+        args.output = _resumed_folder(
+            args, [Path('output') / name] + ([] if any(named) else [recipes.folder_of(name)])
+        )
     defaults = [ROOT / path for path in (*data.PLACES.values(), *weights)]
     resumed_sample = args.resume and recipes.is_in(args.output or recipes.folder_of(name))
-    if any(named) or any(path.exists() for path in defaults) or (
-            args.resume and not resumed_sample):
+    if (
+        any(named)
+        or any(path.exists() for path in defaults)
+        or (args.resume and not resumed_sample)
+    ):
         job = _real_job(args, name, data, weights)
     else:
         job = _sample_job(args, name, data)
@@ -138,18 +176,20 @@ def _job(args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[s
     return job
 
 
-def _real_job(args: argparse.Namespace, name: str, data: ModuleType,
-              weights: tuple[str, ...]) -> Job:
-    places = {place: getattr(args, place) or ROOT / folder
-              for place, folder in data.PLACES.items()}
+def _real_job(
+    args: argparse.Namespace, name: str, data: ModuleType, weights: tuple[str, ...]
+) -> Job:
+    places = {place: getattr(args, place) or ROOT / folder for place, folder in data.PLACES.items()}
     for place, folder in places.items():
         if not folder.is_dir():
             raise CaffeError(f'{folder}: no such folder; {option(place)} says where it is')
     start = args.weights or [ROOT / path for path in weights]
     for path in start:
         if not args.resume and not path.is_file():
-            raise CaffeError(f'{path}: no such file; --weights takes what this experiment starts '
-                             'from, see --help')
+            raise CaffeError(
+                f'{path}: no such file; --weights takes what this experiment starts '
+                'from, see --help'
+            )
     folder = _fresh_folder(args.output or Path('output') / name, args.resume)
     net = {place: str(path) for place, path in places.items()}
     if 'sbdd_dir' in net:  # VOC's own folder has no list of seg11valid: it follows from SBD's
@@ -160,13 +200,16 @@ def _real_job(args: argparse.Namespace, name: str, data: ModuleType,
 
 
 def _sample_job(args: argparse.Namespace, name: str, data: ModuleType) -> Job:
-    print(f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
-          'spot.\nThe real experiment needs '
-          f'{", ".join(map(option, data.PLACES))} and --weights; see --help.')
+    print(
+        f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
+        'spot.\nThe real experiment needs '
+        f'{", ".join(map(option, data.PLACES))} and --weights; see --help.'
+    )
     folder = _fresh_folder(args.output or recipes.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
-    return Job(name, folder, resume=args.resume,
-               **recipes.prepare(name, folder, start=not args.resume))
+    return Job(
+        name, folder, resume=args.resume, **recipes.prepare(name, folder, start=not args.resume)
+    )
 
 
 def _resumed_folder(args: argparse.Namespace, defaults: list[Path]) -> Path:
@@ -178,15 +221,21 @@ def _resumed_folder(args: argparse.Namespace, defaults: list[Path]) -> Path:
     if args.resume != LATEST:
         folder = args.resume.parent.parent
         if not (folder / 'log.jsonl').is_file():
-            raise CaffeError(f'{args.resume}: not in the folder of a run; --output names the '
-                             'folder to go on in')
+            raise CaffeError(
+                f'{args.resume}: not in the folder of a run; --output names the folder to go on in'
+            )
         return folder
-    logs = {log.stat().st_mtime: folder for default in defaults
-            for folder in [default, *default.parent.glob(f'{default.name}-[0-9]*')]
-            for log in _logs(folder)}
+    logs = {
+        log.stat().st_mtime: folder
+        for default in defaults
+        for folder in [default, *default.parent.glob(f'{default.name}-[0-9]*')]
+        for log in _logs(folder)
+    }
     if not logs:
-        raise CaffeError(f'{" and ".join(map(str, defaults))}: no run there to resume; --output '
-                         'names another folder')
+        raise CaffeError(
+            f'{" and ".join(map(str, defaults))}: no run there to resume; --output '
+            'names another folder'
+        )
     return logs[max(logs)]
 
 

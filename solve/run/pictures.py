@@ -1,10 +1,11 @@
 """Learning curves and pictures of predictions."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import matplotlib
+
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,7 +28,7 @@ def read_log(folder: Path) -> list[dict]:
     except FileNotFoundError as error:
         raise CaffeError(f'{path}: no such file; is {folder} the folder of a run?') from error
     if lines and not any(lines):
-        raise CaffeError(f'{path}: not a run\'s log: no line of JSON with an iteration')
+        raise CaffeError(f"{path}: not a run's log: no line of JSON with an iteration")
     return [line for line in lines if line]
 
 
@@ -46,12 +47,21 @@ def curve(folders: Sequence[Path], out: Path) -> None:
     right = left.twinx()
     for number, folder in enumerate(folders):
         color, lines = f'C{number}', read_log(Path(folder))
-        for axis, key, style in ((left, 'smoothed_loss', '-'), (right, 'mean_iu', 'o--'),
-                                 (right, 'geo_mean_iu', 's:')):
+        for axis, key, style in (
+            (left, 'smoothed_loss', '-'),
+            (right, 'mean_iu', 'o--'),
+            (right, 'geo_mean_iu', 's:'),
+        ):
             points = [(line['iteration'], line[key]) for line in lines if key in line]
             if points:
-                axis.plot(*zip(*points), style, color=color, linewidth=1.2, markersize=4,
-                          label=f'{Path(folder).name}: {key.replace("_", " ")}')
+                axis.plot(
+                    *zip(*points),
+                    style,
+                    color=color,
+                    linewidth=1.2,
+                    markersize=4,
+                    label=f'{Path(folder).name}: {key.replace("_", " ")}',
+                )
     left.set(xlabel='iteration', ylabel='loss', yscale='log')
     right.set(ylabel='mean IU', ylim=(0, 1))
     handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
@@ -68,15 +78,22 @@ def panel(net: Net, means: Mapping[str, Sequence[float]], out: Path, rows: int =
     """
     compared = tasks(net)
     titles = [*means] + [title for task in compared for title in (task.gt, f'{task.gt}, predicted')]
-    figure, axes = plt.subplots(rows, len(titles), figsize=(2.5 * len(titles), 2.1 * rows),
-                                layout='constrained', squeeze=False)
+    figure, axes = plt.subplots(
+        rows,
+        len(titles),
+        figsize=(2.5 * len(titles), 2.1 * rows),
+        layout='constrained',
+        squeeze=False,
+    )
     for row in axes:
         with torch.no_grad():
             net.forward()
         pictures = [picture(net.blobs[name].data[0], mean) for name, mean in means.items()]
         for task in compared:
-            pictures += [in_colours(net.blobs[task.gt].data[0, 0]),
-                         in_colours(predict(net, task.layer))]
+            pictures += [
+                in_colours(net.blobs[task.gt].data[0, 0]),
+                in_colours(predict(net, task.layer)),
+            ]
         for axis, image in zip(row, pictures):
             axis.imshow(image, cmap='gray')
             axis.axis('off')

@@ -11,5 +11,10 @@ from tqdm import tqdm
 def progress(*args: Any, **kwargs: Any) -> tqdm:
     """tqdm on standard error, at most two updates a second, or one in 20 s if not a terminal."""
     lively = sys.stderr.isatty()
-    return tqdm(*args, mininterval=0.5 if lively else 20, maxinterval=0.5 if lively else 20,
-                dynamic_ncols=lively, **kwargs)
+    return tqdm(
+        *args,
+        mininterval=0.5 if lively else 20,
+        maxinterval=0.5 if lively else 20,
+        dynamic_ncols=lively,
+        **kwargs,
+    )

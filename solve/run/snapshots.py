@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
 from caffe_port.solving import resume
-from caffe_port.errors import CaffeError
 
 
 def states(prefix: Path) -> dict[int, Path]:
     """The solver states written under a prefix, by iteration, oldest first."""
     pattern = re.compile(re.escape(prefix.name) + r'_iter_(\d+)\.solverstate(\.h5)?')
-    found = {int(match[1]): path for path in prefix.parent.glob('*')
-             if (match := pattern.fullmatch(path.name))}
+    found = {
+        int(match[1]): path
+        for path in prefix.parent.glob('*')
+        if (match := pattern.fullmatch(path.name))
+    }
     return dict(sorted(found.items()))
 
 
@@ -36,8 +39,10 @@ def latest(prefix: Path) -> Path:
             return state
         except CaffeError as error:
             broken.append(str(error))
-    raise CaffeError(f'{prefix}_iter_*.solverstate: no whole snapshot'
-                     + ''.join(f'; {reason}' for reason in broken))
+    raise CaffeError(
+        f'{prefix}_iter_*.solverstate: no whole snapshot'
+        + ''.join(f'; {reason}' for reason in broken)
+    )
 
 
 def set_aside(prefix: Path, iteration: int) -> list[Path]:

@@ -38,12 +38,14 @@ class LossAtChance:
                 self._since.pop(node.name, None)
             elif iteration - self._since.setdefault(node.name, iteration) >= PATIENCE:
                 self._told.add(node.name)
-                return (f'{node.name} has stayed at ln({classes}) = {math.log(classes):.4f} per '
-                        f'pixel since iteration {self._since[node.name]}: the scores say nothing '
-                        'yet. Usual causes: the weights to start from did not reach the net '
-                        '(other layer names, fc6 and fc7 not made convolutions), the kernels of '
-                        'upsampling are 0 (surgery.interp), or the learning rate is too small '
-                        '(1e-10 is for the unnormalised loss).')
+                return (
+                    f'{node.name} has stayed at ln({classes}) = {math.log(classes):.4f} per '
+                    f'pixel since iteration {self._since[node.name]}: the scores say nothing '
+                    'yet. Usual causes: the weights to start from did not reach the net '
+                    '(other layer names, fc6 and fc7 not made convolutions), the kernels of '
+                    'upsampling are 0 (surgery.interp), or the learning rate is too small '
+                    '(1e-10 is for the unnormalised loss).'
+                )
         return None
 
     def _per_pixel(self, node) -> tuple[float, int]:
@@ -51,9 +53,10 @@ class LossAtChance:
         op: SoftmaxWithLoss = node.op
         scores, labels = (self._net.blobs[name].tensor for name in node.bottoms)
         count = labels.numel() if op.ignore is None else int((labels != op.ignore).sum())
-        batch = math.prod(scores.shape[:op.axis])
-        total = (float(self._net.blobs[node.tops[0]].tensor)
-                 * float(divisor(op.mode, labels.numel(), batch, count)))
+        batch = math.prod(scores.shape[: op.axis])
+        total = float(self._net.blobs[node.tops[0]].tensor) * float(
+            divisor(op.mode, labels.numel(), batch, count)
+        )
         return (total / count if count else math.nan), scores.shape[op.axis]
 
 
@@ -62,7 +65,9 @@ def accuracy_at_chance(scores: Scores) -> str | None:
     labelled = np.flatnonzero(~np.isnan(scores.accuracy))
     if len(labelled) < 2 or abs(scores.mean_accuracy - 1 / len(labelled)) > 1e-3:
         return None
-    return (f'the mean accuracy is {scores.mean_accuracy:.4f}, 1 / {len(labelled)} classes: as '
-            'good as one class for every pixel. Usual causes: too few iterations so far, weights that '
-            'did not reach the net, kernels of upsampling that are 0 (surgery.interp), a learning '
-            'rate that is far too small or too large, or labels that do not belong to the images.')
+    return (
+        f'the mean accuracy is {scores.mean_accuracy:.4f}, 1 / {len(labelled)} classes: as '
+        'good as one class for every pixel. Usual causes: too few iterations so far, weights that '
+        'did not reach the net, kernels of upsampling that are 0 (surgery.interp), a learning '
+        'rate that is far too small or too large, or labels that do not belong to the images.'
+    )

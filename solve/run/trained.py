@@ -9,33 +9,47 @@ import logging
 import os
 import pkgutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import nets
 from caffe_port import Net, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files.fit import fit
-from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.files.stored import LayerBlobs
-from solve.run import options
+from caffe_port.proto.caffe_pb2 import NetParameter
 from solve.datasets import nyud, pascalcontext, siftflow, voc
+from solve.run import options
 
-EXPERIMENTS = tuple(each.name for each in pkgutil.iter_modules(nets.__path__)
-                    if '_fcn' in each.name)
+EXPERIMENTS = tuple(
+    each.name for each in pkgutil.iter_modules(nets.__path__) if '_fcn' in each.name
+)
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
 
 
 def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
     """The command line that both commands begin with."""
-    made = argparse.ArgumentParser(prog=name, description=description, epilog=examples,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument('net', metavar='NET', help='an experiment, as voc_fcn8s, or a .prototxt')
-    made.add_argument('weights', metavar='WEIGHTS', type=Path,
-                      help='.caffemodel, .caffemodel.h5, .pth, .pt, .safetensors or .npz')
-    made.add_argument('--gpu', type=int, metavar='N',
-                      help='number of the GPU (default: 0 if there is one, else the CPU)')
+    made.add_argument(
+        'weights',
+        metavar='WEIGHTS',
+        type=Path,
+        help='.caffemodel, .caffemodel.h5, .pth, .pt, .safetensors or .npz',
+    )
+    made.add_argument(
+        '--gpu',
+        type=int,
+        metavar='N',
+        help='number of the GPU (default: 0 if there is one, else the CPU)',
+    )
     return made
 
 
@@ -63,8 +77,9 @@ def described(net: str, split: str | None, layers: Sequence[LayerBlobs]) -> NetP
         fcn = importlib.import_module(f'nets.{net}').fcn
         return fcn(split, **_widths(fcn, layers))
     if not Path(net).is_file():
-        raise CaffeError(f'{net}: no such file, nor an experiment; those are '
-                         + ', '.join(EXPERIMENTS))
+        raise CaffeError(
+            f'{net}: no such file, nor an experiment; those are ' + ', '.join(EXPERIMENTS)
+        )
     return prototxt.read_net(net)
 
 
@@ -89,8 +104,10 @@ def load(net: Net, path: Path, layers: Sequence[LayerBlobs]) -> None:
     found = fit(layers, net)
     wrong = found.missing + found.mismatched
     if wrong:
-        raise CaffeError(f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-                         f'{len(found.mismatched)} mismatched, first {wrong[0]}')
+        raise CaffeError(
+            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
+            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
+        )
     for layer in found.layers:
         for stored, blob in zip(layer.blobs, net.params[layer.name]):
             blob.load(stored)

@@ -8,9 +8,9 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import torch
 
@@ -95,8 +95,13 @@ class Watch:
             images = (solver.iter - at) * solver.param.iter_size * caffe.solver_count()
             pace = images / (time.monotonic() - then)
             self.bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
-            self.note(lr=solver.rate(), loss=float(solver.losses[-1]), smoothed_loss=loss,
-                      images_per_second=pace, memory_bytes=_peak_memory())
+            self.note(
+                lr=solver.rate(),
+                loss=float(solver.losses[-1]),
+                smoothed_loss=loss,
+                images_per_second=pace,
+                memory_bytes=_peak_memory(),
+            )
             if warning := self._chance.look(solver.iter):
                 self.warn(warning)
 
@@ -112,8 +117,10 @@ class Watch:
         if self._action == 'stop':
             raise KeyboardInterrupt('stopped at once')
         self._action = 'stop'
-        print('\nStopping after this iteration, with a snapshot; again to stop at once.',
-              file=sys.stderr)
+        print(
+            '\nStopping after this iteration, with a snapshot; again to stop at once.',
+            file=sys.stderr,
+        )
 
     def _snapshot(self, *_) -> None:
         self._action = self._action or 'snapshot'

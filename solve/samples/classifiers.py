@@ -8,18 +8,27 @@ import caffe_port as caffe
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from nets import caffenet, vgg16
 from solve.datasets import voc
-from solve.samples import voc_data
 from solve.run.progress import progress
+from solve.samples import voc_data
 
 # By name: the net, the smallest image whose pool5 is as large as fc6 wants it (Caffe's
 # pooling rounds up), its widths, and how many batches it learns from.
-NETS = {'vgg16': (vgg16.classifier, 193, dict(width=8, fc=512), 130),
-        'caffenet': (caffenet.classifier, 199, dict(width=24, fc=512), 150)}
+NETS = {
+    'vgg16': (vgg16.classifier, 193, dict(width=8, fc=512), 130),
+    'caffenet': (caffenet.classifier, 199, dict(width=24, fc=512), 150),
+}
 # Of so few units dropout takes a fifth: with a half the classifier was slower to learn.
 DROP = 0.2
 SCENES, BATCH = 300, 8
-SOLVER = dict(base_lr=0.01, lr_policy='poly', power=1, momentum=0.9, weight_decay=0.0005,
-              clip_gradients=4, average_loss=20)
+SOLVER = dict(
+    base_lr=0.01,
+    lr_policy='poly',
+    power=1,
+    momentum=0.9,
+    weight_decay=0.0005,
+    clip_gradients=4,
+    average_loss=20,
+)
 # Pixels are about this, scores should be about 1.
 PIXEL = 60
 
@@ -44,8 +53,9 @@ def train(name: str, weights: Path, seed: int) -> None:
         weight.data[...] *= gain
     with progress(range(rounds), desc=f'narrow {name} classifier', leave=False) as bar:
         for _ in bar:
-            (solver.net.blobs['data'].data[...],
-             solver.net.blobs['label'].data[...]) = windows.batch(BATCH)
+            (solver.net.blobs['data'].data[...], solver.net.blobs['label'].data[...]) = (
+                windows.batch(BATCH)
+            )
             solver.step(1)
     solver.net.save(weights)
     print(f'Classifier trained: loss {solver.smoothed_loss:.3f}, saved to {weights}')

@@ -7,7 +7,7 @@ is drawn on a square of its own, in coordinates from 0 to 1, right and down.
 from __future__ import annotations
 
 import math
-from typing import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -46,11 +46,13 @@ class Pen:
     def _at(self, x: float, y: float) -> Point:
         return x * self.image.width, y * self.image.height
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour,
-            radius: float = 0) -> None:
+    def box(
+        self, x0: float, y0: float, x1: float, y1: float, colour: Colour, radius: float = 0
+    ) -> None:
         for draw, ink in self._both(colour):
-            draw.rounded_rectangle((*self._at(x0, y0), *self._at(x1, y1)),
-                                   radius * self.image.width, ink)
+            draw.rounded_rectangle(
+                (*self._at(x0, y0), *self._at(x1, y1)), radius * self.image.width, ink
+            )
 
     def disc(self, x: float, y: float, rx: float, colour: Colour, ry: float | None = None) -> None:
         ry = rx if ry is None else ry
@@ -76,20 +78,35 @@ def bottle(pen: Pen, rng: np.random.RandomState) -> None:
     glass = _pick(rng, (24, 140, 150), (20, 120, 175), (40, 155, 135))
     paper = _pick(rng, (250, 232, 190), (255, 214, 120), (246, 246, 238))
     half, neck = rng.uniform(0.21, 0.25), rng.uniform(0.065, 0.08)
-    side = [(neck, 0.1), (neck, 0.26), (neck * 1.4, 0.31), (half * 0.88, 0.41), (half, 0.48),
-            (half, 0.94), (half * 0.9, 0.98)]
+    side = [
+        (neck, 0.1),
+        (neck, 0.26),
+        (neck * 1.4, 0.31),
+        (half * 0.88, 0.41),
+        (half, 0.48),
+        (half, 0.94),
+        (half * 0.9, 0.98),
+    ]
     outline = [(0.5 - x, y) for x, y in side] + [(0.5 + x, y) for x, y in reversed(side)]
     pen.shape(outline, glass)
-    pen.shape([(0.5 + 0.45 * x, y) for x, y in side] + [(0.5 + x, y) for x, y in reversed(side)],
-              shade(glass, 0.78))
+    pen.shape(
+        [(0.5 + 0.45 * x, y) for x, y in side] + [(0.5 + x, y) for x, y in reversed(side)],
+        shade(glass, 0.78),
+    )
     pen.line([(0.5 - half * 0.72, 0.5), (0.5 - half * 0.72, 0.93)], shade(glass, 1.5), 0.028)
     pen.line([(0.5 - neck * 0.5, 0.13), (0.5 - neck * 0.5, 0.27)], shade(glass, 1.5), 0.02)
     pen.box(0.5 - half, 0.56, 0.5 + half, 0.83, paper)
     pen.box(0.5 - half, 0.595, 0.5 + half, 0.62, shade(glass, 0.6))
     pen.box(0.5 - half, 0.77, 0.5 + half, 0.795, shade(glass, 0.6))
     pen.disc(0.5, 0.695, 0.05, _pick(rng, (222, 92, 60), (240, 160, 40), (180, 60, 90)))
-    pen.box(0.5 - neck * 1.25, 0.02, 0.5 + neck * 1.25, 0.115,
-            _pick(rng, (200, 60, 50), (235, 180, 60), (60, 60, 75)), 0.015)
+    pen.box(
+        0.5 - neck * 1.25,
+        0.02,
+        0.5 + neck * 1.25,
+        0.115,
+        _pick(rng, (200, 60, 50), (235, 180, 60), (60, 60, 75)),
+        0.015,
+    )
 
 
 def bus(pen: Pen, rng: np.random.RandomState) -> None:
@@ -103,8 +120,15 @@ def bus(pen: Pen, rng: np.random.RandomState) -> None:
     for row, bottom in ((top + 0.085, middle - 0.055), (middle + 0.02, 0.66)):
         for left in (0.06, 0.22, 0.38, 0.54, 0.70):
             pen.box(left, row, left + 0.13, bottom, glass, 0.018)
-            pen.shape([(left + 0.03, bottom), (left + 0.07, bottom), (left + 0.11, row),
-                       (left + 0.07, row)], shade(glass, 1.55))
+            pen.shape(
+                [
+                    (left + 0.03, bottom),
+                    (left + 0.07, bottom),
+                    (left + 0.11, row),
+                    (left + 0.07, row),
+                ],
+                shade(glass, 1.55),
+            )
     pen.box(0.06, middle - 0.03, 0.94, middle - 0.005, (252, 240, 214))
     pen.box(0.855, top + 0.085, 0.98, middle - 0.055, shade(glass, 0.85), 0.018)
     pen.box(0.855, middle + 0.02, 0.965, 0.79, shade(glass, 0.72), 0.018)
@@ -123,8 +147,14 @@ def pottedplant(pen: Pen, rng: np.random.RandomState) -> None:
     spread = np.linspace(-1.35, 1.35, 9)
     for angle in spread[np.argsort(-np.abs(spread))]:  # the middle ones in front
         turn = angle + rng.uniform(-0.08, 0.08)
-        _leaf(pen, (0.5, 0.66), turn, 0.62 - 0.16 * abs(angle) / 1.35 - rng.uniform(0, 0.04),
-              rng.uniform(0.1, 0.125), shade(green, rng.uniform(0.75, 1.25)))
+        _leaf(
+            pen,
+            (0.5, 0.66),
+            turn,
+            0.62 - 0.16 * abs(angle) / 1.35 - rng.uniform(0, 0.04),
+            rng.uniform(0.1, 0.125),
+            shade(green, rng.uniform(0.75, 1.25)),
+        )
     pen.shape([(0.28, 0.66), (0.72, 0.66), (0.655, 0.98), (0.345, 0.98)], clay)
     pen.shape([(0.56, 0.66), (0.72, 0.66), (0.655, 0.98), (0.54, 0.98)], shade(clay, 0.85))
     pen.box(0.25, 0.61, 0.75, 0.71, shade(clay, 1.12), 0.02)
@@ -133,13 +163,16 @@ def pottedplant(pen: Pen, rng: np.random.RandomState) -> None:
 
 def _leaf(pen: Pen, root: Point, turn: float, length: float, half: float, colour: Colour) -> None:
     """A pointed leaf from `root`, `turn` radians clockwise from upright, drooping a little."""
+
     def place(along: float, across: float) -> Point:
         bend = turn + 0.35 * turn * along
-        return (root[0] + math.sin(bend) * along * length + math.cos(bend) * across,
-                root[1] - math.cos(bend) * along * length + math.sin(bend) * across)
+        return (
+            root[0] + math.sin(bend) * along * length + math.cos(bend) * across,
+            root[1] - math.cos(bend) * along * length + math.sin(bend) * across,
+        )
 
     steps = np.linspace(0, 1, 13)
-    width = half * np.sin(np.pi * steps ** 0.85)
+    width = half * np.sin(np.pi * steps**0.85)
     left = [place(t, -w) for t, w in zip(steps, width)]
     right = [place(t, w) for t, w in zip(steps, width)]
     spine = [place(t, 0) for t in steps]
@@ -191,15 +224,18 @@ def tvmonitor(pen: Pen, rng: np.random.RandomState) -> None:
     pen.disc(rng.uniform(0.25, 0.75), 0.37, 0.085, (255, 222, 120))
     peak = rng.uniform(0.3, 0.45)
     pen.shape([(left, bottom), (left, 0.62), (peak, 0.42), (0.66, bottom)], shade(sky, 0.55))
-    pen.shape([(0.38, bottom), (peak + 0.32, 0.5), (right, 0.66), (right, bottom)],
-              shade(sky, 0.4))
+    pen.shape([(0.38, bottom), (peak + 0.32, 0.5), (right, 0.66), (right, bottom)], shade(sky, 0.4))
     pen.shape([(left, top), (0.36, top), (0.2, 0.42), (left, 0.42)], shade(sky, 1.25))
     pen.disc(0.5, 0.782, 0.014, (120, 230, 140))
 
 
 OBJECTS: dict[str, Callable[[Pen, np.random.RandomState], None]] = {
-    'bottle': bottle, 'bus': bus, 'pottedplant': pottedplant, 'sheep': sheep,
-    'tvmonitor': tvmonitor}
+    'bottle': bottle,
+    'bus': bus,
+    'pottedplant': pottedplant,
+    'sheep': sheep,
+    'tvmonitor': tvmonitor,
+}
 
 
 def draw_object(name: str, side: int, rng: np.random.RandomState) -> Image.Image:
@@ -213,8 +249,9 @@ def draw_object(name: str, side: int, rng: np.random.RandomState) -> Image.Image
     return image.resize((side, side), Image.Resampling.BOX)
 
 
-def draw_place(width: int, height: int, rng: np.random.RandomState,
-               places: Sequence[str] = ALL_PLACES) -> tuple[Image.Image, np.ndarray]:
+def draw_place(
+    width: int, height: int, rng: np.random.RandomState, places: Sequence[str] = ALL_PLACES
+) -> tuple[Image.Image, np.ndarray]:
     """Draw a background of width x height pixels: one of `places`.
 
     Returns the picture, RGB, and what is where: H x W uint8, indices of REGIONS.
@@ -223,8 +260,10 @@ def draw_place(width: int, height: int, rng: np.random.RandomState,
     horizon = rng.uniform(0.58, 0.72)
     _PLACES[_pick(rng, *places)](pen, horizon, rng)
     regions = pen.regions.resize((width, height), Image.Resampling.NEAREST)
-    return (pen.image.convert('RGB').resize((width, height), Image.Resampling.BOX),
-            np.asarray(regions))
+    return (
+        pen.image.convert('RGB').resize((width, height), Image.Resampling.BOX),
+        np.asarray(regions),
+    )
 
 
 def _room(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
@@ -266,8 +305,11 @@ def _meadow(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
         pen.shape([(0, 1), *zip(x, hills), (1, 1)], shade(grass, factor))
     for _ in range(70):
         x, y = rng.uniform(0, 1), rng.uniform(horizon + 0.02, 1)
-        pen.line([(x, y), (x + rng.uniform(-0.01, 0.01), y - 0.03)],
-                 shade(grass, _pick(rng, 0.86, 1.15)), 0.006)
+        pen.line(
+            [(x, y), (x + rng.uniform(-0.01, 0.01), y - 0.03)],
+            shade(grass, _pick(rng, 0.86, 1.15)),
+            0.006,
+        )
 
 
 def _street(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
@@ -279,8 +321,9 @@ def _street(pen: Pen, horizon: float, rng: np.random.RandomState) -> None:
     left = -0.05
     while left < 1:
         width, top = rng.uniform(0.14, 0.24), rng.uniform(0.12, 0.38)
-        house = shade(_pick(rng, (188, 176, 170), (172, 180, 188), (200, 188, 168)),
-                      rng.uniform(0.92, 1.1))
+        house = shade(
+            _pick(rng, (188, 176, 170), (172, 180, 188), (200, 188, 168)), rng.uniform(0.92, 1.1)
+        )
         pen.box(left, top, left + width, horizon, house)
         for y in np.arange(top + 0.05, horizon - 0.08, 0.11):
             for x in np.arange(left + 0.025, left + width - 0.03, 0.06):
@@ -302,8 +345,9 @@ def paste(scene: Image.Image, piece: Image.Image, x: int, y: int) -> np.ndarray:
     """Put an RGBA `piece` into the RGB `scene` with a soft shadow; return where it covers."""
     side = piece.width
     shadow = Image.new('L', scene.size)
-    ImageDraw.Draw(shadow).ellipse((x + side * 0.1, y + side * 0.9, x + side * 0.9,
-                                    y + side * 1.02), 110)
+    ImageDraw.Draw(shadow).ellipse(
+        (x + side * 0.1, y + side * 0.9, x + side * 0.9, y + side * 1.02), 110
+    )
     scene.paste((40, 36, 40), mask=shadow.filter(ImageFilter.GaussianBlur(4)))
     scene.paste(piece, (x, y), piece)
     covered = Image.new('L', scene.size)

@@ -18,16 +18,38 @@ from solve.samples.drawings import OBJECTS, REGIONS
 from solve.samples.scenes import Scene, borders, draw_whole, series, write_list, write_mat
 
 # What is drawn, in the words of each data set. Neither sheep nor buses are let into rooms.
-_NYUD = {'wall': 'wall', 'floor': 'floor', 'bottle': 'otherprop', 'pottedplant': 'otherprop',
-         'tvmonitor': 'television'}
+_NYUD = {
+    'wall': 'wall',
+    'floor': 'floor',
+    'bottle': 'otherprop',
+    'pottedplant': 'otherprop',
+    'tvmonitor': 'television',
+}
 # SIFT Flow has no sheep; bottles stay unlabelled, as much does in the real one.
-_SEMANTIC = {'sky': 'sky', 'grass': 'grass', 'building': 'building', 'sidewalk': 'sidewalk',
-             'road': 'road', 'line': 'road', 'bus': 'bus', 'pottedplant': 'plant', 'sheep': 'cow',
-             'tvmonitor': 'sign'}
-_GEOMETRIC = {'sky': 'sky', 'grass': 'horizontal', 'sidewalk': 'horizontal',
-              'road': 'horizontal', 'line': 'horizontal', 'building': 'vertical',
-              'bus': 'vertical', 'pottedplant': 'vertical', 'sheep': 'vertical',
-              'tvmonitor': 'vertical'}
+_SEMANTIC = {
+    'sky': 'sky',
+    'grass': 'grass',
+    'building': 'building',
+    'sidewalk': 'sidewalk',
+    'road': 'road',
+    'line': 'road',
+    'bus': 'bus',
+    'pottedplant': 'plant',
+    'sheep': 'cow',
+    'tvmonitor': 'sign',
+}
+_GEOMETRIC = {
+    'sky': 'sky',
+    'grass': 'horizontal',
+    'sidewalk': 'horizontal',
+    'road': 'horizontal',
+    'line': 'horizontal',
+    'building': 'vertical',
+    'bus': 'vertical',
+    'pottedplant': 'vertical',
+    'sheep': 'vertical',
+    'tvmonitor': 'vertical',
+}
 # PASCAL-Context calls all by their names here; its 59 classes have none for lines on a road.
 _CONTEXT = ('sky', 'grass', 'building', 'sidewalk', 'road', 'line', *OBJECTS)
 _OUTDOORS = ('meadow', 'street')
@@ -52,8 +74,13 @@ class Drawn:
     test: int
 
 
-def draw_nyud(folder: str | os.PathLike, train: int = 100, test: int = 30,
-              size: tuple[int, int] = (160, 200), seed: int = 1337) -> Drawn:
+def draw_nyud(
+    folder: str | os.PathLike,
+    train: int = 100,
+    test: int = 30,
+    size: tuple[int, int] = (160, 200),
+    seed: int = 1337,
+) -> Drawn:
     """Draw rooms into folder/nyud, in color, depth and HHA, or take those already there.
 
     Splits trainval and test; images measure up to `size`, short side by long side.
@@ -66,8 +93,13 @@ def draw_nyud(folder: str | os.PathLike, train: int = 100, test: int = 30,
     return Drawn({'nyud_dir': str(folder / 'nyud')}, tuple(sorted(classes)), train, test)
 
 
-def draw_siftflow(folder: str | os.PathLike, train: int = 100, test: int = 30,
-                  size: tuple[int, int] = (160, 160), seed: int = 1337) -> Drawn:
+def draw_siftflow(
+    folder: str | os.PathLike,
+    train: int = 100,
+    test: int = 30,
+    size: tuple[int, int] = (160, 160),
+    seed: int = 1337,
+) -> Drawn:
     """Draw outdoor scenes into folder/sift-flow, or take those already there.
 
     Splits trainval and test; semantic and geometric labels. All else as draw_nyud.
@@ -78,8 +110,13 @@ def draw_siftflow(folder: str | os.PathLike, train: int = 100, test: int = 30,
     return Drawn({'siftflow_dir': str(folder / 'sift-flow')}, tuple(sorted(classes)), train, test)
 
 
-def draw_pascalcontext(folder: str | os.PathLike, train: int = 100, test: int = 30,
-                       size: tuple[int, int] = (160, 200), seed: int = 1337) -> Drawn:
+def draw_pascalcontext(
+    folder: str | os.PathLike,
+    train: int = 100,
+    test: int = 30,
+    size: tuple[int, int] = (160, 200),
+    seed: int = 1337,
+) -> Drawn:
     """Draw outdoor scenes into folder/pascal and folder/pascal-context, or take those there.
 
     Splits train and val. Labels hold the numbers of 459 annotations, of which 59 are
@@ -87,14 +124,14 @@ def draw_pascalcontext(folder: str | os.PathLike, train: int = 100, test: int = 
     """
     folder = Path(folder)
     draw_whole(folder, _settings('PASCAL-Context', train, test, size, seed), _draw_pascalcontext)
-    classes = {pascalcontext.CLASSES.index(name) for name in _CONTEXT
-               if name in pascalcontext.CLASSES}
+    classes = {
+        pascalcontext.CLASSES.index(name) for name in _CONTEXT if name in pascalcontext.CLASSES
+    }
     places = {'voc_dir': str(folder / 'pascal'), 'context_dir': str(folder / 'pascal-context')}
     return Drawn(places, (0, *sorted(classes)), train, test)
 
 
-def _settings(data: str, train: int, test: int, size: tuple[int, int],
-              seed: int) -> dict[str, Any]:
+def _settings(data: str, train: int, test: int, size: tuple[int, int], seed: int) -> dict[str, Any]:
     return {'data': data, 'train': train, 'val': test, 'size': list(size), 'seed': seed}
 
 
@@ -111,6 +148,7 @@ def _write_lists(train: Path, test: Path, ids: list[str], count: int) -> None:
 
 
 # NYUDv2.
+
 
 def _draw_nyud(folder: Path, settings: dict[str, Any]) -> None:
     root, ids = folder / 'nyud', []
@@ -153,7 +191,7 @@ def depth_and_hha(scene: Scene, rng: np.random.RandomState) -> tuple[np.ndarray,
         depth[covered] = 0.97 * depth[covered].min()
         floor = floor & ~covered
     # A depth camera's noise grows with the square of depth.
-    depth += rng.normal(0, 1, depth.shape) * 1.4e-6 * depth ** 2
+    depth += rng.normal(0, 1, depth.shape) * 1.4e-6 * depth**2
     above = _CAMERA * (1 - (np.arange(height)[:, np.newaxis] - horizon) * depth * per_row)
     angle = np.where(floor, 38, 128) + rng.normal(0, 3, depth.shape)
     hha = np.dstack([310000 / depth, above, angle])
@@ -162,13 +200,17 @@ def depth_and_hha(scene: Scene, rng: np.random.RandomState) -> tuple[np.ndarray,
 
 # SIFT Flow.
 
+
 def _draw_siftflow(folder: Path, settings: dict[str, Any]) -> None:
     root, ids = folder / 'sift-flow', []
-    images, semantic, geometric = _folders(*(root / kind / siftflow.SCENES for kind in (
-        'Images', 'SemanticLabels', 'GeoLabels')))
+    images, semantic, geometric = _folders(
+        *(root / kind / siftflow.SCENES for kind in ('Images', 'SemanticLabels', 'GeoLabels'))
+    )
     sem = {name: siftflow.SEMANTIC.index(known) + 1 for name, known in _SEMANTIC.items()}
-    geo = {'bottle': -1, **{name: siftflow.GEOMETRIC.index(known) + 1
-                            for name, known in _GEOMETRIC.items()}}
+    geo = {
+        'bottle': -1,
+        **{name: siftflow.GEOMETRIC.index(known) + 1 for name, known in _GEOMETRIC.items()},
+    }
     for name, _, scene in series(settings, list(OBJECTS), _OUTDOORS):
         ids.append(name)
         Image.fromarray(scene.rgb).save(images / f'{name}.jpg', quality=92)
@@ -179,10 +221,12 @@ def _draw_siftflow(folder: Path, settings: dict[str, Any]) -> None:
 
 # PASCAL-Context.
 
+
 def _draw_pascalcontext(folder: Path, settings: dict[str, Any]) -> None:
     voc, context, ids = folder / 'pascal' / 'VOC2010', folder / 'pascal-context', []
-    images, lists, labels = _folders(voc / 'JPEGImages', voc / 'ImageSets' / 'Main',
-                                     context / 'trainval')
+    images, lists, labels = _folders(
+        voc / 'JPEGImages', voc / 'ImageSets' / 'Main', context / 'trainval'
+    )
     numbers = {name: pascalcontext.ANNOTATED.index(name) + 1 for name in _CONTEXT}
     for name, _, scene in series(settings, list(OBJECTS), _OUTDOORS):
         ids.append(name)
@@ -194,5 +238,6 @@ def _draw_pascalcontext(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_names(path: Path, names: tuple[str, ...]) -> None:
-    path.write_text(''.join(f'{number}: {name}\n' for number, name in enumerate(names, 1)),
-                    encoding='utf-8')
+    path.write_text(
+        ''.join(f'{number}: {name}\n' for number, name in enumerate(names, 1)), encoding='utf-8'
+    )

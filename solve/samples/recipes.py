@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-from solve.run import experiment, snapshots
-from solve.samples import classifiers
 from solve.datasets import voc
-from solve.samples import voc_data, other_data
+from solve.run import experiment, snapshots
+from solve.samples import classifiers, other_data, voc_data
 
 SEED = 1337
 
@@ -40,9 +40,9 @@ class Sample:
     """What an experiment's sample has in place of the published data, start and constants."""
 
     draw: Callable[[Path], dict[str, str]]  # draws into a folder, returns arguments of fcn()
-    starts: tuple[str, ...]                 # classifiers, or samples that come before it
+    starts: tuple[str, ...]  # classifiers, or samples that come before it
     constants: dict[str, Any]
-    before: int = 0                         # iterations where it only comes before another
+    before: int = 0  # iterations where it only comes before another
 
     @property
     def classifier(self) -> str:
@@ -56,8 +56,15 @@ def _summed(base_lr: float, iterations: int, step: int) -> dict[str, Any]:
 
     Gradients are clipped as the score layer, starting at 0, overshoots otherwise.
     """
-    return dict(base_lr=base_lr, max_iter=iterations, snapshot=step, lr_policy='poly', power=1,
-                momentum=0.9, clip_gradients=130000)
+    return dict(
+        base_lr=base_lr,
+        max_iter=iterations,
+        snapshot=step,
+        lr_policy='poly',
+        power=1,
+        momentum=0.9,
+        clip_gradients=130000,
+    )
 
 
 # Where every pixel has a class of its own and pictures differ all over, gradients of single
@@ -68,24 +75,29 @@ EXPERIMENTS = {
     'voc_fcn8s': Sample(_voc, ('voc_fcn16s',), _summed(1e-7, 200, 50)),
     'voc_fcn8s_atonce': Sample(_voc, ('vgg16',), _summed(3e-7, 400, 100)),
     # The loss is normalised, so the rate is not that small.
-    'voc_fcn_alexnet': Sample(_voc, ('caffenet',), dict(
-        base_lr=0.01, lr_policy='poly', power=1, iter_size=4, max_iter=150, snapshot=50)),
+    'voc_fcn_alexnet': Sample(
+        _voc,
+        ('caffenet',),
+        dict(base_lr=0.01, lr_policy='poly', power=1, iter_size=4, max_iter=150, snapshot=50),
+    ),
     'nyud_fcn32s_color': Sample(_nyud, ('vgg16',), _summed(3e-7, 300, 100), before=150),
     'nyud_fcn32s_color_d': Sample(_nyud, ('vgg16',), _summed(3e-7, 300, 100)),
     'nyud_fcn32s_hha': Sample(_nyud, ('vgg16',), _summed(3e-7, 300, 100), before=150),
-    'nyud_fcn32s_color_hha': Sample(_nyud, ('nyud_fcn32s_color', 'nyud_fcn32s_hha'),
-                                    _summed(5e-8, 100, 50)),
+    'nyud_fcn32s_color_hha': Sample(
+        _nyud, ('nyud_fcn32s_color', 'nyud_fcn32s_hha'), _summed(5e-8, 100, 50)
+    ),
     'siftflow_fcn32s': Sample(_siftflow, ('vgg16',), _summed(1e-7, 400, 200), before=200),
-    'siftflow_fcn16s': Sample(_siftflow, ('siftflow_fcn32s',), _summed(5e-8, 200, 100),
-                              before=100),
+    'siftflow_fcn16s': Sample(_siftflow, ('siftflow_fcn32s',), _summed(5e-8, 200, 100), before=100),
     'siftflow_fcn8s': Sample(_siftflow, ('siftflow_fcn16s',), _summed(5e-8, 200, 100)),
     # Fewer iterations: 60 classes make them slow.
-    'pascalcontext_fcn32s': Sample(_pascalcontext, ('vgg16',), _summed(1e-7, 250, 125),
-                                   before=100),
-    'pascalcontext_fcn16s': Sample(_pascalcontext, ('pascalcontext_fcn32s',),
-                                   _summed(5e-8, 120, 60), before=50),
-    'pascalcontext_fcn8s': Sample(_pascalcontext, ('pascalcontext_fcn16s',),
-                                  _summed(5e-8, 120, 60))}
+    'pascalcontext_fcn32s': Sample(_pascalcontext, ('vgg16',), _summed(1e-7, 250, 125), before=100),
+    'pascalcontext_fcn16s': Sample(
+        _pascalcontext, ('pascalcontext_fcn32s',), _summed(5e-8, 120, 60), before=50
+    ),
+    'pascalcontext_fcn8s': Sample(
+        _pascalcontext, ('pascalcontext_fcn16s',), _summed(5e-8, 120, 60)
+    ),
+}
 # The chain begins as its first stage does.
 EXPERIMENTS['voc_chain'] = EXPERIMENTS['voc_fcn32s']
 

@@ -6,9 +6,10 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -44,8 +45,13 @@ class Scene:
         return labels
 
 
-def compose(width: int, height: int, names: Sequence[str], rng: np.random.RandomState,
-            places: Sequence[str] = ALL_PLACES) -> Scene:
+def compose(
+    width: int,
+    height: int,
+    names: Sequence[str],
+    rng: np.random.RandomState,
+    places: Sequence[str] = ALL_PLACES,
+) -> Scene:
     """Draw one or two objects, or none, in one of `places`; the second is in front."""
     picture, regions = draw_place(width, height, rng, places)
     objects = []
@@ -57,8 +63,13 @@ def compose(width: int, height: int, names: Sequence[str], rng: np.random.Random
     return Scene(light(picture, rng), regions, tuple(objects))
 
 
-def any_scene(size: Sequence[int], first: str, objects: Sequence[str],
-              rng: np.random.RandomState, places: Sequence[str] = ALL_PLACES) -> Scene:
+def any_scene(
+    size: Sequence[int],
+    first: str,
+    objects: Sequence[str],
+    rng: np.random.RandomState,
+    places: Sequence[str] = ALL_PLACES,
+) -> Scene:
     """Draw a scene with `first` in it, perhaps with another of `objects` before it.
 
     It is up to 12 pixels smaller than `size`, short and long side, upright or not; as
@@ -78,13 +89,17 @@ def _spot(right: int, down: int, half: int | None, rng: np.random.RandomState) -
     """
     if half is None or right >= down:
         low = round(down * rng.uniform(0.35, 1))
-        return (rng.randint(right + 1) if half is None
-                else round(right * rng.uniform(0.85 * half, 0.85 * half + 0.15))), low
+        return (
+            rng.randint(right + 1)
+            if half is None
+            else round(right * rng.uniform(0.85 * half, 0.85 * half + 0.15))
+        ), low
     return rng.randint(right + 1), round(down * rng.uniform(*((0.2, 0.4), (0.9, 1))[half]))
 
 
-def series(settings: Mapping[str, Any], objects: Sequence[str],
-           places: Sequence[str] = ALL_PLACES) -> Iterator[tuple[str, bool, Scene]]:
+def series(
+    settings: Mapping[str, Any], objects: Sequence[str], places: Sequence[str] = ALL_PLACES
+) -> Iterator[tuple[str, bool, Scene]]:
     """Draw settings' train + val scenes of one or two of `objects` each.
 
     Yields id, whether it is for training, and scene.
@@ -107,8 +122,9 @@ def borders(labels: np.ndarray, width: int) -> np.ndarray:
     return maximum_filter(labels, width) != minimum_filter(labels, width)
 
 
-def draw_whole(folder: Path, settings: dict[str, Any],
-               draw_trees: Callable[[Path, dict[str, Any]], None]) -> None:
+def draw_whole(
+    folder: Path, settings: dict[str, Any], draw_trees: Callable[[Path, dict[str, Any]], None]
+) -> None:
     """Have draw_trees(folder, settings) draw `folder` unless it has drawn the same before.
 
     The folder is there whole or not at all.
@@ -118,16 +134,19 @@ def draw_whole(folder: Path, settings: dict[str, Any],
     """
     counts, size = (settings['train'], settings['val']), settings['size']
     if min(counts) < 1 or SIDES[0] > min(size):
-        raise CaffeError(f'sample data: {counts[0]} and {counts[1]} images of {tuple(size)}; at '
-                         f'least one of each and {SIDES[0]} pixels expected')
+        raise CaffeError(
+            f'sample data: {counts[0]} and {counts[1]} images of {tuple(size)}; at '
+            f'least one of each and {SIDES[0]} pixels expected'
+        )
     settings = {'edition': _EDITION, **settings}
     if not folder.exists():
         _draw_beside(folder, settings, draw_trees)
     _check_is_ours(folder, settings)
 
 
-def _draw_beside(folder: Path, settings: dict[str, Any],
-                 draw_trees: Callable[[Path, dict[str, Any]], None]) -> None:
+def _draw_beside(
+    folder: Path, settings: dict[str, Any], draw_trees: Callable[[Path, dict[str, Any]], None]
+) -> None:
     """Draw beside `folder`, then rename."""
     beside = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     try:
@@ -149,8 +168,10 @@ def _check_is_ours(folder: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError, RecursionError):
         found = None
     if found != settings:
-        raise CaffeError(f'{folder}: holds {"no sample data" if found is None else found}, '
-                         f'{settings} expected; remove it or give another folder')
+        raise CaffeError(
+            f'{folder}: holds {"no sample data" if found is None else found}, '
+            f'{settings} expected; remove it or give another folder'
+        )
 
 
 def write_list(path: Path, ids: Sequence[str]) -> None:

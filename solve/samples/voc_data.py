@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from solve.samples.drawings import OBJECTS
 from solve.datasets.images import VOID, bgr_blob
-from solve.samples.scenes import (any_scene, borders, deck, draw_whole, series, write_list,
-                                   write_mat)
 from solve.datasets.voc import CLASSES, MEAN, palette, segmentation_list
+from solve.samples.drawings import OBJECTS
+from solve.samples.scenes import any_scene, borders, deck, draw_whole, series, write_list, write_mat
 
 _NUMBERS = {name: CLASSES.index(name) for name in OBJECTS}
 _BORDER = 5
@@ -42,8 +41,13 @@ class SampleData:
     val: int
 
 
-def draw(folder: str | os.PathLike, train: int = 150, val: int = 40,
-         size: tuple[int, int] = (160, 200), seed: int = 1337) -> SampleData:
+def draw(
+    folder: str | os.PathLike,
+    train: int = 150,
+    val: int = 40,
+    size: tuple[int, int] = (160, 200),
+    seed: int = 1337,
+) -> SampleData:
     """Draw the data set into `folder`, or take the one that is there already.
 
     SBD lies in sbdd/dataset, VOC in pascal/VOC2011, as the official prototxts have it.
@@ -56,8 +60,9 @@ def draw(folder: str | os.PathLike, train: int = 150, val: int = 40,
     folder = Path(folder)
     draw_whole(folder, {'train': train, 'val': val, 'size': list(size), 'seed': seed}, _draw_trees)
     classes = (0, *sorted(_NUMBERS.values()))
-    return SampleData(folder / 'sbdd' / 'dataset', folder / 'pascal' / 'VOC2011', classes, train,
-                      val)
+    return SampleData(
+        folder / 'sbdd' / 'dataset', folder / 'pascal' / 'VOC2011', classes, train, val
+    )
 
 
 class Windows:
@@ -100,8 +105,9 @@ class Windows:
         places = np.argwhere(middles == kind)
         down, right = self._size // 2 - places[self._rng.randint(len(places))]
         (height, width), size = middles.shape, self._size
-        window[:, max(down, 0):max(down + height, 0), max(right, 0):max(right + width, 0)] = \
-            image[:, max(-down, 0):max(size - down, 0), max(-right, 0):max(size - right, 0)]
+        window[:, max(down, 0) : max(down + height, 0), max(right, 0) : max(right + width, 0)] = (
+            image[:, max(-down, 0) : max(size - down, 0), max(-right, 0) : max(size - right, 0)]
+        )
 
 
 def _middles(labels: np.ndarray) -> np.ndarray:

@@ -12,15 +12,25 @@ from torch import nn
 
 import caffe_port as caffe
 from caffe_port import convert, prototxt
-from caffe_port.files import caffemodel, weights
 from caffe_port.errors import CaffeError
+from caffe_port.files import caffemodel, weights
 from caffe_port.files.fit import fit
-from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.files.stored import LayerBlobs, StoredBlob
+from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.verify import verify
 from nets import voc_fcn8s
-from tests.conversion import (KINDS, ODD, TINY, bits, bits_of, h5py_for, refused, run,
-                              tiny_weights, write_tiny)
+from tests.conversion import (
+    KINDS,
+    ODD,
+    TINY,
+    bits,
+    bits_of,
+    h5py_for,
+    refused,
+    run,
+    tiny_weights,
+    write_tiny,
+)
 from tests.vectors import GOLDEN, assert_close, load, net_of
 
 V1 = GOLDEN / 'formats/legacy_v1.caffemodel'
@@ -32,6 +42,7 @@ def tiny(tmp_path):
 
 
 # Kinds.
+
 
 @pytest.mark.parametrize('first', KINDS)
 @pytest.mark.parametrize('second', KINDS)
@@ -56,7 +67,8 @@ def test_each_kind_is_what_its_own_library_reads(tmp_path, tiny):
         assert list(file) == keys and [file[key].tobytes() for key in keys] == values
     net = NetParameter.FromString((tmp_path / 'b.caffemodel').read_bytes())
     assert [np.float32(blob.data).shape for layer in net.layer for blob in layer.blobs] == [
-        (array.size,) for each in arrays.values() for array in each]
+        (array.size,) for each in arrays.values() for array in each
+    ]
 
 
 def test_caffemodel_keeps_its_net_and_one_without_a_net_serves_by_name(tmp_path, tiny):
@@ -65,7 +77,9 @@ def test_caffemodel_keeps_its_net_and_one_without_a_net_serves_by_name(tmp_path,
     assert (tmp_path / 'same.caffemodel').read_bytes() == path.read_bytes()
     assert run(path, tmp_path / 'b.npz') == run(tmp_path / 'b.npz', tmp_path / 'b.caffemodel') == 0
     assert [layer.name for layer in caffemodel.read_net(tmp_path / 'b.caffemodel').layer] == [
-        'a/conv.1', 'fc']
+        'a/conv.1',
+        'fc',
+    ]
     net = net_of(TINY)
     net.copy_from(tmp_path / 'b.caffemodel')
     assert net.params['fc'][1].data.tobytes() == arrays['fc'][1].tobytes()
@@ -83,27 +97,41 @@ def test_old_file_gets_todays_shapes_so_that_caffe_takes_it_in_a_new_file(tmp_pa
             np.testing.assert_array_equal(layers[layer][int(i)].array(), array)
 
 
-WITH_PARAMS = [path.name for path in sorted((GOLDEN / 'layers').glob('*.npz'))
-               if any(key.startswith('param:') for key in np.load(path))]
+WITH_PARAMS = [
+    path.name
+    for path in sorted((GOLDEN / 'layers').glob('*.npz'))
+    if any(key.startswith('param:') for key in np.load(path))
+]
 
 
 @pytest.mark.parametrize('name', WITH_PARAMS)
 def test_names_without_a_net_are_those_of_the_module(name):
     vector = load(f'layers/{name}')
-    net = net_of(str(vector['prototxt']),
-                 caffe.TRAIN if str(vector['phase']) == 'TRAIN' else caffe.TEST)
+    net = net_of(
+        str(vector['prototxt']), caffe.TRAIN if str(vector['phase']) == 'TRAIN' else caffe.TEST
+    )
     for node in net.module.nodes:
         layer = LayerBlobs(node.name, node.op.param.type, node.op.blobs())
         assert weights.blob_names(layer) == list(node.op.blob_names)
 
 
 def test_third_blob_has_a_number_and_order_is_caffes_whatever_the_files(tmp_path):
-    np.savez(tmp_path / 'a.npz', **{'x.2': np.float32([3]), 'x.bias': np.float32([2]),
-                                    'bn.scale_factor': np.float32([6]), 'only.bias': ODD,
-                                    'bn.variance': np.float32([5]), 'x.weight': np.float32([1]),
-                                    'bn.mean': np.float32([4])})
-    found = {layer.name: [float(blob.array()[0]) for blob in layer.blobs]
-             for layer in weights.read(tmp_path / 'a.npz')}
+    np.savez(
+        tmp_path / 'a.npz',
+        **{
+            'x.2': np.float32([3]),
+            'x.bias': np.float32([2]),
+            'bn.scale_factor': np.float32([6]),
+            'only.bias': ODD,
+            'bn.variance': np.float32([5]),
+            'x.weight': np.float32([1]),
+            'bn.mean': np.float32([4]),
+        },
+    )
+    found = {
+        layer.name: [float(blob.array()[0]) for blob in layer.blobs]
+        for layer in weights.read(tmp_path / 'a.npz')
+    }
     assert found['x'] == [1, 2, 3] and found['bn'] == [4, 5, 6] and len(found['only']) == 1
     assert run(tmp_path / 'a.npz', tmp_path / 'b.pth') == 0
     assert set(torch.load(tmp_path / 'b.pth')) >= {'x.weight', 'x.bias', 'x.2'}
@@ -117,6 +145,7 @@ def test_equal_values_make_equal_files(tmp_path, tiny):
 
 
 # Nets.
+
 
 def write_text(path, text: str):
     path.write_text(text)
@@ -134,8 +163,9 @@ def test_module_loads_the_pth_strictly_and_verify_finds_no_difference(tmp_path, 
         assert '4 of 4 blobs bit for bit' in said
         assert 'weights read back: largest difference of fc 0,' in said
         assert ('load_state_dict, strict: largest difference of fc 0,' in said) == (kind == '.pth')
-    net_of(text).module.load_state_dict(torch.load(tmp_path / 'b.pth', weights_only=True),
-                                        strict=True)
+    net_of(text).module.load_state_dict(
+        torch.load(tmp_path / 'b.pth', weights_only=True), strict=True
+    )
 
 
 def test_verify_says_that_pytorch_loads_no_names_with_dots_strictly(tmp_path, capsys, tiny):
@@ -164,15 +194,17 @@ def test_file_that_does_not_fit_the_net_is_refused_with_every_difference(tmp_pat
     proto = write_text(tmp_path / 'other.prototxt', text)
     assert run(tiny[0], tmp_path / 'b.pth', '--prototxt', proto) == 2
     said = capsys.readouterr()
-    assert said.out.splitlines() == ['left over, not written: a/conv.1: 3 x 2 x 3 x 3, 3',
-                                     'missing: other: 3 x 2 x 3 x 3, 3',
-                                     'mismatched: fc: expected 5 x 48, 5, found 4 x 48, 4']
+    assert said.out.splitlines() == [
+        'left over, not written: a/conv.1: 3 x 2 x 3 x 3, 3',
+        'missing: other: 3 x 2 x 3 x 3, 3',
+        'mismatched: fc: expected 5 x 48, 5, found 4 x 48, 4',
+    ]
     assert 'does not fit the net: 1 layers missing, 1 mismatched' in said.err
     assert not (tmp_path / 'b.pth').exists()
 
 
 def test_what_is_left_over_is_told_and_not_written(tmp_path, capsys, tiny):
-    proto = write_text(tmp_path / 'less.prototxt', TINY[:TINY.index('layer { name: "fc"')])
+    proto = write_text(tmp_path / 'less.prototxt', TINY[: TINY.index('layer { name: "fc"')])
     for kind in ('.pth', '.caffemodel'):
         assert run(tiny[0], tmp_path / f'b{kind}', '--prototxt', proto) == 0
         assert 'left over, not written: fc: 4 x 48, 4' in capsys.readouterr().out
@@ -182,25 +214,34 @@ def test_what_is_left_over_is_told_and_not_written(tmp_path, capsys, tiny):
 def test_fully_connected_layer_computes_as_the_convolution_it_becomes(tmp_path, capsys):
     conv = TINY.replace('InnerProduct', 'Convolution').replace(
         'inner_product_param { num_output: 4 }',
-        'convolution_param { num_output: 4 kernel_size: 4 }')
+        'convolution_param { num_output: 4 kernel_size: 4 }',
+    )
     proto, path = write_text(tmp_path / 'conv.prototxt', conv), tmp_path / 'a.caffemodel'
     caffemodel.write(path, prototxt.parse_net(TINY), tiny_weights())
-    assert '--fully-conv casts it' not in refused(capsys, path, tmp_path / 'b.pth', '--prototxt',
-                                                  tmp_path / 'none.prototxt')
+    assert '--fully-conv casts it' not in refused(
+        capsys, path, tmp_path / 'b.pth', '--prototxt', tmp_path / 'none.prototxt'
+    )
     assert run(path, tmp_path / 'b.pth', '--prototxt', proto) == 2
     assert 'the counts agree: --fully-conv casts it' in capsys.readouterr().out
-    assert run(path, tmp_path / 'b.caffemodel', '--prototxt', proto, '--fully-conv',
-               '--verify') == 0
+    assert (
+        run(path, tmp_path / 'b.caffemodel', '--prototxt', proto, '--fully-conv', '--verify') == 0
+    )
     assert 'cast: fc: 4 x 48, 4 to 4 x 3 x 4 x 4, 4' in capsys.readouterr().out
-    turned = [LayerBlobs('fc', '', [StoredBlob('fc', shape, ODD.dtype, lambda out: None)
-                                    for shape in ((48, 4), (4,))])]
+    turned = [
+        LayerBlobs(
+            'fc',
+            '',
+            [StoredBlob('fc', shape, ODD.dtype, lambda out: None) for shape in ((48, 4), (4,))],
+        )
+    ]
     assert len(fit(turned, net_of(conv), fully_conv=True).mismatched) == 1
     image = np.random.RandomState(0).randn(1, 2, 6, 6).astype(np.float32)
     plain, convolved = net_of(TINY), net_of(conv)
     plain.copy_from(path)
     convolved.copy_from(tmp_path / 'b.caffemodel')
-    assert_close(convolved.forward(data=image)['fc'].reshape(1, 4),
-                 plain.forward(data=image)['fc'], 1e-6)
+    assert_close(
+        convolved.forward(data=image)['fc'].reshape(1, 4), plain.forward(data=image)['fc'], 1e-6
+    )
 
 
 class FCN8s(nn.Module):
@@ -241,12 +282,25 @@ def test_pytorch_fcns_fcn8s_loads_the_pth_of_voc_fcn8s_strictly(tmp_path, monkey
 
 # The table.
 
+
 def test_info_tells_types_shapes_and_numbers_and_marks_dead_layers(tmp_path, capsys):
-    net = NetParameter(layer=[dict(name='live', type='InnerProduct'), dict(name='dead'),
-                              dict(name='ill\x1b[2J'), dict(name='data', type='Input')])
-    caffemodel.write(tmp_path / 'a.caffemodel', net, {
-        'live': [np.float32([[1, 2], [3, 6]]), np.zeros(2, np.float32)],
-        'dead': [np.zeros((2, 1, 3), np.float32)], 'ill\x1b[2J': [ODD]})
+    net = NetParameter(
+        layer=[
+            dict(name='live', type='InnerProduct'),
+            dict(name='dead'),
+            dict(name='ill\x1b[2J'),
+            dict(name='data', type='Input'),
+        ]
+    )
+    caffemodel.write(
+        tmp_path / 'a.caffemodel',
+        net,
+        {
+            'live': [np.float32([[1, 2], [3, 6]]), np.zeros(2, np.float32)],
+            'dead': [np.zeros((2, 1, 3), np.float32)],
+            'ill\x1b[2J': [ODD],
+        },
+    )
     assert run(tmp_path / 'a.caffemodel', '--info') == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[1] == 'live InnerProduct weight 2 x 2 4 1 3 6 1.871'.split()
@@ -264,6 +318,7 @@ def test_large_files_show_a_bar_and_small_ones_do_not(tmp_path, capsys, tiny, mo
 
 # What is refused.
 
+
 def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, tiny):
     path, out = tiny[0], tmp_path / 'out'
     (tmp_path / 'folder.pth').mkdir()
@@ -271,19 +326,20 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, t
     (tmp_path / 'text.caffemodel').write_text('hello there, this is text\n')
     out.mkdir()
     for source, target, options, words in (
-            (path, out / 'b.onnx', [], 'b.onnx: expected a name that ends in .caffemodel'),
-            (tmp_path / 'a.bin', out / 'b.pth', [], 'a.bin: expected a name that ends in'),
-            (tmp_path / 'none.pth', out / 'b.npz', [], 'none.pth: No such file'),
-            (tmp_path / 'folder.pth', out / 'b.npz', [], 'expected a file, found a directory'),
-            (tmp_path / 'text.pth', out / 'b.npz', [], 'text.pth: not loaded: '),
-            (tmp_path / 'text.caffemodel', out / 'b.npz', [], 'found text'),
-            (path, tmp_path / 'folder.pth', ['--force'], 'expected a file, found a directory'),
-            (path, tmp_path / 'text.pth', [], 'text.pth: exists; --force replaces it'),
-            (path, tmp_path / 'none/b.pth', [], 'b.pth: not written: No such file or directory'),
-            (path, out / 'b.pth', ['--verify'], '--verify needs the net'),
-            (path, out / 'b.pth', ['--fully-conv'], '--fully-conv needs the net'),
-            (path, out / 'b.pth', ['--mean', '1,2,3'], '--mean goes with --from-torchvision'),
-            (path, out / 'b.pth', ['--info'], '--info looks at SRC alone')):
+        (path, out / 'b.onnx', [], 'b.onnx: expected a name that ends in .caffemodel'),
+        (tmp_path / 'a.bin', out / 'b.pth', [], 'a.bin: expected a name that ends in'),
+        (tmp_path / 'none.pth', out / 'b.npz', [], 'none.pth: No such file'),
+        (tmp_path / 'folder.pth', out / 'b.npz', [], 'expected a file, found a directory'),
+        (tmp_path / 'text.pth', out / 'b.npz', [], 'text.pth: not loaded: '),
+        (tmp_path / 'text.caffemodel', out / 'b.npz', [], 'found text'),
+        (path, tmp_path / 'folder.pth', ['--force'], 'expected a file, found a directory'),
+        (path, tmp_path / 'text.pth', [], 'text.pth: exists; --force replaces it'),
+        (path, tmp_path / 'none/b.pth', [], 'b.pth: not written: No such file or directory'),
+        (path, out / 'b.pth', ['--verify'], '--verify needs the net'),
+        (path, out / 'b.pth', ['--fully-conv'], '--fully-conv needs the net'),
+        (path, out / 'b.pth', ['--mean', '1,2,3'], '--mean goes with --from-torchvision'),
+        (path, out / 'b.pth', ['--info'], '--info looks at SRC alone'),
+    ):
         assert words in refused(capsys, source, target, *options)
     assert 'DST is not given' in refused(capsys, path)
     assert (tmp_path / 'text.pth').read_text() == 'hello'
@@ -317,15 +373,26 @@ def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_fi
     (tmp_path / 'folder.pth').mkdir()
     before = sorted(tmp_path.iterdir())
     little_room = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (600, 600))
-    running = [(words, subprocess.Popen(
-        [sys.executable, convert.__file__, *arguments.split()], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit))
+    running = [
+        (
+            words,
+            subprocess.Popen(
+                [sys.executable, convert.__file__, *arguments.split()],
+                cwd=tmp_path,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                preexec_fn=limit,
+            ),
+        )
         for arguments, words, limit in (
             ('tiny.caffemodel b.onnx', 'b.onnx: expected a name that ends in .caffemodel', None),
             ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
             ('none.pth b.npz', 'none.pth: No such file or directory', None),
             ('folder.pth b.npz', 'folder.pth: expected a file, found a directory', None),
-            ('tiny.caffemodel b.pth', 'b.pth: not written: File too large', little_room))]
+            ('tiny.caffemodel b.pth', 'b.pth: not written: File too large', little_room),
+        )
+    ]
     for words, process in running:
         told, errors = process.communicate()
         assert process.returncode == 2 and words in errors

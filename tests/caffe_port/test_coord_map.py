@@ -4,20 +4,33 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from caffe_port.coord_map import (
-    IDENTITY, AxisMismatchException, UndefinedMapException, compose, coord_map,
-    coord_map_from_to, crop, inverse)
+    IDENTITY,
+    AxisMismatchException,
+    UndefinedMapException,
+    compose,
+    coord_map,
+    coord_map_from_to,
+    crop,
+    inverse,
+)
 from caffe_port.errors import CaffeError
 from caffe_port.net_spec import layers as L
 
-WINDOWS = st.fixed_dictionaries(dict(
-    kernel_size=st.integers(1, 9), stride=st.integers(1, 5), pad=st.integers(0, 6)))
-DILATED = st.builds(lambda window, dilation: dict(window, dilation=dilation),
-                    WINDOWS, st.integers(1, 3))
-MAPS = st.builds(lambda kind, window: coord_map(getattr(L, kind)(image(), **window).fn),
-                 st.sampled_from(['Convolution', 'Deconvolution', 'Pooling']), WINDOWS)
+WINDOWS = st.fixed_dictionaries(
+    dict(kernel_size=st.integers(1, 9), stride=st.integers(1, 5), pad=st.integers(0, 6))
+)
+DILATED = st.builds(
+    lambda window, dilation: dict(window, dilation=dilation), WINDOWS, st.integers(1, 3)
+)
+MAPS = st.builds(
+    lambda kind, window: coord_map(getattr(L, kind)(image(), **window).fn),
+    st.sampled_from(['Convolution', 'Deconvolution', 'Pooling']),
+    WINDOWS,
+)
 
 
 def image():
@@ -25,14 +38,19 @@ def image():
 
 
 def same(one, other):
-    return (one.axis == other.axis and np.array_equal(one.scale, other.scale)
-            and np.array_equal(one.shift, other.shift))
+    return (
+        one.axis == other.axis
+        and np.array_equal(one.scale, other.scale)
+        and np.array_equal(one.shift, other.shift)
+    )
 
 
 def taps(window, y):
     """The inputs under the window of output y, written out."""
-    return [y * window['stride'] - window['pad'] + i * window.get('dilation', 1)
-            for i in range(window['kernel_size'])]
+    return [
+        y * window['stride'] - window['pad'] + i * window.get('dilation', 1)
+        for i in range(window['kernel_size'])
+    ]
 
 
 def centre(places):
@@ -49,6 +67,7 @@ def law(*strategies):
 
 
 # Windows counted out.
+
 
 @law(st.lists(DILATED, min_size=1, max_size=3), st.integers(-5, 5))
 def test_a_stack_of_convolutions_maps_the_centre_of_a_field_to_its_pixel(windows, y):
@@ -70,8 +89,10 @@ def test_a_deconvolution_maps_a_pixel_to_the_centre_of_what_it_spreads_over(wind
 
 @law(WINDOWS)
 def test_pooling_and_im2col_map_as_convolution(window):
-    maps = [coord_map(getattr(L, kind)(image(), **window).fn)
-            for kind in ('Convolution', 'Pooling', 'Im2col')]
+    maps = [
+        coord_map(getattr(L, kind)(image(), **window).fn)
+        for kind in ('Convolution', 'Pooling', 'Im2col')
+    ]
     assert same(maps[0], maps[1]) and same(maps[0], maps[2])
 
 
@@ -82,6 +103,7 @@ def test_crop_moves_pixels_to_the_front(offset):
 
 
 # Laws.
+
 
 @law(MAPS, MAPS, MAPS)
 def test_composition_is_associative(f, g, h):
@@ -124,8 +146,11 @@ def test_the_way_back_is_the_inverse(one, other):
 @law(st.integers(0, 40), st.integers(1, 8))
 def test_a_cropped_top_is_aligned(pad, stride):
     data = image()
-    up = L.Deconvolution(L.Convolution(data, kernel_size=stride, stride=stride, pad=pad),
-                         kernel_size=stride, stride=stride)
+    up = L.Deconvolution(
+        L.Convolution(data, kernel_size=stride, stride=stride, pad=pad),
+        kernel_size=stride,
+        stride=stride,
+    )
     cropped = crop(up, data)
     assert offsets(cropped) == [pad]
     assert tuple(coord_map_from_to(cropped, data)) == (1, 1, 0)
@@ -134,12 +159,14 @@ def test_a_cropped_top_is_aligned(pad, stride):
 def test_maps_are_exact_where_floats_are_not():
     data = top = image()
     for _ in range(5):
-        top = L.Deconvolution(L.Convolution(top, kernel_size=3, stride=10),
-                              kernel_size=3, stride=10)
+        top = L.Deconvolution(
+            L.Convolution(top, kernel_size=3, stride=10), kernel_size=3, stride=10
+        )
     assert offsets(crop(top, data)) == [0]
 
 
 # The nets of the release.
+
 
 def vgg_stage(top, convs, pad=1):
     for _ in range(convs):
@@ -170,15 +197,21 @@ def test_the_offsets_of_the_32s_16s_and_8s_nets():
 
 # What the settings may look like.
 
-@pytest.mark.parametrize('one, other', [
-    (dict(kernel_h=3, kernel_w=5), dict(kernel_size=[3, 5])),
-    (dict(kernel_size=3, stride_h=2, stride_w=4), dict(kernel_size=3, stride=[2, 4])),
-    (dict(kernel_size=3, pad_h=2), dict(kernel_size=3, pad=[2, 0])),
-    (dict(kernel_size=[5, 5], pad=1), dict(kernel_size=3, dilation=2, pad=[1, 1])),
-])
+
+@pytest.mark.parametrize(
+    'one, other',
+    [
+        (dict(kernel_h=3, kernel_w=5), dict(kernel_size=[3, 5])),
+        (dict(kernel_size=3, stride_h=2, stride_w=4), dict(kernel_size=3, stride=[2, 4])),
+        (dict(kernel_size=3, pad_h=2), dict(kernel_size=3, pad=[2, 0])),
+        (dict(kernel_size=[5, 5], pad=1), dict(kernel_size=3, dilation=2, pad=[1, 1])),
+    ],
+)
 def test_settings_per_axis_may_be_lists_or_h_and_w(one, other):
-    assert same(compose(IDENTITY, coord_map(L.Convolution(image(), **one).fn)),
-                coord_map(L.Convolution(image(), **other).fn))
+    assert same(
+        compose(IDENTITY, coord_map(L.Convolution(image(), **one).fn)),
+        coord_map(L.Convolution(image(), **other).fn),
+    )
 
 
 def test_each_axis_has_its_own_offset():
@@ -201,8 +234,9 @@ def test_tops_without_windows_between_them_are_cropped_on_height_and_width():
     assert (param.axis, list(param.offset)) == (2, [0])
 
 
-@pytest.mark.parametrize('kind', ['BatchNorm', 'Dropout', 'LRN', 'Power', 'ReLU', 'Softmax',
-                                  'Split'])
+@pytest.mark.parametrize(
+    'kind', ['BatchNorm', 'Dropout', 'LRN', 'Power', 'ReLU', 'Softmax', 'Split']
+)
 def test_elementwise_layers_move_nothing(kind):
     data = image()
     top = getattr(L, kind)(L.Convolution(data, kernel_size=1, pad=7))
@@ -218,34 +252,45 @@ def test_joining_layers_are_walked_through(kind):
 
 def test_the_second_bottom_of_crop_only_gives_the_size():
     data, other = image(), image()
-    assert offsets(crop(L.Crop(L.Convolution(data, kernel_size=1, pad=7), other, offset=2),
-                        data)) == [5]
+    assert offsets(
+        crop(L.Crop(L.Convolution(data, kernel_size=1, pad=7), other, offset=2), data)
+    ) == [5]
     with pytest.raises(CaffeError, match='connects them'):
         coord_map_from_to(L.Crop(data, other), other)
 
 
 # What cannot be aligned.
 
-@pytest.mark.parametrize('settings, told', [
-    (dict(kernel_size=1, stride=2), 'crop of Convolution to Input: the scale is 2, must be 1'),
-    (dict(kernel_size=3), 'the offset is -1, must not be negative'),
-    (dict(kernel_size=2, pad=3), 'the offset is 5/2, must be whole'),
-    (dict(kernel_size=1, pad=[3, 0], stride=[1, 2], name='c'), 'crop of Convolution c to Input: '
-                                                                'the scale is 1, 2, must be 1'),
-])
+
+@pytest.mark.parametrize(
+    'settings, told',
+    [
+        (dict(kernel_size=1, stride=2), 'crop of Convolution to Input: the scale is 2, must be 1'),
+        (dict(kernel_size=3), 'the offset is -1, must not be negative'),
+        (dict(kernel_size=2, pad=3), 'the offset is 5/2, must be whole'),
+        (
+            dict(kernel_size=1, pad=[3, 0], stride=[1, 2], name='c'),
+            'crop of Convolution c to Input: the scale is 1, 2, must be 1',
+        ),
+    ],
+)
 def test_a_crop_that_cannot_align_is_refused(settings, told):
     data = image()
     with pytest.raises(CaffeError, match=told):
         crop(L.Convolution(data, **settings), data)
 
 
-@pytest.mark.parametrize('barrier, told', [
-    (lambda data: L.InnerProduct(data, num_output=3), 'InnerProduct: this layer has no'),
-    (lambda data: L.Flatten(data, name='flat'), 'Flatten flat: this layer has no'),
-    (lambda data: L.Concat(data, axis=2), 'Concat: this layer has no'),
-    (lambda data: L.Pooling(data, global_pooling=True), 'Pooling: global pooling has no'),
-    (lambda data: L.Convolution(data), 'Convolution: kernel size .* got 0 and 1'),
-    (lambda data: L.Convolution(data, kernel_size=3, stride=0), 'Convolution: .* got 3 and 0')])
+@pytest.mark.parametrize(
+    'barrier, told',
+    [
+        (lambda data: L.InnerProduct(data, num_output=3), 'InnerProduct: this layer has no'),
+        (lambda data: L.Flatten(data, name='flat'), 'Flatten flat: this layer has no'),
+        (lambda data: L.Concat(data, axis=2), 'Concat: this layer has no'),
+        (lambda data: L.Pooling(data, global_pooling=True), 'Pooling: global pooling has no'),
+        (lambda data: L.Convolution(data), 'Convolution: kernel size .* got 0 and 1'),
+        (lambda data: L.Convolution(data, kernel_size=3, stride=0), 'Convolution: .* got 3 and 0'),
+    ],
+)
 def test_layers_without_a_map_have_none_and_end_the_walk(barrier, told):
     data = image()
     top = barrier(data)

@@ -81,6 +81,7 @@ def test_dropout_keeps_its_share_and_goes_on_from_a_snapshot(tmp_path):
 # Stories that end on the GPU as they do on the CPU, where host arrays are the blobs' memory.
 # What is held is looked at last, so that it lives to the end.
 
+
 class Gain(caffe.Layer):
     """Half the squares of x * gain, with one learned gain that begins at 2."""
 
@@ -100,17 +101,31 @@ class Gain(caffe.Layer):
         bottom[0].diff[...] = above * gain * gain * x
 
 
-INPUTS = ('layer { name: "in" type: "Input" top: "x" top: "y" input_param { '
-          'shape { dim: 2 dim: 3 dim: 8 dim: 8 } shape { dim: 2 dim: 1 dim: 8 dim: 8 } } }\n')
-CONV = ('layer { name: "%s" type: "Convolution" bottom: "%s" top: "%s" convolution_param { '
-        'num_output: 6 kernel_size: 3 pad: 1 weight_filler { type: "msra" } } }\n')
-BODY = INPUTS + CONV % ('one', 'x', 'one') + ('layer { name: "relu" type: "ReLU" bottom: "one" '
-                                              'top: "one" }\n')
-TEXT = BODY + CONV % ('two', 'one', 'two') + (
-    'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "two" bottom: "y" top: "loss" '
-    'loss_param { ignore_label: 255 } }\n')
-GAIN = BODY + ('layer { name: "gain" type: "Python" bottom: "one" top: "gain" loss_weight: 0.001 '
-               'python_param { module: "gpu_layers" layer: "Gain" } }\n')
+INPUTS = (
+    'layer { name: "in" type: "Input" top: "x" top: "y" input_param { '
+    'shape { dim: 2 dim: 3 dim: 8 dim: 8 } shape { dim: 2 dim: 1 dim: 8 dim: 8 } } }\n'
+)
+CONV = (
+    'layer { name: "%s" type: "Convolution" bottom: "%s" top: "%s" convolution_param { '
+    'num_output: 6 kernel_size: 3 pad: 1 weight_filler { type: "msra" } } }\n'
+)
+BODY = (
+    INPUTS
+    + CONV % ('one', 'x', 'one')
+    + ('layer { name: "relu" type: "ReLU" bottom: "one" top: "one" }\n')
+)
+TEXT = (
+    BODY
+    + CONV % ('two', 'one', 'two')
+    + (
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "two" bottom: "y" top: "loss" '
+        'loss_param { ignore_label: 255 } }\n'
+    )
+)
+GAIN = BODY + (
+    'layer { name: "gain" type: "Python" bottom: "one" top: "gain" loss_weight: 0.001 '
+    'python_param { module: "gpu_layers" layer: "Gain" } }\n'
+)
 NORM = INPUTS + 'layer { name: "norm" type: "BatchNorm" bottom: "x" top: "norm" }\n'
 
 
@@ -135,10 +150,20 @@ def ready(text: str = TEXT) -> caffe.Net:
 
 
 def trained(iterations: int, text: str = TEXT, **constants) -> caffe.SGDSolver:
-    solver = caffe.SGDSolver(SolverParameter(
-        net_param=prototxt.parse_net(text), base_lr=0.05, lr_policy='fixed', momentum=0.9,
-        weight_decay=0.01, random_seed=3, test_iter=[1], test_interval=10**6,
-        test_initialization=False, **constants))
+    solver = caffe.SGDSolver(
+        SolverParameter(
+            net_param=prototxt.parse_net(text),
+            base_lr=0.05,
+            lr_policy='fixed',
+            momentum=0.9,
+            weight_decay=0.01,
+            random_seed=3,
+            test_iter=[1],
+            test_interval=10**6,
+            test_initialization=False,
+            **constants,
+        )
+    )
     for net in (solver.net, *solver.test_nets):
         fed(net)
     solver.step(iterations)
@@ -266,13 +291,21 @@ def what_was_written_moves_with_the_net():
     return [*params(solver.net), np.array(solver.smoothed_loss)]
 
 
-STORIES = [gradients_add_to_what_stands_in_the_diff,
-           an_update_moves_by_diffs_and_from_weights_written_last, a_callback_changes_gradients,
-           weights_held_meanwhile_undo_no_update, statistics_held_meanwhile_go_on,
-           a_test_net_sees_what_is_written_to_the_other, a_look_at_a_test_net_undoes_no_training,
-           looks_at_blobs_leave_backward_alone, a_python_layer_learns_and_its_net_shows_it,
-           an_optimizer_of_pytorch_moves_what_blobs_show, a_loaded_state_dict_is_what_blobs_show,
-           the_module_and_its_copy_see_what_blobs_were_given, what_was_written_moves_with_the_net]
+STORIES = [
+    gradients_add_to_what_stands_in_the_diff,
+    an_update_moves_by_diffs_and_from_weights_written_last,
+    a_callback_changes_gradients,
+    weights_held_meanwhile_undo_no_update,
+    statistics_held_meanwhile_go_on,
+    a_test_net_sees_what_is_written_to_the_other,
+    a_look_at_a_test_net_undoes_no_training,
+    looks_at_blobs_leave_backward_alone,
+    a_python_layer_learns_and_its_net_shows_it,
+    an_optimizer_of_pytorch_moves_what_blobs_show,
+    a_loaded_state_dict_is_what_blobs_show,
+    the_module_and_its_copy_see_what_blobs_were_given,
+    what_was_written_moves_with_the_net,
+]
 
 
 @pytest.mark.parametrize('story', STORIES, ids=lambda story: story.__name__)

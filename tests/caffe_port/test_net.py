@@ -5,12 +5,13 @@ import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port import layers as L, prototxt
+from caffe_port import layers as L
+from caffe_port import prototxt
 from caffe_port.files import caffemodel
 from caffe_port.net_spec import NetSpec
 from tests.vectors import net_of
 
-TEXT = '''
+TEXT = """
 name: "small"
 force_backward: true
 layer { name: "data" type: "Input" top: "data"
@@ -21,7 +22,7 @@ layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
 layer { name: "one" type: "Power" bottom: "conv" top: "one" power_param { scale: 2 } }
 layer { name: "two" type: "Power" bottom: "conv" top: "two" power_param { scale: 3 } }
 layer { name: "sum" type: "Eltwise" bottom: "one" bottom: "two" top: "sum" }
-'''
+"""
 
 
 @pytest.fixture
@@ -155,8 +156,10 @@ def test_copy_from_names_the_layers_it_ignores_and_refuses_missing_blobs(net, tm
 
 
 def test_two_layers_of_one_name_are_not_saved_as_one(tmp_path):
-    ip = ('layer { name: "ip" type: "InnerProduct" bottom: "%s" top: "%s" '
-          'inner_product_param { num_output: 2 } }')
+    ip = (
+        'layer { name: "ip" type: "InnerProduct" bottom: "%s" top: "%s" '
+        'inner_product_param { num_output: 2 } }'
+    )
     net = net_of(TEXT + ip % ('sum', 'a') + ip % ('a', 'b'))
     with pytest.raises(caffe.CaffeError, match='two layers with parameters are named "ip"'):
         net.save(tmp_path / 'a.caffemodel')
@@ -182,8 +185,11 @@ def test_copy_from_refuses_other_shapes_and_copies_nothing(net, tmp_path):
     other = net_of(TEXT.replace('kernel_size: 3', 'kernel_size: 1'))
     net.save(tmp_path / 'three.caffemodel')
     before = other.params['conv'][0].data.copy()
-    with pytest.raises(caffe.CaffeError, match=r'three\.caffemodel: conv: blob 0: expected '
-                                               r'\(4, 3, 1, 1\), found \(4, 3, 3, 3\)$'):
+    with pytest.raises(
+        caffe.CaffeError,
+        match=r'three\.caffemodel: conv: blob 0: expected '
+        r'\(4, 3, 1, 1\), found \(4, 3, 3, 3\)$',
+    ):
         other.copy_from(tmp_path / 'three.caffemodel')
     assert np.array_equal(other.params['conv'][0].data, before)
 
@@ -209,18 +215,25 @@ def test_share_with_uses_the_other_nets_memory(net):
     assert (other.params['conv'][0].data == 3).all()
 
 
-@pytest.mark.parametrize('old, new, message', [
-    ('type: "ReLU"', 'type: "Relu"', r'relu: no layer type "Relu"; there are AbsVal'),
-    ('type: "ReLU"', 'type: "ImageData"', 'feed the net through an Input or a Python layer'),
-    ('bottom: "one"', 'bottom: "none"', 'sum: bottom "none" is not the top of a layer before'),
-    ('top: "two"', 'top: "one"', 'two: top "one" is already made'),
-    ('kernel_size: 3', 'kernel_size: 30', r'conv \(Convolution\): .*[Kk]ernel'),
-    ('num_output: 4', 'num_output: 0', r'conv \(Convolution\): num_output must be positive'),
-    ('dim: 3', 'dim: 1000000000000', r'^data \(Input\): input: shape .* at most 2147483647'),
-    ('dim: 3', 'dim: -3', 'negative dimension'),
-    ('bottom: "one" bottom: "two"', 'bottom: "one"', r'sum \(Eltwise\): takes 2 or more bottoms'),
-    ('type: "msra"', 'type: "mrsa"', r'conv \(Convolution\): filler type "mrsa" unknown'),
-])
+@pytest.mark.parametrize(
+    'old, new, message',
+    [
+        ('type: "ReLU"', 'type: "Relu"', r'relu: no layer type "Relu"; there are AbsVal'),
+        ('type: "ReLU"', 'type: "ImageData"', 'feed the net through an Input or a Python layer'),
+        ('bottom: "one"', 'bottom: "none"', 'sum: bottom "none" is not the top of a layer before'),
+        ('top: "two"', 'top: "one"', 'two: top "one" is already made'),
+        ('kernel_size: 3', 'kernel_size: 30', r'conv \(Convolution\): .*[Kk]ernel'),
+        ('num_output: 4', 'num_output: 0', r'conv \(Convolution\): num_output must be positive'),
+        ('dim: 3', 'dim: 1000000000000', r'^data \(Input\): input: shape .* at most 2147483647'),
+        ('dim: 3', 'dim: -3', 'negative dimension'),
+        (
+            'bottom: "one" bottom: "two"',
+            'bottom: "one"',
+            r'sum \(Eltwise\): takes 2 or more bottoms',
+        ),
+        ('type: "msra"', 'type: "mrsa"', r'conv \(Convolution\): filler type "mrsa" unknown'),
+    ],
+)
 def test_errors_name_the_layer_and_what_is_wrong(old, new, message):
     with pytest.raises(caffe.CaffeError, match=message):
         net_of(TEXT.replace(old, new, 1))

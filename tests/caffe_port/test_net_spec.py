@@ -7,7 +7,9 @@ import pytest
 from google.protobuf import text_format
 
 from caffe_port.errors import CaffeError
-from caffe_port.net_spec import NetSpec, layers as L, params as P, to_proto
+from caffe_port.net_spec import NetSpec, to_proto
+from caffe_port.net_spec import layers as L
+from caffe_port.net_spec import params as P
 from caffe_port.proto import caffe_pb2
 
 
@@ -26,15 +28,21 @@ def only(top):
 
 def test_a_net_is_what_its_prototxt_says():
     n = NetSpec()
-    n.data, n.label = L.Python(module='voc_layers', layer='VOCSegDataLayer', ntop=2,
-                               param_str="{'split': 'val'}")
-    n.conv1 = L.Convolution(n.data, kernel_size=3, num_output=64, pad=1,
-                            weight_filler=dict(type='xavier'),
-                            param=[dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)])
+    n.data, n.label = L.Python(
+        module='voc_layers', layer='VOCSegDataLayer', ntop=2, param_str="{'split': 'val'}"
+    )
+    n.conv1 = L.Convolution(
+        n.data,
+        kernel_size=3,
+        num_output=64,
+        pad=1,
+        weight_filler=dict(type='xavier'),
+        param=[dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)],
+    )
     n.relu1 = L.ReLU(n.conv1, in_place=True)
     n.pool1 = L.Pooling(n.relu1, pool=P.Pooling.AVE, kernel_size=2, stride=2)
     n.loss = L.SoftmaxWithLoss(n.pool1, n.label, loss_param=dict(ignore_label=255))
-    assert n.to_proto() == net('''
+    assert n.to_proto() == net("""
         layer { name: "data" type: "Python" top: "data" top: "label" python_param {
             module: "voc_layers" layer: "VOCSegDataLayer" param_str: "{'split': 'val'}" } }
         layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
@@ -45,7 +53,7 @@ def test_a_net_is_what_its_prototxt_says():
         layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
             pooling_param { pool: AVE kernel_size: 2 stride: 2 } }
         layer { name: "loss" type: "SoftmaxWithLoss" bottom: "pool1" bottom: "label" top: "loss"
-            loss_param { ignore_label: 255 } }''')
+            loss_param { ignore_label: 255 } }""")
 
 
 def test_items_and_attributes_are_the_same_tops():
@@ -66,14 +74,23 @@ def test_layers_come_in_the_order_of_assignment_but_after_what_they_rest_on():
     n.sum = L.Eltwise(L.ReLU(image()), L.TanH(image()))
     n.late = L.Sigmoid(n.sum)
     assert [layer.type for layer in n.to_proto().layer] == [
-        'Input', 'ReLU', 'Input', 'TanH', 'Eltwise', 'Sigmoid']
+        'Input',
+        'ReLU',
+        'Input',
+        'TanH',
+        'Eltwise',
+        'Sigmoid',
+    ]
 
 
 def test_unnamed_tops_are_numbered_by_type_and_a_layer_bears_its_first_top_s_name():
     data, label = L.Data(ntop=2)
     proto = to_proto(L.ReLU(data), L.ReLU(label))
     assert [(layer.name, list(layer.top)) for layer in proto.layer] == [
-        ('Data1', ['Data1', 'Data2']), ('ReLU1', ['ReLU1']), ('ReLU2', ['ReLU2'])]
+        ('Data1', ['Data1', 'Data2']),
+        ('ReLU1', ['ReLU1']),
+        ('ReLU2', ['ReLU2']),
+    ]
 
 
 def test_a_name_given_is_the_layer_s_and_not_the_top_s():
@@ -88,8 +105,11 @@ def test_in_place_layers_write_on_their_bottom_and_later_ones_read_it():
     n.drop = L.Dropout(L.ReLU(n.data, in_place=True), in_place=True)
     n.out = L.TanH(n.drop)
     assert [(layer.name, list(layer.bottom), list(layer.top)) for layer in n.to_proto().layer] == [
-        ('data', [], ['data']), ('ReLU1', ['data'], ['data']), ('drop', ['data'], ['data']),
-        ('out', ['data'], ['out'])]
+        ('data', [], ['data']),
+        ('ReLU1', ['data'], ['data']),
+        ('drop', ['data'], ['data']),
+        ('out', ['data'], ['out']),
+    ]
 
 
 def test_a_shared_layer_is_written_once():
@@ -101,8 +121,10 @@ def test_ntop_0_gives_the_layer_and_can_be_assigned():
     n = NetSpec()
     n.data = image()
     n.silence = L.Silence(n.data, ntop=0)
-    assert n.to_proto().layer[1] == net(
-        'layer { name: "silence" type: "Silence" bottom: "data" }').layer[0]
+    assert (
+        n.to_proto().layer[1]
+        == net('layer { name: "silence" type: "Silence" bottom: "data" }').layer[0]
+    )
 
 
 def test_tops_know_their_layer_and_their_number():
@@ -118,27 +140,48 @@ def test_update_changes_the_settings_of_a_layer():
     assert only(conv).convolution_param.num_output == 5
 
 
-@pytest.mark.parametrize('layer_type, settings, expected', [
-    ('Convolution', dict(num_output=2, kernel_size=[3, 5]),
-     'convolution_param { num_output: 2 kernel_size: 3 kernel_size: 5 }'),
-    ('Deconvolution', dict(num_output=2, stride=2),
-     'convolution_param { num_output: 2 stride: 2 }'),
-    ('Deconvolution', dict(convolution_param=dict(bias_term=False)),
-     'convolution_param { bias_term: false }'),
-    ('SoftmaxWithLoss', dict(normalize=False, axis=2, loss_weight=0.5),
-     'loss_weight: 0.5 loss_param { normalize: false } softmax_param { axis: 2 }'),
-    ('MemoryData', dict(batch_size=4, mirror=True),
-     'memory_data_param { batch_size: 4 } transform_param { mirror: true }'),
-    ('LSTM', dict(num_output=4), 'recurrent_param { num_output: 4 }'),
-    ('HDF5Data', dict(source='list'), 'hdf5_data_param { source: "list" }'),
-    ('BatchNorm', dict(use_global_stats=True), 'batch_norm_param { use_global_stats: true }'),
-    ('LRN', dict(local_size=3), 'lrn_param { local_size: 3 }'),
-    ('Crop', dict(axis=2, offset=(3, 4)), 'crop_param { axis: 2 offset: 3 offset: 4 }'),
-    ('Pooling', dict(pool='AVE'), 'pooling_param { pool: AVE }'),
-    ('ReLU', dict(include=dict(phase=1), propagate_down=False),
-     'include { phase: TEST } propagate_down: false'),
-    ('Unheard', dict(convolution_param=dict(group=2)), 'convolution_param { group: 2 }'),
-])
+@pytest.mark.parametrize(
+    'layer_type, settings, expected',
+    [
+        (
+            'Convolution',
+            dict(num_output=2, kernel_size=[3, 5]),
+            'convolution_param { num_output: 2 kernel_size: 3 kernel_size: 5 }',
+        ),
+        (
+            'Deconvolution',
+            dict(num_output=2, stride=2),
+            'convolution_param { num_output: 2 stride: 2 }',
+        ),
+        (
+            'Deconvolution',
+            dict(convolution_param=dict(bias_term=False)),
+            'convolution_param { bias_term: false }',
+        ),
+        (
+            'SoftmaxWithLoss',
+            dict(normalize=False, axis=2, loss_weight=0.5),
+            'loss_weight: 0.5 loss_param { normalize: false } softmax_param { axis: 2 }',
+        ),
+        (
+            'MemoryData',
+            dict(batch_size=4, mirror=True),
+            'memory_data_param { batch_size: 4 } transform_param { mirror: true }',
+        ),
+        ('LSTM', dict(num_output=4), 'recurrent_param { num_output: 4 }'),
+        ('HDF5Data', dict(source='list'), 'hdf5_data_param { source: "list" }'),
+        ('BatchNorm', dict(use_global_stats=True), 'batch_norm_param { use_global_stats: true }'),
+        ('LRN', dict(local_size=3), 'lrn_param { local_size: 3 }'),
+        ('Crop', dict(axis=2, offset=(3, 4)), 'crop_param { axis: 2 offset: 3 offset: 4 }'),
+        ('Pooling', dict(pool='AVE'), 'pooling_param { pool: AVE }'),
+        (
+            'ReLU',
+            dict(include=dict(phase=1), propagate_down=False),
+            'include { phase: TEST } propagate_down: false',
+        ),
+        ('Unheard', dict(convolution_param=dict(group=2)), 'convolution_param { group: 2 }'),
+    ],
+)
 def test_settings_go_to_the_message_that_knows_them(layer_type, settings, expected):
     wanted = text_format.Parse(expected, caffe_pb2.LayerParameter(type=layer_type))
     assert getattr(L, layer_type)(image(), **settings).fn.settings() == wanted
@@ -156,22 +199,29 @@ def test_params_are_the_enum_values():
     assert P.Eltwise.MAX == caffe_pb2.EltwiseParameter.MAX
 
 
-@pytest.mark.parametrize('settings, told', [
-    (dict(kernle_size=3), "^Convolution: unknown setting 'kernle_size'.*convolution_param"),
-    (dict(name='c1', kernle_size=3), '^Convolution c1: unknown setting'),
-    (dict(convolution_param=dict(size=3)),
-     "^Convolution: ConvolutionParameter has no field 'size'; it has num_output, "),
-    (dict(param=[dict(lr=1)]), "^Convolution: ParamSpec has no field 'lr'"),
-    (dict(weight_filler='xavier'), "^Convolution: weight_filler cannot be 'xavier'"),
-    (dict(param=1), '^Convolution: param cannot be 1'),
-    (dict(pad=-1), '^Convolution: pad cannot be -1'),
-    (dict(kernel_size='three'), "^Convolution: kernel_size cannot be 'three'"),
-    (dict(num_output=None), '^Convolution: num_output cannot be None'),
-    (dict(engine='FASTER'), "^Convolution: engine cannot be 'FASTER'"),
-    (dict(ntop=-1), '^Convolution: ntop must be a count, got -1'),
-    (dict(in_place=True, ntop=2),
-     '^Convolution: in_place needs a bottom for every top, got 1 for 2'),
-])
+@pytest.mark.parametrize(
+    'settings, told',
+    [
+        (dict(kernle_size=3), "^Convolution: unknown setting 'kernle_size'.*convolution_param"),
+        (dict(name='c1', kernle_size=3), '^Convolution c1: unknown setting'),
+        (
+            dict(convolution_param=dict(size=3)),
+            "^Convolution: ConvolutionParameter has no field 'size'; it has num_output, ",
+        ),
+        (dict(param=[dict(lr=1)]), "^Convolution: ParamSpec has no field 'lr'"),
+        (dict(weight_filler='xavier'), "^Convolution: weight_filler cannot be 'xavier'"),
+        (dict(param=1), '^Convolution: param cannot be 1'),
+        (dict(pad=-1), '^Convolution: pad cannot be -1'),
+        (dict(kernel_size='three'), "^Convolution: kernel_size cannot be 'three'"),
+        (dict(num_output=None), '^Convolution: num_output cannot be None'),
+        (dict(engine='FASTER'), "^Convolution: engine cannot be 'FASTER'"),
+        (dict(ntop=-1), '^Convolution: ntop must be a count, got -1'),
+        (
+            dict(in_place=True, ntop=2),
+            '^Convolution: in_place needs a bottom for every top, got 1 for 2',
+        ),
+    ],
+)
 def test_a_wrong_setting_is_told_where_it_is_written(settings, told):
     with pytest.raises(CaffeError, match=told):
         L.Convolution(image(), **settings)

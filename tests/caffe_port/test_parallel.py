@@ -27,20 +27,34 @@ def start(function: str, count: int, *arguments) -> list[subprocess.Popen]:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     code = f'import sys; from {module} import {name}; {name}(*sys.argv[1:])'
-    env = {**os.environ, 'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1',
-           'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    return [subprocess.Popen([sys.executable, '-c', code, *map(str, arguments)], text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
-            for rank in range(count)]
+    env = {
+        **os.environ,
+        'WORLD_SIZE': str(count),
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(port),
+        'OMP_NUM_THREADS': '1',
+        'PYTHONPATH': str(ROOT),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, '-c', code, *map(str, arguments)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
+        )
+        for rank in range(count)
+    ]
 
 
 def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[int, str]]:
     """Exit status and standard error of each; none may take longer than `seconds`."""
     try:
         end = time.monotonic() + seconds
-        said = [process.communicate(timeout=max(end - time.monotonic(), 0.1))[1]
-                for process in processes]
+        said = [
+            process.communicate(timeout=max(end - time.monotonic(), 0.1))[1]
+            for process in processes
+        ]
         return [(process.returncode, text) for process, text in zip(processes, said)]
     finally:
         for process in processes:
@@ -48,6 +62,7 @@ def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[i
 
 
 # Sums.
+
 
 def drawn(rank: int) -> list[torch.Tensor]:
     """Tensors of a rank: some that share a bucket, one larger than any, one not contiguous."""
@@ -64,10 +79,18 @@ def collect_sums(folder: str) -> None:
     parallel.average(means)
     parallel.broadcast(copies)
     alone = parallel.first(lambda: (os.getpid(), caffe.solver_count()))
-    torch.save({'means': means, 'copies': copies, 'count': caffe.solver_count(),
-                'gathered': parallel.gather({'rank': rank}), 'first': alone,
-                'own': os.getpid(), 'agreed': [parallel.agree(rank), parallel.agree(-rank)]},
-               Path(folder) / f'{rank}.pt')
+    torch.save(
+        {
+            'means': means,
+            'copies': copies,
+            'count': caffe.solver_count(),
+            'gathered': parallel.gather({'rank': rank}),
+            'first': alone,
+            'own': os.getpid(),
+            'agreed': [parallel.agree(rank), parallel.agree(-rank)],
+        },
+        Path(folder) / f'{rank}.pt',
+    )
 
 
 @pytest.fixture(scope='module')
@@ -122,6 +145,7 @@ def test_a_single_process_is_all_ranks():
 
 # The solver.
 
+
 def solver(passes: int):
     """A small FCN of Caffe's, its momentum, decay and multipliers, and gradients to clip."""
     vector = load('solver/fixed.npz')
@@ -138,11 +162,17 @@ def feed(found, vector, k: int) -> None:
 
 
 def state_of(found) -> dict[str, np.ndarray]:
-    params = {f'{name} {i}': blob.data.copy() for name, blobs in found.net.params.items()
-              for i, blob in enumerate(blobs)}
-    return {**params, 'losses': np.array([float(loss) for loss in found.losses]),
-            'smoothed': np.array(found.smoothed_loss),
-            **{f'history {i}': h for i, h in enumerate(found._update.arrays())}}
+    params = {
+        f'{name} {i}': blob.data.copy()
+        for name, blobs in found.net.params.items()
+        for i, blob in enumerate(blobs)
+    }
+    return {
+        **params,
+        'losses': np.array([float(loss) for loss in found.losses]),
+        'smoothed': np.array(found.smoothed_loss),
+        **{f'history {i}': h for i, h in enumerate(found._update.arrays())},
+    }
 
 
 def step_as_rank(folder: str) -> None:
@@ -176,6 +206,7 @@ def test_two_ranks_of_one_image_are_one_process_of_two_passes(ranks, caplog):
 
 # How they end.
 
+
 def step_on_nan() -> None:
     found, vector = solver(1)
     for k in range(3):
@@ -200,8 +231,9 @@ def raise_or_wait(how: str) -> None:
     time.sleep(100)
 
 
-@pytest.mark.parametrize('how, reason', [('raising', 'rank 1: LookupError: a cat on the keyboard'),
-                                         ('killed', '')])
+@pytest.mark.parametrize(
+    'how, reason', [('raising', 'rank 1: LookupError: a cat on the keyboard'), ('killed', '')]
+)
 def test_when_a_rank_dies_the_others_end_and_say_why(how, reason):
     began = time.monotonic()
     (status, said), (_, own) = ends(start('tests.caffe_port.test_parallel.raise_or_wait', 2, how))

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caffe_port import prototxt
-from caffe_port.files import caffemodel
 from caffe_port.errors import CaffeError
+from caffe_port.files import caffemodel
+from caffe_port.files.upgrade import V1_TYPES
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter, V1LayerParameter
 from caffe_port.prototxt.__main__ import main
-from caffe_port.files.upgrade import V1_TYPES
 from tests.mutations import damaged
 from tests.vectors import GOLDEN, load
 
 LEGACY = GOLDEN / 'formats' / 'legacy_v1.prototxt'
 
-V0 = '''
+V0 = """
 name: "v0"
 input: "data" input_dim: 1 input_dim: 3 input_dim: 9 input_dim: 9
 layers { layer { name: "pad1" type: "padding" pad: 2 } bottom: "data" top: "pad1" }
@@ -53,8 +53,8 @@ layers { layer { name: "gain" type: "infogain_loss" source: "e" } bottom: "y" bo
 layers { layer { name: "out" type: "hdf5_output" hdf5_output_param { file_name: "f" } }
          bottom: "fc" }
 layers { layer { name: "loss" type: "softmax_loss" } bottom: "fc" bottom: "z" }
-'''
-V0_UPGRADED = '''
+"""
+V0_UPGRADED = """
 name: "v0"
 layer { name: "input" type: "Input" top: "data" input_param { shape { dim: [1, 3, 9, 9] } } }
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
@@ -88,7 +88,7 @@ layer { name: "gain" type: "InfogainLoss" bottom: "y" bottom: "z"
         infogain_loss_param { source: "e" } }
 layer { name: "out" type: "HDF5Output" bottom: "fc" hdf5_output_param { file_name: "f" } }
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "z" }
-'''
+"""
 
 
 def assert_upgrades(old: str, new: str) -> None:
@@ -113,6 +113,7 @@ def file_refused(path) -> str:
 
 # Upgrades.
 
+
 def test_v1_prototxt_upgrades_to_what_caffe_made_of_it():
     expected = caffemodel.read_net(GOLDEN / 'formats' / 'legacy_v1_upgraded.caffemodel')
     for layer in expected.layer:
@@ -125,30 +126,42 @@ def test_v0_fields_move_to_their_layers_messages_and_padding_is_folded():
 
 
 def test_padding_folds_into_a_pooling_layer_too():
-    net = prototxt.parse_net('input: "d" layers { layer { name: "p" type: "padding" pad: 3 } '
-                             'bottom: "d" top: "p" } layers { layer { name: "q" type: "pool" } '
-                             'bottom: "p" top: "q" }')
+    net = prototxt.parse_net(
+        'input: "d" layers { layer { name: "p" type: "padding" pad: 3 } '
+        'bottom: "d" top: "p" } layers { layer { name: "q" type: "pool" } '
+        'bottom: "p" top: "q" }'
+    )
     assert [layer.name for layer in net.layer] == ['q']
     assert net.layer[0].pooling_param.pad == 3 and list(net.layer[0].bottom) == ['d']
 
 
-@pytest.mark.parametrize('layer, words', [
-    ('layer { name: "x" type: "relu" } bottom: "p" top: "x"', 'x: padding layer "p" feeds'),
-    ('layer { name: "x" type: "conv" } bottom: "p" bottom: "d" top: "x"', 'x: expected one bottom'),
-    ('layer { name: "x" type: "conv" } bottom: "q" top: "x"', 'x: unknown bottom "q"'),
-    ('layer { name: "x" type: "tanhh" } top: "x"', 'x: unknown V0 layer type "tanhh"'),
-    ('name: "x" type: RELU top: "x"', 'x: a V1 layer in a V0 net'),
-])
+@pytest.mark.parametrize(
+    'layer, words',
+    [
+        ('layer { name: "x" type: "relu" } bottom: "p" top: "x"', 'x: padding layer "p" feeds'),
+        (
+            'layer { name: "x" type: "conv" } bottom: "p" bottom: "d" top: "x"',
+            'x: expected one bottom',
+        ),
+        ('layer { name: "x" type: "conv" } bottom: "q" top: "x"', 'x: unknown bottom "q"'),
+        ('layer { name: "x" type: "tanhh" } top: "x"', 'x: unknown V0 layer type "tanhh"'),
+        ('name: "x" type: RELU top: "x"', 'x: a V1 layer in a V0 net'),
+    ],
+)
 def test_v0_nets_that_caffe_refuses(layer, words):
-    text = ('input: "d" layers { layer { name: "p" type: "padding" pad: 1 } '
-            'bottom: "d" top: "p" } layers { %s }')
+    text = (
+        'input: "d" layers { layer { name: "p" type: "padding" pad: 1 } '
+        'bottom: "d" top: "p" } layers { %s }'
+    )
     assert words in refused(text % layer)
 
 
 def test_v0_field_of_another_type_is_dropped_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING, 'caffe_port'):
-        assert_upgrades('layers { layer { name: "r" type: "relu" stride: 2 } }',
-                        'layer { name: "r" type: "ReLU" }')
+        assert_upgrades(
+            'layers { layer { name: "r" type: "relu" stride: 2 } }',
+            'layer { name: "r" type: "ReLU" }',
+        )
     assert 'r: stride means nothing' in caplog.text
 
 
@@ -162,25 +175,32 @@ def test_every_v1_type_has_its_string():
 
 def test_v1_shares_rates_and_decays_become_params():
     assert_upgrades(
-        '''layers { name: "a" type: CONVOLUTION param: "w" param: "b"
+        """layers { name: "a" type: CONVOLUTION param: "w" param: "b"
                     blob_share_mode: PERMISSIVE blob_share_mode: STRICT
                     blobs_lr: 1 blobs_lr: 2 blobs_lr: 0 weight_decay: 0 loss_weight: 0.5
-                    include { phase: TEST min_level: 1 } exclude { stage: "s" } }''',
-        '''layer { name: "a" type: "Convolution" loss_weight: 0.5
+                    include { phase: TEST min_level: 1 } exclude { stage: "s" } }""",
+        """layer { name: "a" type: "Convolution" loss_weight: 0.5
                    param { name: "w" share_mode: PERMISSIVE lr_mult: 1 decay_mult: 0 }
                    param { name: "b" share_mode: STRICT lr_mult: 2 } param { lr_mult: 0 }
-                   include { phase: TEST min_level: 1 } exclude { stage: "s" } }''')
+                   include { phase: TEST min_level: 1 } exclude { stage: "s" } }""",
+    )
 
 
-@pytest.mark.parametrize('old, new, param', [
-    ('DATA', 'Data', 'data_param'), ('IMAGE_DATA', 'ImageData', 'image_data_param'),
-    ('WINDOW_DATA', 'WindowData', 'window_data_param')])
+@pytest.mark.parametrize(
+    'old, new, param',
+    [
+        ('DATA', 'Data', 'data_param'),
+        ('IMAGE_DATA', 'ImageData', 'image_data_param'),
+        ('WINDOW_DATA', 'WindowData', 'window_data_param'),
+    ],
+)
 def test_v1_data_layers_give_their_transformation_to_transform_param(old, new, param):
     assert_upgrades(
-        f'''layers {{ name: "d" type: {old} {param} {{ source: "s" scale: 0.5 mean_file: "m"
-                      crop_size: 7 mirror: true }} transform_param {{ mean_value: 3 }} }}''',
+        f"""layers {{ name: "d" type: {old} {param} {{ source: "s" scale: 0.5 mean_file: "m"
+                      crop_size: 7 mirror: true }} transform_param {{ mean_value: 3 }} }}""",
         f'''layer {{ name: "d" type: "{new}" {param} {{ source: "s" }} transform_param {{
-                     scale: 0.5 mean_file: "m" crop_size: 7 mirror: true mean_value: 3 }} }}''')
+                     scale: 0.5 mean_file: "m" crop_size: 7 mirror: true mean_value: 3 }} }}''',
+    )
 
 
 def test_current_data_layers_keep_their_fields_as_in_caffe():
@@ -188,35 +208,44 @@ def test_current_data_layers_keep_their_fields_as_in_caffe():
     assert prototxt.parse_net(text).layer[0].data_param.scale == 0.5
 
 
-@pytest.mark.parametrize('shapes', [
-    'input_dim: [1, 3, 4, 5, 6, 1, 1, 1]', 'input_dim: [1, 3, 4, 5, 6, 1, 1, 1, 7, 7, 7, 7]',
-    'input_shape { dim: [1, 3, 4, 5] } input_shape { dim: [6, 1, 1, 1] }',
-    'input_shape { dim: [1, 3, 4, 5] } input_shape { dim: [6, 1, 1, 1] } input_dim: 9'])
+@pytest.mark.parametrize(
+    'shapes',
+    [
+        'input_dim: [1, 3, 4, 5, 6, 1, 1, 1]',
+        'input_dim: [1, 3, 4, 5, 6, 1, 1, 1, 7, 7, 7, 7]',
+        'input_shape { dim: [1, 3, 4, 5] } input_shape { dim: [6, 1, 1, 1] }',
+        'input_shape { dim: [1, 3, 4, 5] } input_shape { dim: [6, 1, 1, 1] } input_dim: 9',
+    ],
+)
 def test_inputs_become_one_layer_at_the_front(shapes):
     assert_upgrades(
         f'input: "a" input: "b" {shapes} layer {{ name: "x" type: "ReLU" bottom: "a" top: "a" }}',
-        '''layer { name: "input" type: "Input" top: "a" top: "b"
+        """layer { name: "input" type: "Input" top: "a" top: "b"
                    input_param { shape { dim: [1, 3, 4, 5] } shape { dim: [6, 1, 1, 1] } } }
-           layer { name: "x" type: "ReLU" bottom: "a" top: "a" }''')
+           layer { name: "x" type: "ReLU" bottom: "a" top: "a" }""",
+    )
 
 
 def test_inputs_without_shapes_are_dropped_as_in_caffe():
     assert_upgrades('name: "n" input: "a" layer { name: "x" }', 'name: "n" layer { name: "x" }')
 
 
-@pytest.mark.parametrize('shapes', ['input_dim: [1, 3, 4, 5]', 'input_dim: [1, 1, 1, 1, 1, 1, 1]',
-                                    'input_shape { dim: 1 }'])
+@pytest.mark.parametrize(
+    'shapes',
+    ['input_dim: [1, 3, 4, 5]', 'input_dim: [1, 1, 1, 1, 1, 1, 1]', 'input_shape { dim: 1 }'],
+)
 def test_inputs_without_enough_shapes_are_refused(shapes):
     assert 'each of 2 inputs' in refused(f'input: "a" input: "b" {shapes}')
 
 
 def test_batch_norm_with_three_params_is_frozen():
     assert_upgrades(
-        '''layer { name: "a" type: "BatchNorm" param { lr_mult: 1 } param { name: "v" } param { } }
-           layer { name: "b" type: "BatchNorm" param { lr_mult: 1 } }''',
-        '''layer { name: "a" type: "BatchNorm" param { lr_mult: 0 decay_mult: 0 }
+        """layer { name: "a" type: "BatchNorm" param { lr_mult: 1 } param { name: "v" } param { } }
+           layer { name: "b" type: "BatchNorm" param { lr_mult: 1 } }""",
+        """layer { name: "a" type: "BatchNorm" param { lr_mult: 0 decay_mult: 0 }
                    param { name: "v" lr_mult: 0 decay_mult: 0 } param { lr_mult: 0 decay_mult: 0 } }
-           layer { name: "b" type: "BatchNorm" param { lr_mult: 1 } }''')
+           layer { name: "b" type: "BatchNorm" param { lr_mult: 1 } }""",
+    )
 
 
 def test_layers_of_two_formats_in_one_net_are_refused():
@@ -231,8 +260,9 @@ def test_upgrade_leaves_its_argument_alone():
     assert net.SerializeToString() == before
 
 
-@pytest.mark.parametrize('number, string', list(enumerate(
-    ['SGD', 'Nesterov', 'AdaGrad', 'RMSProp', 'AdaDelta', 'Adam'])))
+@pytest.mark.parametrize(
+    'number, string', list(enumerate(['SGD', 'Nesterov', 'AdaGrad', 'RMSProp', 'AdaDelta', 'Adam']))
+)
 def test_solver_types_become_strings(number, string):
     solver = prototxt.parse_solver(f'net: "n" solver_type: {number}')
     assert solver == SolverParameter(net='n', type=string)
@@ -251,6 +281,7 @@ def test_nets_within_a_solver_are_upgraded():
 
 # Text.
 
+
 @pytest.mark.parametrize('name', ['conv_k5s2p2g2', 'scale_bias', 'loss_default', 'lrn_within'])
 def test_text_of_a_net_says_the_same_net(name):
     net = prototxt.parse_net(str(load(f'layers/{name}.npz')['prototxt']))
@@ -260,8 +291,11 @@ def test_text_of_a_net_says_the_same_net(name):
 def test_lists_comments_strings_and_any_script_are_read(tmp_path):
     path = tmp_path / 'netz.prototxt'
     braces = '{<' * 40
-    path.write_text(f'# ü {braces} "\nname: "größe \\"{braces}" \'{braces} 日本\' # }}\n'
-                    'layer < name: "a" crop_param { offset: [1, 2] } >', encoding='utf-8')
+    path.write_text(
+        f'# ü {braces} "\nname: "größe \\"{braces}" \'{braces} 日本\' # }}\n'
+        'layer < name: "a" crop_param { offset: [1, 2] } >',
+        encoding='utf-8',
+    )
     net = prototxt.read_net(path)
     assert net.name == f'größe "{braces}{braces} 日本'
     assert list(net.layer[0].crop_param.offset) == [1, 2]
@@ -283,26 +317,30 @@ def test_write_replaces_a_file_whole_or_leaves_it(tmp_path):
 
 # Refusals.
 
-@pytest.mark.parametrize('text, words', [
-    ('layer {\n  name: "a"\n  kernle: 3\n}', 'my.prototxt:3:3: '),
-    ('layer { convolution_param { kernle: 3 } }', '"kernle"'),
-    ('layer { name: "a"', 'my.prototxt:1:'),
-    ('layer { name: "a }', 'my.prototxt:1:'),
-    ('layer { phase: DEPLOY }', 'DEPLOY'),
-    ('input_dim: 99999999999', '99999999999'),
-    ('name: "a" name: "b"', '"name"'),
-    ('layer { name: "c" clip_param { min: 1 } }', 'clip_param.max'),
-    ('', 'holds nothing'),
-    ('\n # nothing\n', 'holds nothing'),
-    ('[type.googleapis.com/caffe_port.NetParameter] { }', 'my.prototxt'),
-    ('layer { ' * 50_000, 'nested more than'),
-    ('layer < ' * 50_000, 'nested more than'),
-    ('layer{}' * 140_000, 'more than 131072 messages'),
-    ('layer{}' * 10_001, '10001 layers, at most 10000'),
-    ('layers{}' * 10_001, '10001 layers, at most 10000'),
-    ('"' * 100_000, 'my.prototxt:1:'),
-    ('name: "' + '\\"' * 100_000, 'my.prototxt:1:'),
-])
+
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('layer {\n  name: "a"\n  kernle: 3\n}', 'my.prototxt:3:3: '),
+        ('layer { convolution_param { kernle: 3 } }', '"kernle"'),
+        ('layer { name: "a"', 'my.prototxt:1:'),
+        ('layer { name: "a }', 'my.prototxt:1:'),
+        ('layer { phase: DEPLOY }', 'DEPLOY'),
+        ('input_dim: 99999999999', '99999999999'),
+        ('name: "a" name: "b"', '"name"'),
+        ('layer { name: "c" clip_param { min: 1 } }', 'clip_param.max'),
+        ('', 'holds nothing'),
+        ('\n # nothing\n', 'holds nothing'),
+        ('[type.googleapis.com/caffe_port.NetParameter] { }', 'my.prototxt'),
+        ('layer { ' * 50_000, 'nested more than'),
+        ('layer < ' * 50_000, 'nested more than'),
+        ('layer{}' * 140_000, 'more than 131072 messages'),
+        ('layer{}' * 10_001, '10001 layers, at most 10000'),
+        ('layers{}' * 10_001, '10001 layers, at most 10000'),
+        ('"' * 100_000, 'my.prototxt:1:'),
+        ('name: "' + '\\"' * 100_000, 'my.prototxt:1:'),
+    ],
+)
 def test_what_is_no_net_is_refused_with_its_place(text, words):
     assert words in refused(text)
 
@@ -310,14 +348,28 @@ def test_what_is_no_net_is_refused_with_its_place(text, words):
 RELU = 'layer { name: "r" type: "ReLU" }\n'
 
 
-@pytest.mark.parametrize('text, place, name, type_', [
-    ('layer { name: "perm" type: "Permute" param { name: "w" }\n'
-     '  permute_param { order: [0, 2] x { y: "}" } } }', '3:3', 'perm', 'Permute'),
-    ("layer < roi_pooling_param { pooled_w: 7 } # }\n name: 'roi' type: 'ROIPooling' >",
-     '2:9', 'roi', 'ROIPooling'),
-    ('layers { name: "c" bottom: "}" type: CROPP }', '2:38', 'c', 'CROPP')])
+@pytest.mark.parametrize(
+    'text, place, name, type_',
+    [
+        (
+            'layer { name: "perm" type: "Permute" param { name: "w" }\n'
+            '  permute_param { order: [0, 2] x { y: "}" } } }',
+            '3:3',
+            'perm',
+            'Permute',
+        ),
+        (
+            "layer < roi_pooling_param { pooled_w: 7 } # }\n name: 'roi' type: 'ROIPooling' >",
+            '2:9',
+            'roi',
+            'ROIPooling',
+        ),
+        ('layers { name: "c" bottom: "}" type: CROPP }', '2:38', 'c', 'CROPP'),
+    ],
+)
 def test_settings_of_a_type_that_is_not_ours_tell_layer_type_and_what_there_is(
-        text, place, name, type_):
+    text, place, name, type_
+):
     for before, after in ((RELU, ''), (RELU, '\n' + RELU), ('#{\n', '\nstate { }')):
         said = refused(before + text + after)
         assert said.startswith(f'my.prototxt:{place}: {name}: no layer type "{type_}" (')
@@ -326,15 +378,26 @@ def test_settings_of_a_type_that_is_not_ours_tell_layer_type_and_what_there_is(
     assert said.startswith(f'my.prototxt:{place}: {name}: no layer type "{type_}" (')
 
 
-@pytest.mark.parametrize('text, words', [
-    ('layer { name: "drop6" type: "Dropout" dropout_param { scale_train: true } }',
-     'my.prototxt:2:55: drop6: Message type "DropoutParameter" has no field named "scale_train".'),
-    ('layers { name: "c" type: CONVOLUTION kernle: 3 }',
-     'my.prototxt:2:38: c: Message type "V1LayerParameter" has no field named "kernle".'),
-    ('layer { name: "d" type: "Data" data_param { sauce: "x" } }', ':2:45: d: Message type "Data'),
-    ('layer { name: "p" type: "Permute" top: }', ':2:40: p: '),
-    ('layer { name: "p" type: "Permute" }\nnam: 3', ':3:1: Message type "NetParameter" has no'),
-    ('nam: 3 layer { name: "p" type: "Permute" }', ':2:1: Message type "NetParameter" has no')])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        (
+            'layer { name: "drop6" type: "Dropout" dropout_param { scale_train: true } }',
+            'my.prototxt:2:55: drop6: Message type "DropoutParameter" has no field named "scale_train".',
+        ),
+        (
+            'layers { name: "c" type: CONVOLUTION kernle: 3 }',
+            'my.prototxt:2:38: c: Message type "V1LayerParameter" has no field named "kernle".',
+        ),
+        (
+            'layer { name: "d" type: "Data" data_param { sauce: "x" } }',
+            ':2:45: d: Message type "Data',
+        ),
+        ('layer { name: "p" type: "Permute" top: }', ':2:40: p: '),
+        ('layer { name: "p" type: "Permute" }\nnam: 3', ':3:1: Message type "NetParameter" has no'),
+        ('nam: 3 layer { name: "p" type: "Permute" }', ':2:1: Message type "NetParameter" has no'),
+    ],
+)
 def test_other_faults_name_the_layer_they_are_in(text, words):
     said = refused(RELU + text)
     assert words in said and 'there are' not in said
@@ -344,28 +407,34 @@ def test_unknown_field_of_a_solver_is_refused_with_its_place():
     assert 'my.prototxt:2:1' in refused('net: "a"\nbase_rl: 1', solver=True)
 
 
-@pytest.mark.parametrize('name, words', [
-    ('formats/legacy_v1.caffemodel', 'a .caffemodel'),
-    ('solver/snapshot_iter_4.caffemodel', 'a .caffemodel'),
-    ('solver/snapshot_iter_4.solverstate', 'a .solverstate'),
-    ('formats/mean.binaryproto', 'a .binaryproto'),
-    ('solver/step.npz', 'a zip archive'),
-    ('', 'a directory'),
-    ('none', 'No such file'),
-])
+@pytest.mark.parametrize(
+    'name, words',
+    [
+        ('formats/legacy_v1.caffemodel', 'a .caffemodel'),
+        ('solver/snapshot_iter_4.caffemodel', 'a .caffemodel'),
+        ('solver/snapshot_iter_4.solverstate', 'a .solverstate'),
+        ('formats/mean.binaryproto', 'a .binaryproto'),
+        ('solver/step.npz', 'a zip archive'),
+        ('', 'a directory'),
+        ('none', 'No such file'),
+    ],
+)
 def test_other_files_are_refused_and_named_for_what_they_are(name, words):
     assert words in file_refused(GOLDEN / name)
 
 
-@pytest.mark.parametrize('data, words', [
-    (b'', 'empty'),
-    (b'\xff\xd8\xff\xe0' + bytes(100), 'a JPEG image'),
-    (b'\x89PNG\r\n\x1a\n' + bytes(100), 'a PNG image'),
-    (b'\x89HDF\r\n\x1a\n' + bytes(100), 'an HDF5 file'),
-    (bytes(range(256)), 'binary data'),
-    (b'name: "a"\n' * 500 + b'# gr\xfc\xdfe\n', ':501: not UTF-8'),
-    (b'name: "a"\n\0', 'binary data'),
-])
+@pytest.mark.parametrize(
+    'data, words',
+    [
+        (b'', 'empty'),
+        (b'\xff\xd8\xff\xe0' + bytes(100), 'a JPEG image'),
+        (b'\x89PNG\r\n\x1a\n' + bytes(100), 'a PNG image'),
+        (b'\x89HDF\r\n\x1a\n' + bytes(100), 'an HDF5 file'),
+        (bytes(range(256)), 'binary data'),
+        (b'name: "a"\n' * 500 + b'# gr\xfc\xdfe\n', ':501: not UTF-8'),
+        (b'name: "a"\n\0', 'binary data'),
+    ],
+)
 def test_other_bytes_are_refused_and_named_for_what_they_are(tmp_path, data, words):
     path = tmp_path / 'x.prototxt'
     path.write_bytes(data)
@@ -409,6 +478,7 @@ def test_any_text_gives_a_net_or_caffe_error(text):
 
 # The command.
 
+
 def test_command_upgrades_and_refuses_to_overwrite(tmp_path, capsys):
     target = tmp_path / 'new.prototxt'
     assert main([str(LEGACY), str(target)]) == 0
@@ -428,8 +498,12 @@ def test_command_upgrades_a_solver_to_standard_output(tmp_path, capsys):
 
 
 def test_command_runs_as_a_module_and_says_what_is_wrong_in_one_line():
-    done = subprocess.run([sys.executable, '-m', 'caffe_port.prototxt', 'none.prototxt'],
-                          cwd=Path(__file__).parents[2], capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, '-m', 'caffe_port.prototxt', 'none.prototxt'],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr == 'error: none.prototxt: No such file or directory\n'

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
-from caffe_port import layers as L, params as P
+from caffe_port import layers as L
+from caffe_port import params as P
 from surgery import upsample_filt
 from tests.vectors import net_of
 
@@ -15,9 +16,15 @@ CLASSES = 4
 
 
 def conv_relu(bottom, nout, ks=3, stride=1, pad=1):
-    conv = L.Convolution(bottom, kernel_size=ks, stride=stride, num_output=nout, pad=pad,
-                         weight_filler=dict(type='msra'),
-                         param=[dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)])
+    conv = L.Convolution(
+        bottom,
+        kernel_size=ks,
+        stride=stride,
+        num_output=nout,
+        pad=pad,
+        weight_filler=dict(type='msra'),
+        param=[dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)],
+    )
     return conv, L.ReLU(conv, in_place=True)
 
 
@@ -29,14 +36,19 @@ def fcn(size=(12, 12), loss=True):
     n.conv1, n.relu1 = conv_relu(n.data, 8)
     n.pool1 = L.Pooling(n.relu1, pool=P.Pooling.MAX, kernel_size=2, stride=2)
     n.drop1 = L.Dropout(n.pool1, dropout_ratio=0.5, in_place=True)
-    n.score_fr = L.Convolution(n.drop1, num_output=CLASSES, kernel_size=1,
-                               weight_filler=dict(type='xavier'))
-    n.upscore = L.Deconvolution(n.score_fr, convolution_param=dict(
-        num_output=CLASSES, kernel_size=4, stride=2, bias_term=False), param=[dict(lr_mult=0)])
+    n.score_fr = L.Convolution(
+        n.drop1, num_output=CLASSES, kernel_size=1, weight_filler=dict(type='xavier')
+    )
+    n.upscore = L.Deconvolution(
+        n.score_fr,
+        convolution_param=dict(num_output=CLASSES, kernel_size=4, stride=2, bias_term=False),
+        param=[dict(lr_mult=0)],
+    )
     n.score = L.Crop(n.upscore, n.data, crop_param=dict(axis=2, offset=1))
     if loss:
-        n.loss = L.SoftmaxWithLoss(n.score, n.label,
-                                   loss_param=dict(normalize=False, ignore_label=255))
+        n.loss = L.SoftmaxWithLoss(
+            n.score, n.label, loss_param=dict(normalize=False, ignore_label=255)
+        )
     return n.to_proto()
 
 
@@ -46,7 +58,8 @@ def files(tmp_path):
     (tmp_path / 'train.prototxt').write_text(str(fcn()))
     (tmp_path / 'val.prototxt').write_text(str(fcn()))
     (tmp_path / 'deploy.prototxt').write_text(str(fcn(loss=False)))
-    (tmp_path / 'solver.prototxt').write_text('''
+    (tmp_path / 'solver.prototxt').write_text(
+        """
         train_net: "train.prototxt"
         test_net: "val.prototxt"
         test_iter: 1
@@ -63,7 +76,9 @@ def files(tmp_path):
         snapshot: 4
         snapshot_prefix: "%s/snap"
         test_initialization: false
-    ''' % tmp_path)
+    """
+        % tmp_path
+    )
     return tmp_path
 
 
@@ -87,7 +102,7 @@ def interp(net, layers):
 
 def fast_hist(a, b, n):
     k = (a >= 0) & (a < n)
-    return np.bincount(n * a[k].astype(int) + b[k], minlength=n ** 2).reshape(n, n)
+    return np.bincount(n * a[k].astype(int) + b[k], minlength=n**2).reshape(n, n)
 
 
 def compute_hist(net, count, layer='score', gt='label'):
@@ -96,8 +111,9 @@ def compute_hist(net, count, layer='score', gt='label'):
     for i in range(count):
         feed(net, i)
         net.forward()
-        hist += fast_hist(net.blobs[gt].data[0, 0].flatten(),
-                          net.blobs[layer].data[0].argmax(0).flatten(), n_cl)
+        hist += fast_hist(
+            net.blobs[gt].data[0, 0].flatten(), net.blobs[layer].data[0].argmax(0).flatten(), n_cl
+        )
         loss += net.blobs['loss'].data.flat[0]
     return hist, loss / count
 
@@ -175,6 +191,7 @@ def test_forward_and_backward_take_starts_ends_kwargs_and_lists():
 def test_argument_orders_are_pycaffes():
     def names(function):
         return [name for name in inspect.signature(function).parameters if name != 'self']
+
     assert names(caffe.Net.forward) == ['blobs', 'start', 'end', 'inputs']
     assert names(caffe.Net.backward) == ['diffs', 'start', 'end', 'tops']
     assert names(caffe.SGDSolver.add_callback) == ['before', 'after']
@@ -183,20 +200,41 @@ def test_argument_orders_are_pycaffes():
     assert names(caffe.io.Transformer.preprocess)[0] == 'in_'
 
 
-@pytest.mark.parametrize('name', [
-    'Net', 'SGDSolver', 'get_solver', 'Layer', 'NetSpec', 'layers', 'params', 'to_proto',
-    'coord_map', 'proto', 'io', 'TRAIN', 'TEST', 'set_mode_cpu', 'set_mode_gpu', 'set_device',
-    'set_random_seed', 'layer_type_list'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'Net',
+        'SGDSolver',
+        'get_solver',
+        'Layer',
+        'NetSpec',
+        'layers',
+        'params',
+        'to_proto',
+        'coord_map',
+        'proto',
+        'io',
+        'TRAIN',
+        'TEST',
+        'set_mode_cpu',
+        'set_mode_gpu',
+        'set_device',
+        'set_random_seed',
+        'layer_type_list',
+    ],
+)
 def test_the_package_has_pycaffes_names(name):
     assert hasattr(caffe, name)
 
 
 def test_imports_as_pycaffe_code_writes_them():
+    import caffe_port.io
+    from caffe_port.io import Transformer  # noqa: F401
+
     from caffe_port import Layer, Net, SGDSolver  # noqa: F401
     from caffe_port.coord_map import coord_map_from_to, crop  # noqa: F401
-    from caffe_port.io import Transformer  # noqa: F401
     from caffe_port.proto import caffe_pb2
-    import caffe_port.io
+
     assert caffe_port.io is caffe.io and caffe_pb2.NetParameter is type(fcn())
 
 
@@ -223,7 +261,7 @@ def test_blobs_and_params_outlive_their_net():
         assert np.array_equal(array, copy)
 
 
-HELD = '''
+HELD = """
 force_backward: true
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param {
@@ -231,7 +269,7 @@ layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_p
 layer { name: "elu" type: "ELU" bottom: "ip" top: "ip" }
 layer { name: "twice" type: "Power" bottom: "ip" top: "twice" power_param { scale: 2 } }
 layer { name: "loss" type: "EuclideanLoss" bottom: "twice" bottom: "data" top: "loss" }
-'''
+"""
 
 
 def test_arrays_that_are_held_show_what_is_computed_next():
@@ -284,9 +322,10 @@ def test_callbacks_stand_before_forward_and_after_backward(files):
     interp(solver.net, ['upscore'])
     feed(solver.net)
     seen = []
-    solver.add_callback(lambda: seen.append(('before', solver.iter)),
-                        lambda: seen.append(('after', solver.iter,
-                                             solver.net.params['conv1'][0].diff.any())))
+    solver.add_callback(
+        lambda: seen.append(('before', solver.iter)),
+        lambda: seen.append(('after', solver.iter, solver.net.params['conv1'][0].diff.any())),
+    )
     solver.step(2)
     assert seen == [('before', 0), ('after', 0, True), ('before', 1), ('after', 1, True)]
 
@@ -325,7 +364,7 @@ def test_deep_dream_sets_a_diff_and_goes_back():
     net.backward(start='conv1')
     g = src.diff[0]
     assert g.any()
-    before = (dst.data ** 2).sum()
+    before = (dst.data**2).sum()
     src.data[:] += 0.1 / np.abs(g).mean() * g
     net.forward(end='conv1')
-    assert (dst.data ** 2).sum() > before
+    assert (dst.data**2).sum() > before

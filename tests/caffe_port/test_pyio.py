@@ -144,9 +144,15 @@ def test_a_mean_may_be_a_channel_each_or_an_image():
         assert np.allclose(t.preprocess('data', image), image.transpose(2, 0, 1) - 0.1, atol=1e-6)
 
 
-@pytest.mark.parametrize('setting, value, message', [
-    ('set_mean', np.zeros(2), 'mean of shape'), ('set_mean', np.zeros((3, 5, 8)), 'mean of shape'),
-    ('set_channel_swap', (0, 1), 'channel swap of 2'), ('set_transpose', (0, 1), 'transpose of 2')])
+@pytest.mark.parametrize(
+    'setting, value, message',
+    [
+        ('set_mean', np.zeros(2), 'mean of shape'),
+        ('set_mean', np.zeros((3, 5, 8)), 'mean of shape'),
+        ('set_channel_swap', (0, 1), 'channel swap of 2'),
+        ('set_transpose', (0, 1), 'transpose of 2'),
+    ],
+)
 def test_settings_that_do_not_fit_are_refused(setting, value, message):
     t = caffe.io.Transformer({'data': (1, 3, 6, 8)})
     with pytest.raises(caffe.CaffeError, match=f'^data: {message}'):
@@ -160,8 +166,8 @@ def test_oversample_takes_corners_centre_and_mirrors():
     crops = caffe.io.oversample([image, image + 1000], (4, 4))
     assert crops.shape == (20, 4, 4, 3)
     for i, (y, x) in enumerate([(0, 0), (0, 4), (2, 0), (2, 4), (1, 2)]):
-        assert np.array_equal(crops[i], image[y:y + 4, x:x + 4])
-        assert np.array_equal(crops[5 + i], image[y:y + 4, x:x + 4][:, ::-1])
+        assert np.array_equal(crops[i], image[y : y + 4, x : x + 4])
+        assert np.array_equal(crops[5 + i], image[y : y + 4, x : x + 4][:, ::-1])
         assert np.array_equal(crops[10 + i], crops[i] + 1000)
 
 
@@ -207,8 +213,10 @@ def test_a_broken_string_of_arrays_is_refused():
         caffe.io.blobprotovector_str_to_arraylist(b'\xff\xff\xff')
 
 
-@pytest.mark.parametrize('array', [RANDOM.randint(0, 256, (3, 4, 5)).astype(np.uint8),
-                                   RANDOM.randn(3, 4, 5).astype(np.float32)])
+@pytest.mark.parametrize(
+    'array',
+    [RANDOM.randint(0, 256, (3, 4, 5)).astype(np.uint8), RANDOM.randn(3, 4, 5).astype(np.float32)],
+)
 def test_datums_carry_images_both_ways(array):
     datum = Datum.FromString(caffe.io.array_to_datum(array, label=7).SerializeToString())
     back = caffe.io.datum_to_array(datum)
@@ -219,7 +227,10 @@ def test_datums_carry_images_both_ways(array):
 def test_datums_of_other_shapes_are_refused():
     with pytest.raises(caffe.CaffeError, match='3 axes expected'):
         caffe.io.array_to_datum(np.zeros((2, 2)))
-    for dims in (dict(channels=1, height=2, width=2), dict(channels=-1, height=-3, width=1),
-                 dict(channels=2**31 - 1, height=2**31 - 1, width=2**31 - 1)):
+    for dims in (
+        dict(channels=1, height=2, width=2),
+        dict(channels=-1, height=-3, width=1),
+        dict(channels=2**31 - 1, height=2**31 - 1, width=2**31 - 1),
+    ):
         with pytest.raises(caffe.CaffeError, match='Datum: 3 values for shape'):
             caffe.io.datum_to_array(Datum(data=b'abc', **dims))

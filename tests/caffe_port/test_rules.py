@@ -12,14 +12,18 @@ DATA = 'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 2 di
 
 
 def ip(name, bottom='d', extra='', outputs=3):
-    return (f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" '
-            f'{extra} inner_product_param {{ num_output: {outputs} bias_term: false '
-            'weight_filler { type: "gaussian" } } }\n')
+    return (
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" '
+        f'{extra} inner_product_param {{ num_output: {outputs} bias_term: false '
+        'weight_filler { type: "gaussian" } } }\n'
+    )
 
 
 def loss(name, one, other, extra=''):
-    return (f'layer {{ name: "{name}" type: "EuclideanLoss" bottom: "{one}" bottom: "{other}" '
-            f'top: "{name}" {extra} }}\n')
+    return (
+        f'layer {{ name: "{name}" type: "EuclideanLoss" bottom: "{one}" bottom: "{other}" '
+        f'top: "{name}" {extra} }}\n'
+    )
 
 
 def layers_of(rules: str, phase=caffe.TEST, **where) -> bool:
@@ -30,12 +34,20 @@ def layers_of(rules: str, phase=caffe.TEST, **where) -> bool:
 
 # Inclusion.
 
-@pytest.mark.parametrize('rules, train, test', [
-    ('', True, True), ('include { phase: TRAIN }', True, False),
-    ('include { phase: TEST }', False, True), ('exclude { phase: TRAIN }', False, True),
-    ('include { phase: TRAIN } include { phase: TEST }', True, True),
-    ('exclude { phase: TRAIN } exclude { phase: TEST }', False, False), ('include { }', True, True),
-    ('exclude { }', False, False)])
+
+@pytest.mark.parametrize(
+    'rules, train, test',
+    [
+        ('', True, True),
+        ('include { phase: TRAIN }', True, False),
+        ('include { phase: TEST }', False, True),
+        ('exclude { phase: TRAIN }', False, True),
+        ('include { phase: TRAIN } include { phase: TEST }', True, True),
+        ('exclude { phase: TRAIN } exclude { phase: TEST }', False, False),
+        ('include { }', True, True),
+        ('exclude { }', False, False),
+    ],
+)
 def test_phase_rules(rules, train, test):
     assert layers_of(rules, caffe.TRAIN) == train and layers_of(rules, caffe.TEST) == test
 
@@ -51,7 +63,8 @@ def test_a_rule_needs_all_its_stages_and_none_of_its_not_stages(stages):
     both = {'a', 'b'} <= set(stages)
     assert layers_of('include { stage: "a" stage: "b" }', stages=stages) == both
     assert layers_of('include { stage: "a" not_stage: "b" }', stages=stages) == (
-        'a' in stages and 'b' not in stages)
+        'a' in stages and 'b' not in stages
+    )
 
 
 def test_a_layer_with_both_kinds_of_rules_is_refused():
@@ -61,10 +74,15 @@ def test_a_layer_with_both_kinds_of_rules_is_refused():
 
 def test_solver_states_reach_their_nets():
     text = DATA + ip('always') + ip('ip', extra='include { stage: "more" min_level: 2 }')
-    param = SolverParameter(net_param=prototxt.parse_net(text), base_lr=1, lr_policy='fixed',
-                            test_iter=[1, 1], test_interval=1,
-                            train_state=NetState(stage=['more'], level=2),
-                            test_state=[NetState(), NetState(stage=['more'], level=3)])
+    param = SolverParameter(
+        net_param=prototxt.parse_net(text),
+        base_lr=1,
+        lr_policy='fixed',
+        test_iter=[1, 1],
+        test_interval=1,
+        train_state=NetState(stage=['more'], level=2),
+        test_state=[NetState(), NetState(stage=['more'], level=3)],
+    )
     solver = caffe.SGDSolver(param)
     nets = solver.net, *solver.test_nets
     assert ['ip' in net.layer_dict for net in nets] == [True, False, True]
@@ -72,10 +90,14 @@ def test_solver_states_reach_their_nets():
 
 # Shared params.
 
+
 def shared(first='', second='', outputs=3):
-    return (DATA + ip('one', extra=f'param {{ name: "w" {first} }}')
-            + ip('two', 'one', f'param {{ name: "w" {second} }}', outputs)
-            + loss('loss', 'two', 'd'))
+    return (
+        DATA
+        + ip('one', extra=f'param {{ name: "w" {first} }}')
+        + ip('two', 'one', f'param {{ name: "w" {second} }}', outputs)
+        + loss('loss', 'two', 'd')
+    )
 
 
 def test_params_of_one_name_are_one_and_their_gradients_add_up():
@@ -102,15 +124,21 @@ def test_shared_params_are_saved_with_every_layer(tmp_path):
 
 
 def test_strict_sharing_needs_equal_shapes():
-    with pytest.raises(caffe.CaffeError, match=r'^two: param "w" has shape \(2, 3\), but one, '
-                                               r'which owns it, has \(3, 3\)'):
+    with pytest.raises(
+        caffe.CaffeError,
+        match=r'^two: param "w" has shape \(2, 3\), but one, '
+        r'which owns it, has \(3, 3\)',
+    ):
         net_of(shared(outputs=2))
 
 
 def test_permissive_sharing_needs_equal_counts():
-    text = (DATA + ip('one', extra='param { name: "w" }', outputs=2)
-            + 'layer { name: "as" type: "Parameter" top: "as" param { name: "w" share_mode: '
-              'PERMISSIVE } parameter_param { shape { dim: 6 } } }')
+    text = (
+        DATA
+        + ip('one', extra='param { name: "w" }', outputs=2)
+        + 'layer { name: "as" type: "Parameter" top: "as" param { name: "w" share_mode: '
+        'PERMISSIVE } parameter_param { shape { dim: 6 } } }'
+    )
     net = net_of(text)
     net.params['one'][0].data[...] = np.arange(6).reshape(2, 3)
     assert net.forward()['as'].tolist() == list(range(6))
@@ -119,11 +147,18 @@ def test_permissive_sharing_needs_equal_counts():
         net_of(text.replace('dim: 6', 'dim: 7'))
 
 
-@pytest.mark.parametrize('first, second, rate', [
-    ('lr_mult: 2', '', 2), ('', 'lr_mult: 3', 3), ('lr_mult: 2', 'lr_mult: 2', 2), ('', '', 1),
-    ('', 'lr_mult: 0', 0)])
+@pytest.mark.parametrize(
+    'first, second, rate',
+    [
+        ('lr_mult: 2', '', 2),
+        ('', 'lr_mult: 3', 3),
+        ('lr_mult: 2', 'lr_mult: 2', 2),
+        ('', '', 1),
+        ('', 'lr_mult: 0', 0),
+    ],
+)
 def test_whoever_declares_a_multiplier_decides_it(first, second, rate):
-    learnable, = net_of(shared(first, second), caffe.TRAIN).module.learnable
+    (learnable,) = net_of(shared(first, second), caffe.TRAIN).module.learnable
     assert learnable.lr_mult == rate and learnable.decay_mult == 1
 
 
@@ -131,8 +166,10 @@ def test_whoever_declares_a_multiplier_decides_it(first, second, rate):
 def test_multipliers_that_contradict_each_other_are_refused(name):
     with pytest.raises(caffe.CaffeError, match=f'two: param "w" has {name} 3, but .* 2'):
         net_of(shared(f'{name}: 2', f'{name}: 3'))
-    third = DATA + ''.join(ip(n, extra=f'param {{ name: "w" {m} }}') for n, m in (
-        ('one', ''), ('two', f'{name}: 2'), ('three', f'{name}: 3')))
+    third = DATA + ''.join(
+        ip(n, extra=f'param {{ name: "w" {m} }}')
+        for n, m in (('one', ''), ('two', f'{name}: 2'), ('three', f'{name}: 3'))
+    )
     with pytest.raises(caffe.CaffeError, match=f'three: param "w" has {name} 3, but .* 2'):
         net_of(third)
 
@@ -144,10 +181,15 @@ def test_more_params_than_blobs_are_refused():
 
 # Losses.
 
+
 def test_several_losses_add_up_by_weight():
-    text = (DATA + ip('ip') + loss('near', 'ip', 'd', 'loss_weight: 0.5')
-            + loss('far', 'ip', 'd', 'loss_weight: 2')
-            + 'layer { name: "sum" type: "Reduction" bottom: "ip" top: "sum" loss_weight: 3 }')
+    text = (
+        DATA
+        + ip('ip')
+        + loss('near', 'ip', 'd', 'loss_weight: 0.5')
+        + loss('far', 'ip', 'd', 'loss_weight: 2')
+        + 'layer { name: "sum" type: "Reduction" bottom: "ip" top: "sum" loss_weight: 3 }'
+    )
     net = net_of(text, caffe.TRAIN)
     x = np.random.RandomState(1).randn(2, 3).astype(np.float32)
     out = net.forward(d=x)
@@ -170,9 +212,13 @@ def test_a_loss_may_leave_its_top_unnamed():
     assert float(net.loss()) >= 0 and len(net.outputs) == 1
 
 
-@pytest.mark.parametrize('extra, message', [
-    ('loss_weight: 1 loss_weight: 2', '2 loss_weight for 1 tops'),
-    ('propagate_down: true', '1 propagate_down for 2 bottoms')])
+@pytest.mark.parametrize(
+    'extra, message',
+    [
+        ('loss_weight: 1 loss_weight: 2', '2 loss_weight for 1 tops'),
+        ('propagate_down: true', '1 propagate_down for 2 bottoms'),
+    ],
+)
 def test_wrong_numbers_of_weights_are_refused(extra, message):
     with pytest.raises(caffe.CaffeError, match=f'^l: {message}'):
         net_of(DATA + loss('l', 'd', 'd', extra))
@@ -180,11 +226,17 @@ def test_wrong_numbers_of_weights_are_refused(extra, message):
 
 # What takes part in backward.
 
+
 def chain(a=1, b=1, c=1, down='', force=''):
-    return net_of(force + DATA + ip('a', extra=f'param {{ lr_mult: {a} }}')
-                  + ip('b', 'a', f'param {{ lr_mult: {b} }}')
-                  + ip('c', 'b', f'param {{ lr_mult: {c} }} {down}') + loss('l', 'c', 'd'),
-                  caffe.TRAIN)
+    return net_of(
+        force
+        + DATA
+        + ip('a', extra=f'param {{ lr_mult: {a} }}')
+        + ip('b', 'a', f'param {{ lr_mult: {b} }}')
+        + ip('c', 'b', f'param {{ lr_mult: {c} }} {down}')
+        + loss('l', 'c', 'd'),
+        caffe.TRAIN,
+    )
 
 
 def taught(net) -> set[str]:
@@ -194,8 +246,10 @@ def taught(net) -> set[str]:
     return {name for name, (blob,) in net.params.items() if blob.diff.any()}
 
 
-@pytest.mark.parametrize('mults, learning', [
-    ((1, 1, 1), 'abc'), ((0, 1, 1), 'bc'), ((1, 0, 0), 'a'), ((0, 0, 0), ''), ((0, 1, 0), 'b')])
+@pytest.mark.parametrize(
+    'mults, learning',
+    [((1, 1, 1), 'abc'), ((0, 1, 1), 'bc'), ((1, 0, 0), 'a'), ((0, 0, 0), ''), ((0, 1, 0), 'b')],
+)
 def test_params_without_rate_get_no_gradient_but_let_it_pass(mults, learning):
     assert taught(chain(*mults)) == set(learning)
 
@@ -203,7 +257,12 @@ def test_params_without_rate_get_no_gradient_but_let_it_pass(mults, learning):
 def test_backward_stops_below_the_lowest_layer_that_learns():
     net = chain(0, 1, 1)
     assert {n.name: n.need_backward for n in net.module.nodes} == {
-        'd': False, 'a': False, 'b': True, 'c': True, 'l': True}
+        'd': False,
+        'a': False,
+        'b': True,
+        'c': True,
+        'l': True,
+    }
     net.forward()
     net.blobs['a'].diff[...] = 5
     net.backward()
@@ -226,9 +285,12 @@ def test_force_backward_reaches_inputs_and_resting_params():
 
 
 def test_force_backward_leaves_labels_alone():
-    text = ('force_backward: true\n' + DATA
-            + 'layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 2 } } }\n'
-            + 'layer { name: "l" type: "SoftmaxWithLoss" bottom: "d" bottom: "y" top: "l" }')
+    text = (
+        'force_backward: true\n'
+        + DATA
+        + 'layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 2 } } }\n'
+        + 'layer { name: "l" type: "SoftmaxWithLoss" bottom: "d" bottom: "y" top: "l" }'
+    )
     net = net_of(text)
     net.forward()
     net.backward()
@@ -244,9 +306,13 @@ def test_a_branch_without_loss_is_passed_over():
 
 
 def test_a_blob_in_place_and_read_before_gets_both_gradients():
-    text = (DATA + ip('a') + loss('before', 'a', 'd')
-            + 'layer { name: "r" type: "Power" bottom: "a" top: "a" power_param { scale: 3 } }\n'
-            + loss('after', 'a', 'd'))
+    text = (
+        DATA
+        + ip('a')
+        + loss('before', 'a', 'd')
+        + 'layer { name: "r" type: "Power" bottom: "a" top: "a" power_param { scale: 3 } }\n'
+        + loss('after', 'a', 'd')
+    )
     net = net_of(text, caffe.TRAIN)
     x = np.random.RandomState(1).randn(2, 3).astype(np.float32)
     net.forward(d=x)
@@ -257,15 +323,25 @@ def test_a_blob_in_place_and_read_before_gets_both_gradients():
 
 
 def test_the_same_seed_trains_to_the_bit_the_same():
-    text = ('layer { name: "d" type: "DummyData" top: "d" top: "y" dummy_data_param { '
-            'shape { dim: 4 dim: 6 } shape { dim: 4 dim: 2 } data_filler { type: "gaussian" } '
-            'data_filler { type: "uniform" } } }\n' + ip('a', outputs=8)
-            + 'layer { name: "drop" type: "Dropout" bottom: "a" top: "a" }\n'
-            + ip('b', 'a', outputs=2) + loss('l', 'b', 'y'))
+    text = (
+        'layer { name: "d" type: "DummyData" top: "d" top: "y" dummy_data_param { '
+        'shape { dim: 4 dim: 6 } shape { dim: 4 dim: 2 } data_filler { type: "gaussian" } '
+        'data_filler { type: "uniform" } } }\n'
+        + ip('a', outputs=8)
+        + 'layer { name: "drop" type: "Dropout" bottom: "a" top: "a" }\n'
+        + ip('b', 'a', outputs=2)
+        + loss('l', 'b', 'y')
+    )
     seen = []
     for seed in (7, 7, 8):
-        param = SolverParameter(net_param=prototxt.parse_net(text), base_lr=0.1, momentum=0.9,
-                                lr_policy='fixed', random_seed=seed, weight_decay=0.01)
+        param = SolverParameter(
+            net_param=prototxt.parse_net(text),
+            base_lr=0.1,
+            momentum=0.9,
+            lr_policy='fixed',
+            random_seed=seed,
+            weight_decay=0.01,
+        )
         solver = caffe.SGDSolver(param)
         solver.step(5)
         seen.append([solver.net.params[name][0].data.copy() for name in 'ab'])

@@ -14,8 +14,11 @@ from tests.vectors import FACTS
 
 PROTO = Path(caffe_pb2.__file__).with_name('caffe.proto')
 Kind = descriptor_pb2.FieldDescriptorProto
-LABELS = {Kind.LABEL_OPTIONAL: 'optional', Kind.LABEL_REQUIRED: 'required',
-          Kind.LABEL_REPEATED: 'repeated'}
+LABELS = {
+    Kind.LABEL_OPTIONAL: 'optional',
+    Kind.LABEL_REQUIRED: 'required',
+    Kind.LABEL_REPEATED: 'repeated',
+}
 
 
 def rows(name):
@@ -46,16 +49,36 @@ def default_of(kind: str, text: str):
 
 
 def described() -> set[tuple]:
-    return {(message.name, field.number, LABELS[field.label], type_of(field), field.name,
-             default_of(type_of(field), field.default_value), field.options.packed,
-             field.options.deprecated)
-            for message in compiled().message_type for field in message.field}
+    return {
+        (
+            message.name,
+            field.number,
+            LABELS[field.label],
+            type_of(field),
+            field.name,
+            default_of(type_of(field), field.default_value),
+            field.options.packed,
+            field.options.deprecated,
+        )
+        for message in compiled().message_type
+        for field in message.field
+    }
 
 
 def test_every_field_is_as_recorded_and_no_other_exists():
-    recorded = {(row['message'], int(row['number']), row['label'], row['type'], row['name'],
-                 default_of(row['type'], row['default']), row['packed'] == 'packed',
-                 bool(row['deprecated'])) for row in rows('caffe_schema.tsv')}
+    recorded = {
+        (
+            row['message'],
+            int(row['number']),
+            row['label'],
+            row['type'],
+            row['name'],
+            default_of(row['type'], row['default']),
+            row['packed'] == 'packed',
+            bool(row['deprecated']),
+        )
+        for row in rows('caffe_schema.tsv')
+    }
     assert len(recorded) == 423
     assert described() == recorded
 
@@ -65,17 +88,24 @@ def test_every_enum_is_as_recorded_and_no_other_exists():
     for row in rows('caffe_enums.tsv'):
         recorded[row['enum']].append((row['name'], int(row['value'])))
     file = compiled()
-    nested = [(f'{message.name}.', enum) for message in file.message_type
-              for enum in message.enum_type]
-    found = {prefix + enum.name: [(value.name, value.number) for value in enum.value]
-             for prefix, enum in [*nested, *(('', enum) for enum in file.enum_type)]}
+    nested = [
+        (f'{message.name}.', enum) for message in file.message_type for enum in message.enum_type
+    ]
+    found = {
+        prefix + enum.name: [(value.name, value.number) for value in enum.value]
+        for prefix, enum in [*nested, *(('', enum) for enum in file.enum_type)]
+    }
     assert found == recorded
 
 
 def test_nothing_is_nested_extended_or_grouped():
     for message in compiled().message_type:
-        assert not (message.nested_type or message.extension or message.extension_range
-                    or message.oneof_decl), message.name
+        assert not (
+            message.nested_type
+            or message.extension
+            or message.extension_range
+            or message.oneof_decl
+        ), message.name
 
 
 def test_pb2_has_every_field_line_of_the_proto():
@@ -89,8 +119,10 @@ def test_pb2_has_every_field_line_of_the_proto():
             assert not given
             written.append((name, int(number), label, kind, field, default, packed))
     # The proto names an enum from within its message.
-    assert set(written) == {(name, number, label, kind.split('.')[-1].removeprefix('enum '), *rest)
-                            for name, number, label, kind, *rest, _ in described()}
+    assert set(written) == {
+        (name, number, label, kind.split('.')[-1].removeprefix('enum '), *rest)
+        for name, number, label, kind, *rest, _ in described()
+    }
     assert len(written) == len(set(written))
 
 

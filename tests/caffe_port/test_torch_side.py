@@ -11,7 +11,7 @@ import caffe_port as caffe
 from nets import voc_fcn8s
 from tests.vectors import net_of
 
-SMALL = '''
+SMALL = """
 layer { name: "data" type: "Input" top: "data" input_param {
         shape { dim: 1 dim: 2 dim: 9 dim: 9 } } }
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
@@ -26,7 +26,7 @@ layer { name: "drop" type: "Dropout" bottom: "pool" top: "pool" }
 layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip" inner_product_param {
         num_output: 5 weight_filler { type: "xavier" } } }
 layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
-'''
+"""
 
 
 class Score(torch.nn.Module):
@@ -82,8 +82,17 @@ def test_a_torch_optimizer_moves_what_the_blobs_show():
 def test_state_dict_keys_are_layer_and_blob_and_come_back(tmp_path):
     net = small()
     assert list(net.module.state_dict()) == [
-        'conv.weight', 'conv.bias', 'norm.mean', 'norm.variance', 'norm.scale_factor',
-        'scale.weight', 'scale.bias', 'relu.weight', 'ip.weight', 'ip.bias']
+        'conv.weight',
+        'conv.bias',
+        'norm.mean',
+        'norm.variance',
+        'norm.scale_factor',
+        'scale.weight',
+        'scale.bias',
+        'relu.weight',
+        'ip.weight',
+        'ip.bias',
+    ]
     torch.save(net.module.state_dict(), tmp_path / 'net.pt')
     caffe.set_random_seed(9)
     other = net_of(SMALL)
@@ -108,8 +117,9 @@ def test_names_with_dots_load_strictly_and_strangers_are_named():
         net.module.load_state_dict({key: state[key] for key in state if key != 'a.b.bias'})
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
-                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['deepcopy', 'pickle']
+)
 def test_copies_compute_the_same_and_are_apart(copied):
     module = small().module
     other, x = copied(module), image(1, 2, 9, 9)
@@ -145,11 +155,15 @@ def test_on_meta_only_shapes_are_computed(fcn):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_losses_and_measures_follow_the_dtype(dtype):
     shapes = ('x', 'dim: 2 dim: 3 dim: 4'), ('y', 'dim: 2 dim: 4')
-    text = ''.join(f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ '
-                   f'shape {{ {dims} }} }} }}' for name, dims in shapes)
+    text = ''.join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ '
+        f'shape {{ {dims} }} }} }}'
+        for name, dims in shapes
+    )
     for type_ in ('SoftmaxWithLoss', 'Accuracy'):
-        module = net_of(text + f'layer {{ name: "l" type: "{type_}" bottom: "x" bottom: "y" '
-                        'top: "l" }').module.to(dtype)
+        module = net_of(
+            text + f'layer {{ name: "l" type: "{type_}" bottom: "x" bottom: "y" top: "l" }}'
+        ).module.to(dtype)
         out = module(x=image(2, 3, 4).to(dtype), y=torch.ones(2, 4, dtype=dtype))
         assert out['l'].dtype == dtype
 
@@ -180,25 +194,35 @@ def test_small_layers_compile_too():
 
 def test_an_exported_fcn_serves_images_of_any_size(fcn):
     height, width = (torch.export.Dim(name, min=32, max=2000) for name in ('height', 'width'))
-    program = torch.export.export(Score(fcn), (image(1, 3, 64, 80),),
-                                  dynamic_shapes={'data': {2: height, 3: width}}).module()
+    program = torch.export.export(
+        Score(fcn), (image(1, 3, 64, 80),), dynamic_shapes={'data': {2: height, 3: width}}
+    ).module()
     for size in ((64, 80), (75, 91), (33, 32), (120, 57)):
         x = image(1, 3, *size)
         with torch.no_grad():
             assert torch.equal(program(x), fcn(data=x)['score']), size
 
 
-@pytest.mark.parametrize('settings', [
-    'kernel_size: 3 stride: 2', 'kernel_size: 3 stride: 2 pad: 1 pool: AVE',
-    'kernel_size: 2 stride: 2 pool: AVE', 'global_pooling: true pool: AVE'])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        'kernel_size: 3 stride: 2',
+        'kernel_size: 3 stride: 2 pad: 1 pool: AVE',
+        'kernel_size: 2 stride: 2 pool: AVE',
+        'global_pooling: true pool: AVE',
+    ],
+)
 def test_exported_pooling_rounds_up_as_the_module_does(settings):
-    net = net_of('layer { name: "d" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 '
-                 'dim: 9 dim: 9 } } } layer { name: "p" type: "Pooling" bottom: "data" '
-                 'top: "score" '
-                 f'pooling_param {{ {settings} }} }}')
+    net = net_of(
+        'layer { name: "d" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 '
+        'dim: 9 dim: 9 } } } layer { name: "p" type: "Pooling" bottom: "data" '
+        'top: "score" '
+        f'pooling_param {{ {settings} }} }}'
+    )
     size = torch.export.Dim('size', min=8, max=100)
-    program = torch.export.export(Score(net.module), (image(1, 2, 12, 9),),
-                                  dynamic_shapes={'data': {2: size}}).module()
+    program = torch.export.export(
+        Score(net.module), (image(1, 2, 12, 9),), dynamic_shapes={'data': {2: size}}
+    ).module()
     for height in range(8, 16):
         x = image(1, 2, height, 9)
         assert torch.allclose(program(x), net.module(data=x)['score'], atol=1e-6)

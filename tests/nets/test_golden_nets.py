@@ -100,8 +100,12 @@ def without_split(blob: str, net: caffe.Net) -> str:
 
 @pytest.mark.parametrize('name', sorted(SHAPES))
 def test_blob_shapes_are_caffes_at_every_size(name):
-    net = fed(name, lambda top: (1, 1, 16, 29) if 'label' in top or top in ('sem', 'geo', 'depth')
-              else (1, 3, 16, 29))
+    net = fed(
+        name,
+        lambda top: (
+            (1, 1, 16, 29) if 'label' in top or top in ('sem', 'geo', 'depth') else (1, 3, 16, 29)
+        ),
+    )
     for size, blobs in SHAPES[name].items():
         for top in net.inputs:
             net.blobs[top].reshape(1, net.blobs[top].channels, int(size), int(size) + 13)
@@ -122,5 +126,6 @@ def test_a_deployed_net_scores_every_pixel_of_an_image_of_any_size(name):
             net.blobs[top].data[...] = 50
         scores = net.forward()
         assert all(name.startswith('score') for name in scores)
-        assert all(values.shape[2:] == size and values.any((0, 1)).all()
-                   for values in scores.values())
+        assert all(
+            values.shape[2:] == size and values.any((0, 1)).all() for values in scores.values()
+        )

@@ -67,7 +67,7 @@ def test_a_deployed_net_is_the_official_one_between_data_and_loss(experiment):
     tops = [top for top in expected[0]['top'] if top not in ('label', 'sem', 'geo')]
     middle = [layer for layer in expected[1:] if layer['type'] != 'SoftmaxWithLoss']
     net = module_of(experiment).fcn('deploy')
-    assert_same_layers(caffe_pb2.NetParameter(layer=net.layer[len(tops):]), middle)
+    assert_same_layers(caffe_pb2.NetParameter(layer=net.layer[len(tops) :]), middle)
     for layer, top in zip(net.layer, tops):
         channels = 1 if top == 'depth' else 3
         assert (layer.type, layer.name, list(layer.top)) == ('Input', top, [top])
@@ -79,8 +79,14 @@ def test_a_narrow_net_differs_in_num_output_alone(experiment):
     full = module_of(experiment).fcn('deploy')
     narrow = module_of(experiment).fcn('deploy', width=6, fc=10)
     first = {layer.name: layer.convolution_param.num_output for layer in narrow.layer}
-    assert first['conv1' if 'alexnet' in experiment else next(
-        name for name in first if name.startswith('conv1_1'))] == 6
+    assert (
+        first[
+            'conv1'
+            if 'alexnet' in experiment
+            else next(name for name in first if name.startswith('conv1_1'))
+        ]
+        == 6
+    )
     assert all(count == 10 for name, count in first.items() if name.startswith(('fc6', 'fc7')))
     for net in (full, narrow):
         for layer in net.layer:
@@ -105,11 +111,14 @@ def test_seg11valid_is_derived_from_sbd_only_when_asked_for():
 
 # As scripts.
 
+
 def files_of(experiment):
     """The two files the official solver names, and the split each is for."""
     solver = OFFICIAL[experiment]['solver']
-    return {solver['train_net']: split_of(OFFICIAL[experiment]['train_net']),
-            solver['test_net'][0]: split_of(OFFICIAL[experiment]['test_net'])}
+    return {
+        solver['train_net']: split_of(OFFICIAL[experiment]['train_net']),
+        solver['test_net'][0]: split_of(OFFICIAL[experiment]['test_net']),
+    }
 
 
 def assert_written(folder, experiment):
@@ -125,6 +134,7 @@ def test_a_script_writes_the_files_the_official_solver_names(experiment, tmp_pat
     path = ROOT / 'nets' / f'{experiment.replace("-", "_")}.py'
     monkeypatch.setattr(sys, 'argv', [str(path)])
     monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
+    monkeypatch.delitem(sys.modules, '_checkout', raising=False)
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name='__main__')
     assert sys.path[0] == str(ROOT)
@@ -144,9 +154,15 @@ def test_a_script_runs_from_any_folder_and_tells_what_is_wrong(tmp_path):
 
 # The classifiers.
 
-@pytest.mark.parametrize('name, net', [
-    ('bvlc_reference_caffenet', caffenet.classifier), ('bvlc_alexnet', caffenet.alexnet),
-    ('bvlc_googlenet', googlenet.classifier)])
+
+@pytest.mark.parametrize(
+    'name, net',
+    [
+        ('bvlc_reference_caffenet', caffenet.classifier),
+        ('bvlc_alexnet', caffenet.alexnet),
+        ('bvlc_googlenet', googlenet.classifier),
+    ],
+)
 def test_a_classifier_is_the_model_zoo_s(name, net):
     assert_same_layers(net(), ZOO[name])
 
@@ -159,28 +175,49 @@ def test_vgg16_s_trunk_is_that_of_the_fcn_but_for_the_padding():
     assert net.layer[1:32] == fcn.layer[1:32]
     assert net.layer[31].name == 'pool5'
     assert [(layer.name, layer.type) for layer in net.layer[32:]] == [
-        ('fc6', 'InnerProduct'), ('relu6', 'ReLU'), ('drop6', 'Dropout'),
-        ('fc7', 'InnerProduct'), ('relu7', 'ReLU'), ('drop7', 'Dropout'),
-        ('fc8', 'InnerProduct'), ('prob', 'Softmax')]
+        ('fc6', 'InnerProduct'),
+        ('relu6', 'ReLU'),
+        ('drop6', 'Dropout'),
+        ('fc7', 'InnerProduct'),
+        ('relu7', 'ReLU'),
+        ('drop7', 'Dropout'),
+        ('fc8', 'InnerProduct'),
+        ('prob', 'Softmax'),
+    ]
     assert [layer.inner_product_param.num_output for layer in net.layer[32::3]][:3] == [
-        4096, 4096, 1000]
+        4096,
+        4096,
+        1000,
+    ]
     assert list(net.layer[0].input_param.shape[0].dim) == [10, 3, 224, 224]
 
 
-@pytest.mark.parametrize('net, convolutions', [
-    (vgg16, dict(fc6=(7, 4096), fc7=(1, 4096), fc8=(1, 1000))),
-    (caffenet, dict(fc6=(6, 4096), fc7=(1, 4096), fc8=(1, 1000))),
-    (googlenet, {'loss3/classifier': (1, 1000)})])
+@pytest.mark.parametrize(
+    'net, convolutions',
+    [
+        (vgg16, dict(fc6=(7, 4096), fc7=(1, 4096), fc8=(1, 1000))),
+        (caffenet, dict(fc6=(6, 4096), fc7=(1, 4096), fc8=(1, 1000))),
+        (googlenet, {'loss3/classifier': (1, 1000)}),
+    ],
+)
 def test_a_fully_convolutional_form_is_the_classifier_but_for_its_convolutions(net, convolutions):
-    layers, before = ({layer.name: layer for layer in param.layer}
-                      for param in (net.fully_conv(), net.classifier()))
+    layers, before = (
+        {layer.name: layer for layer in param.layer}
+        for param in (net.fully_conv(), net.classifier())
+    )
     assert list(layers) == list(before)
     assert [name for name in layers if layers[name] != before[name]] == ['data', *convolutions]
     for name, (size, outputs) in convolutions.items():
         new, old = layers[name].convolution_param, before[name].inner_product_param
         assert (layers[name].type, new.kernel_size, new.num_output) == (
-            'Convolution', [size], outputs)
+            'Convolution',
+            [size],
+            outputs,
+        )
         assert set(new.pad) <= {0} and set(new.stride) <= {1}
         assert (new.weight_filler, new.bias_filler) == (old.weight_filler, old.bias_filler)
         assert (layers[name].bottom, layers[name].top, list(layers[name].param)) == (
-            before[name].bottom, before[name].top, list(before[name].param))
+            before[name].bottom,
+            before[name].top,
+            list(before[name].param),
+        )

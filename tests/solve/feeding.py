@@ -11,10 +11,13 @@ from nets import vgg16
 from tests.vectors import FACTS
 
 GIF = b'GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;'
-BROKEN = {'empty': lambda whole: b'', 'truncated': lambda whole: whole[:len(whole) * 3 // 5],
-          'head only': lambda whole: whole[:20],
-          'random': lambda whole: np.random.RandomState(0).bytes(len(whole)),
-          'of another kind': lambda whole: GIF}
+BROKEN = {
+    'empty': lambda whole: b'',
+    'truncated': lambda whole: whole[: len(whole) * 3 // 5],
+    'head only': lambda whole: whole[:20],
+    'random': lambda whole: np.random.RandomState(0).bytes(len(whole)),
+    'of another kind': lambda whole: GIF,
+}
 
 
 def make(layer_class, count, /, **params):
@@ -50,16 +53,21 @@ def facts(data_set):
 def official_params(module):
     """param_str and number of tops of every official layer of a module."""
     nets = json.loads((FACTS / 'official_nets.json').read_text())
-    return [(dict(layer['python_param']['param_str']), len(layer['top']))
-            for net in nets.values() for phase in ('train_net', 'test_net')
-            for layer in net[phase]
-            if layer['type'] == 'Python' and layer['python_param']['module'] == module]
+    return [
+        (dict(layer['python_param']['param_str']), len(layer['top']))
+        for net in nets.values()
+        for phase in ('train_net', 'test_net')
+        for layer in net[phase]
+        if layer['type'] == 'Python' and layer['python_param']['module'] == module
+    ]
 
 
 def random_classifier(path: Path, width: int = 2, fc: int = 8) -> Path:
     """Save a narrow VGG16 classifier of random weights."""
-    random, net = np.random.RandomState(3), caffe.Net(
-        vgg16.classifier(21, width, fc, size=193, batch=1), caffe.TEST)
+    random, net = (
+        np.random.RandomState(3),
+        caffe.Net(vgg16.classifier(21, width, fc, size=193, batch=1), caffe.TEST),
+    )
     for weight, _ in net.params.values():
         fan_in = np.prod(weight.shape[1:])
         weight.data[...] = random.randn(*weight.shape) * np.sqrt(2 / fan_in)

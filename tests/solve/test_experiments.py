@@ -12,21 +12,30 @@ import pytest
 
 from nets import caffenet, vgg16
 from solve import voc_chain
-from solve.run import options, experiment, pictures
+from solve.run import experiment, options, pictures
 from solve.samples import classifiers, recipes
 from tests.vectors import FACTS
 
 NAMES = [name for name in recipes.EXPERIMENTS if name != 'voc_chain']
 PUBLISHED = json.loads((FACTS / 'official_nets.json').read_text())
-ROUNDS = {'voc': (25, 4000), 'voc_fcn8s_atonce': (75, 4000), 'nyud': (50, 2000),
-          'siftflow': (50, 2000), 'pascalcontext': (50, 8000)}
-STARTS = {'voc_fcn16s': ['voc-fcn32s'], 'voc_fcn8s': ['voc-fcn16s'],
-          'voc_fcn_alexnet': ['ilsvrc-nets/caffenet-fcn'],
-          'nyud_fcn32s_color_d': ['ilsvrc-nets/vgg16'],
-          'nyud_fcn32s_color_hha': ['nyud-fcn32s-color', 'nyud-fcn32s-hha'],
-          'siftflow_fcn16s': ['siftflow-fcn32s'], 'siftflow_fcn8s': ['siftflow-fcn16s'],
-          'pascalcontext_fcn16s': ['pascalcontext-fcn32s'],
-          'pascalcontext_fcn8s': ['pascalcontext-fcn16s']}
+ROUNDS = {
+    'voc': (25, 4000),
+    'voc_fcn8s_atonce': (75, 4000),
+    'nyud': (50, 2000),
+    'siftflow': (50, 2000),
+    'pascalcontext': (50, 8000),
+}
+STARTS = {
+    'voc_fcn16s': ['voc-fcn32s'],
+    'voc_fcn8s': ['voc-fcn16s'],
+    'voc_fcn_alexnet': ['ilsvrc-nets/caffenet-fcn'],
+    'nyud_fcn32s_color_d': ['ilsvrc-nets/vgg16'],
+    'nyud_fcn32s_color_hha': ['nyud-fcn32s-color', 'nyud-fcn32s-hha'],
+    'siftflow_fcn16s': ['siftflow-fcn32s'],
+    'siftflow_fcn8s': ['siftflow-fcn16s'],
+    'pascalcontext_fcn16s': ['pascalcontext-fcn32s'],
+    'pascalcontext_fcn8s': ['pascalcontext-fcn16s'],
+}
 
 
 def script(name):
@@ -37,17 +46,27 @@ def script(name):
 def small(monkeypatch, tmp_path):
     """Samples of few small images, hardly any channels and two iterations, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classifiers, 'NETS', {
-        'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
-        'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1)})
+    monkeypatch.setattr(
+        classifiers,
+        'NETS',
+        {
+            'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
+            'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1),
+        },
+    )
     monkeypatch.setattr(classifiers, 'SCENES', 10)
     monkeypatch.setattr(pictures.panel, '__defaults__', (1,))
     monkeypatch.setattr(pictures, 'curve', lambda *_: None)  # a second each; tested with FCN-32s
     for name, entry in recipes.EXPERIMENTS.items():
         few = {'train': 2, 'val' if name.startswith('voc') else 'test': 1, 'size': (80, 80)}
         constants = {**entry.constants, 'max_iter': 2, 'snapshot': 1, 'iter_size': 1}
-        monkeypatch.setitem(recipes.EXPERIMENTS, name, replace(
-            entry, draw=functools.partial(entry.draw, **few), constants=constants, before=1))
+        monkeypatch.setitem(
+            recipes.EXPERIMENTS,
+            name,
+            replace(
+                entry, draw=functools.partial(entry.draw, **few), constants=constants, before=1
+            ),
+        )
     return tmp_path
 
 
@@ -82,16 +101,20 @@ def test_solver_constants_are_the_published_ones(name):
     if name.startswith('siftflow'):
         assert not {'snapshot', 'snapshot_prefix'} & set(published)
         published = dict(published, snapshot=2000, snapshot_prefix='snapshot/train')
-    assert script(name).SOLVER == published
+    assert published == script(name).SOLVER
     rounds = ROUNDS.get(name) or ROUNDS[name.partition('_')[0]]
-    assert (script(name).ROUNDS, script(name).STEP) == rounds
+    assert rounds == (script(name).ROUNDS, script(name).STEP)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_the_header_tells_all_and_the_start_is_the_published_one(name, monkeypatch, capsys):
     header = script(name).__doc__
     assert re.findall(r'^(Starts from|Command|Cost|To expect)  ', header, re.M) == [
-        'Starts from', 'Command', 'Cost', 'To expect']
+        'Starts from',
+        'Command',
+        'Cost',
+        'To expect',
+    ]
     rounds, step = script(name).ROUNDS, script(name).STEP
     assert f'python solve/{name}.py [GPU]' in header
     assert f'{rounds * step:,} iterations' in header and f'every {step}' in header
@@ -140,8 +163,11 @@ def untouched(monkeypatch, *names):
     """Let the samples of these experiments learn nothing, so that they end as they start."""
     for name in names:
         entry = recipes.EXPERIMENTS[name]
-        monkeypatch.setitem(recipes.EXPERIMENTS, name, replace(
-            entry, constants={**entry.constants, 'base_lr': 0, 'max_iter': 1}))
+        monkeypatch.setitem(
+            recipes.EXPERIMENTS,
+            name,
+            replace(entry, constants={**entry.constants, 'base_lr': 0, 'max_iter': 1}),
+        )
 
 
 @pytest.mark.usefixtures('undrawn')
@@ -149,8 +175,9 @@ def test_color_depth_starts_from_the_color_filters_and_their_mean(small, monkeyp
     untouched(monkeypatch, 'nyud_fcn32s_color_d')
     run(monkeypatch, 'nyud_fcn32s_color_d')
     folder = small / 'output/nyud_fcn32s_color_d-sample'
-    color, ours = map(weights, (folder / 'vgg16-narrow.caffemodel',
-                                folder / 'snapshot/train_iter_1.caffemodel'))
+    color, ours = map(
+        weights, (folder / 'vgg16-narrow.caffemodel', folder / 'snapshot/train_iter_1.caffemodel')
+    )
     filters, bias = (blob.data for blob in color['conv1_1'])
     np.testing.assert_array_equal(ours['conv1_1_bgrd'][0].data[:, :3], filters)
     np.testing.assert_allclose(ours['conv1_1_bgrd'][0].data[:, 3], filters.mean(1), rtol=1e-6)
@@ -165,8 +192,10 @@ def test_color_hha_starts_from_both_trained_nets(small, monkeypatch):
     run(monkeypatch, 'nyud_fcn32s_color_hha')
     folder = small / 'output/nyud_fcn32s_color_hha-sample'
     fused = weights(folder / 'snapshot/train_iter_1.caffemodel')
-    streams = {kind: weights(folder / f'before/nyud_fcn32s_{kind}/snapshot/train_iter_1.caffemodel')
-               for kind in ('color', 'hha')}
+    streams = {
+        kind: weights(folder / f'before/nyud_fcn32s_{kind}/snapshot/train_iter_1.caffemodel')
+        for kind in ('color', 'hha')
+    }
     assert not same(streams['color']['score_fr'], streams['hha']['score_fr'])
     for kind, stream in streams.items():
         for layer in ('conv1_1', 'fc6', 'score_fr'):
@@ -174,8 +203,10 @@ def test_color_hha_starts_from_both_trained_nets(small, monkeypatch):
 
 
 def chained(name):
-    return weights(f'output/voc_chain-sample/snapshot/{name}/train_iter_'
-                   f'{recipes.EXPERIMENTS[name].constants["max_iter"]}.caffemodel')
+    return weights(
+        f'output/voc_chain-sample/snapshot/{name}/train_iter_'
+        f'{recipes.EXPERIMENTS[name].constants["max_iter"]}.caffemodel'
+    )
 
 
 @pytest.mark.usefixtures('undrawn')
@@ -215,9 +246,10 @@ def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
 def test_a_chain_resumes_nothing_but_the_latest(small, monkeypatch, capsys):
     recipes.EXPERIMENTS['voc_chain'].draw(small / 'output/voc_chain-sample/data')
     (small / 'x.solverstate').touch()
-    for resume, message in (('x.solverstate', 'resumes `latest` only'),
-                            ('latest', 'no whole snapshot')):
+    for resume, message in (
+        ('x.solverstate', 'resumes `latest` only'),
+        ('latest', 'no whole snapshot'),
+    ):
         with pytest.raises(SystemExit, match='2'):
-            run(monkeypatch, 'voc_chain', '--resume', resume, '--output',
-                'output/voc_chain-sample')
+            run(monkeypatch, 'voc_chain', '--resume', resume, '--output', 'output/voc_chain-sample')
         assert message in capsys.readouterr().err

@@ -13,15 +13,15 @@ import pytest
 import caffe_port as caffe
 from caffe_port.errors import WriteError
 from solve import voc_fcn32s
-from solve.run import experiment, pictures, snapshots, symptoms
 from solve.datasets import voc
-from solve.samples import voc_data
 from solve.datasets.layer import SegDataLayer
+from solve.run import experiment, pictures, snapshots, symptoms
+from solve.samples import voc_data
+from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.solve.feeding import random_classifier
 from tests.vectors import load
-from tests.caffe_port.solving.test_solver import follow, solver_of
 
-RUN = '''
+RUN = """
 import logging, sys
 from pathlib import Path
 import torch
@@ -38,7 +38,7 @@ job = experiment.Job('faults', folder, [data / 'vgg.caffemodel'], iterations=12,
 if snapshots.states(job.prefix):
     job.resume = Path('latest')
 voc_fcn32s.solve(job)
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -52,9 +52,12 @@ def data(tmp_path_factory):
 
 
 def started(data, folder) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, '-c', RUN, str(data), str(folder)],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+    return subprocess.Popen(
+        [sys.executable, '-c', RUN, str(data), str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
 
 
 def last(folder) -> bytes:
@@ -83,10 +86,17 @@ def test_killed_at_random_moments_and_resumed_the_end_is_the_same_to_the_bit(dat
 
 def job_in(folder, data, **options) -> experiment.Job:
     return experiment.Job(
-        'faults', folder, [data / 'vgg.caffemodel'],
-        net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'),
-                 voc_dir=str(data / 'sample/pascal/VOC2011'), width=2, fc=8),
-        **{'iterations': 6, 'step': 6, 'constants': dict(snapshot=3, random_seed=5), **options})
+        'faults',
+        folder,
+        [data / 'vgg.caffemodel'],
+        net=dict(
+            sbdd_dir=str(data / 'sample/sbdd/dataset'),
+            voc_dir=str(data / 'sample/pascal/VOC2011'),
+            width=2,
+            fc=8,
+        ),
+        **{'iterations': 6, 'step': 6, 'constants': dict(snapshot=3, random_seed=5), **options},
+    )
 
 
 @pytest.fixture
@@ -111,8 +121,7 @@ def test_an_image_that_cannot_be_read_ends_the_run_and_is_named(damaged):
         voc_fcn32s.solve(job_in(folder, data))
 
 
-def test_on_request_such_images_are_skipped_and_listed_also_after_a_resume(
-        damaged, capsys, caplog):
+def test_on_request_such_images_are_skipped_and_listed_also_after_a_resume(damaged, capsys, caplog):
     data, folder, drawn, bad = damaged
     seen = []
     plain = SegDataLayer.forward
@@ -141,16 +150,20 @@ def test_where_no_image_can_be_read_skipping_ends_too(damaged):
 
 def test_a_run_that_does_not_learn_is_told_why_it_may_be(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(symptoms, 'PATIENCE', 4)
-    voc_fcn32s.solve(job_in(tmp_path, data, constants=dict(
-        snapshot=3, random_seed=5, display=2, base_lr=1e-20)))
+    voc_fcn32s.solve(
+        job_in(tmp_path, data, constants=dict(snapshot=3, random_seed=5, display=2, base_lr=1e-20))
+    )
     said, log = capsys.readouterr().err, (tmp_path / 'caffe.log').read_text()
-    for words in ('loss has stayed at ln(21) = 3.0445 per pixel since iteration 0',
-                  'the mean accuracy is '):
+    for words in (
+        'loss has stayed at ln(21) = 3.0445 per pixel since iteration 0',
+        'the mean accuracy is ',
+    ):
         assert words in said and words in log
 
 
 def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
-        tmp_path, monkeypatch, caplog):
+    tmp_path, monkeypatch, caplog
+):
     vector = load('solver/snapshot.npz')
     solver = solver_of(vector, tmp_path / 'run')
     solver.param.snapshot = 2
@@ -172,7 +185,8 @@ def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
 
 
 def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reason(
-        data, tmp_path, monkeypatch, capsys):
+    data, tmp_path, monkeypatch, capsys
+):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
@@ -184,7 +198,8 @@ def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reaso
 
 
 def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own(
-        data, tmp_path, capsys):
+    data, tmp_path, capsys
+):
     prefix = tmp_path / 'snapshot/train'
     voc_fcn32s.solve(job_in(tmp_path, data))
     assert list(snapshots.states(prefix)) == [3, 6]
@@ -204,7 +219,9 @@ def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_pat
     (tmp_path / 'panel.png').unlink()
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, 'panel', lambda net, *_: drawn.append(net.params['fc6'][0].data.any()))
+        patch.setattr(
+            pictures, 'panel', lambda net, *_: drawn.append(net.params['fc6'][0].data.any())
+        )
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
     assert drawn == [True] and panel
 
@@ -216,7 +233,7 @@ def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path):
     log.write_bytes(log.read_bytes() + b'{"iteration": 3, "ti')
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
     assert len(pictures.read_log(tmp_path)) > len(whole) and (tmp_path / 'curve.png').exists()
-    assert pictures.read_log(tmp_path)[:len(whole)] == whole
+    assert pictures.read_log(tmp_path)[: len(whole)] == whole
     log.write_text('hello')
     with pytest.raises(caffe.CaffeError, match='not a run.s log'):
         pictures.read_log(tmp_path)

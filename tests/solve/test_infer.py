@@ -8,8 +8,14 @@ from PIL import Image
 
 import caffe_port as caffe
 from caffe_port import prototxt
-from nets import (nyud_fcn32s_color_d, nyud_fcn32s_color_hha, nyud_fcn32s_hha, siftflow_fcn16s,
-                  voc_fcn8s, voc_fcn_alexnet)
+from nets import (
+    nyud_fcn32s_color_d,
+    nyud_fcn32s_color_hha,
+    nyud_fcn32s_hha,
+    siftflow_fcn16s,
+    voc_fcn8s,
+    voc_fcn_alexnet,
+)
 from solve import infer
 from solve.datasets import nyud, siftflow, voc
 from tests.solve.feeding import noise
@@ -85,17 +91,24 @@ def test_both_tasks_of_sift_flow_are_written(folder, monkeypatch, capsys):
         assert line.split(': ')[1].split(' ')[0] in names
 
 
-@pytest.mark.parametrize('net, files, inputs', [
-    (nyud_fcn32s_hha, ['hha.png'], {'data': 'hha'}),
-    (nyud_fcn32s_color_d, ['a.png', 'depth.png'], {'color': 'color', 'depth': 'depth'}),
-    (nyud_fcn32s_color_hha, ['a.png', 'hha.png'], {'color': 'color', 'hha': 'hha'})])
+@pytest.mark.parametrize(
+    'net, files, inputs',
+    [
+        (nyud_fcn32s_hha, ['hha.png'], {'data': 'hha'}),
+        (nyud_fcn32s_color_d, ['a.png', 'depth.png'], {'color': 'color', 'depth': 'depth'}),
+        (nyud_fcn32s_color_hha, ['a.png', 'hha.png'], {'color': 'color', 'hha': 'hha'}),
+    ],
+)
 def test_nyud_nets_see_what_their_data_layer_would_show_them(
-        net, files, inputs, folder, monkeypatch):
+    net, files, inputs, folder, monkeypatch
+):
     name, param = net.__name__.removeprefix('nets.'), net.fcn('deploy', **NARROW)
     path = save_random(param, folder / 'w.caffemodel', seed=6)
-    raw = {'color': bgr('a.png', nyud.MEAN),
-           'hha': (pixels('hha.png') - np.array(nyud.MEAN_HHA)).transpose(2, 0, 1)[np.newaxis],
-           'depth': (np.log(pixels('depth.png')) - nyud.MEAN_LOG_DEPTH)[np.newaxis, np.newaxis]}
+    raw = {
+        'color': bgr('a.png', nyud.MEAN),
+        'hha': (pixels('hha.png') - np.array(nyud.MEAN_HHA)).transpose(2, 0, 1)[np.newaxis],
+        'depth': (np.log(pixels('depth.png')) - nyud.MEAN_LOG_DEPTH)[np.newaxis, np.newaxis],
+    }
     expected = scores(param, path, **{top: raw[kind] for top, kind in inputs.items()})['score']
     assert call(monkeypatch, infer.main, name, path, *files) == 0
     best = written(files[0][:-4])
@@ -115,11 +128,14 @@ def test_a_deploy_prototxt_takes_the_mean_it_is_told(folder, monkeypatch, capsys
     prototxt.write(param, 'deploy.prototxt')
     assert call(monkeypatch, infer.main, 'deploy.prototxt', path, 'a.png') == 0
     plain = written()
-    assert np.array_equal(plain, scores(param, path, data=bgr('a.png', voc.MEAN))
-                          ['score'].argmax(0))
+    assert np.array_equal(
+        plain, scores(param, path, data=bgr('a.png', voc.MEAN))['score'].argmax(0)
+    )
     assert capsys.readouterr().out.split(': ')[1].split(' ')[0].isdecimal()
-    assert call(monkeypatch, infer.main, 'deploy.prototxt', path, 'a.png',
-                '--mean', 10, 200, -300.5) == 0
+    assert (
+        call(monkeypatch, infer.main, 'deploy.prototxt', path, 'a.png', '--mean', 10, 200, -300.5)
+        == 0
+    )
     told = scores(param, path, data=bgr('a.png', (10, 200, -300.5)))['score'].argmax(0)
     assert np.array_equal(written(), told) and not np.array_equal(plain, told)
 
@@ -134,33 +150,45 @@ def test_an_overlay_is_half_picture_half_colours(folder, monkeypatch):
 def test_an_overlay_does_not_take_the_place_of_another_picture(folder, monkeypatch, capsys):
     path = save_random(voc_fcn8s.fcn('deploy', **NARROW), folder / 'w.caffemodel', seed=8)
     shutil.copy('a.png', 'a_overlay.png')
-    assert call(monkeypatch, infer.main, 'voc_fcn8s', path, 'a.png', 'a_overlay.png',
-                '--overlay') == 2
+    assert (
+        call(monkeypatch, infer.main, 'voc_fcn8s', path, 'a.png', 'a_overlay.png', '--overlay') == 2
+    )
     assert "a_overlay.png is another picture's already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ('voc_fcn8s w.caffemodel none.jpg', 'none.jpg: no such file'),
-    ('voc_fcn8s w.caffemodel a.png b.jpg w.caffemodel', 'w.caffemodel: not a JPEG or PNG file'),
-    ('voc_fcn8s w.caffemodel a.png a.png', 'two pictures named a: one would replace the other'),
-    ('voc_fcn8s w.caffemodel a.png --output .', 'a.png: lies in the output folder'),
-    ('voc_fcn8s w.caffemodel a.png --output b.jpg', 'b.jpg: cannot be made'),
-    ('voc_fcn16s w.caffemodel a.png', 'w.caffemodel: does not fit the net: 1 layers missing'),
-    ('train.prototxt w.caffemodel a.png', 'train.prototxt: no Input layer'),
-    ('trunk.prototxt w.caffemodel a.png', "no output is of the image's size, 37 x 61"),
-    ('nyud_fcn32s_color_d w.caffemodel a.png depth.png b.jpg',
-     '3 files given, 2 needed for each picture: color, depth'),
-    ('nyud_fcn32s_color_d w.caffemodel b.jpg depth.png',
-     'b.jpg: input depth: expected 1 x 1 x 50 x 43, found 1 x 1 x 37 x 61'),
-    ('nyud_fcn32s_color_d w.caffemodel a.png hha.png', 'hha.png: PNG of mode RGB, must be grey'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ('voc_fcn8s w.caffemodel none.jpg', 'none.jpg: no such file'),
+        ('voc_fcn8s w.caffemodel a.png b.jpg w.caffemodel', 'w.caffemodel: not a JPEG or PNG file'),
+        ('voc_fcn8s w.caffemodel a.png a.png', 'two pictures named a: one would replace the other'),
+        ('voc_fcn8s w.caffemodel a.png --output .', 'a.png: lies in the output folder'),
+        ('voc_fcn8s w.caffemodel a.png --output b.jpg', 'b.jpg: cannot be made'),
+        ('voc_fcn16s w.caffemodel a.png', 'w.caffemodel: does not fit the net: 1 layers missing'),
+        ('train.prototxt w.caffemodel a.png', 'train.prototxt: no Input layer'),
+        ('trunk.prototxt w.caffemodel a.png', "no output is of the image's size, 37 x 61"),
+        (
+            'nyud_fcn32s_color_d w.caffemodel a.png depth.png b.jpg',
+            '3 files given, 2 needed for each picture: color, depth',
+        ),
+        (
+            'nyud_fcn32s_color_d w.caffemodel b.jpg depth.png',
+            'b.jpg: input depth: expected 1 x 1 x 50 x 43, found 1 x 1 x 37 x 61',
+        ),
+        (
+            'nyud_fcn32s_color_d w.caffemodel a.png hha.png',
+            'hha.png: PNG of mode RGB, must be grey',
+        ),
+    ],
+)
 def test_what_cannot_be_done_is_said_in_one_line(arguments, message, folder, monkeypatch, capsys):
     net = nyud_fcn32s_color_d if 'color_d' in arguments else voc_fcn8s
     param = net.fcn('deploy', **NARROW)
     save_random(param, folder / 'w.caffemodel')
     (folder / 'train.prototxt').write_text(
         'layer { name: "data" type: "DummyData" top: "data" '
-        'dummy_data_param { shape { dim: 1 dim: 3 dim: 9 dim: 9 } } }')
+        'dummy_data_param { shape { dim: 1 dim: 3 dim: 9 dim: 9 } } }'
+    )
     del param.layer[12:]
     prototxt.write(param, folder / 'trunk.prototxt')
     assert call(monkeypatch, infer.main, *arguments.split()) == 2
@@ -169,8 +197,10 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, message, folder, mon
 
 
 def test_a_picture_is_not_overwritten_by_its_labels(folder, monkeypatch):
-    path, before = save_random(voc_fcn8s.fcn('deploy', **NARROW), folder / 'w.caffemodel'), \
-        (folder / 'a.png').read_bytes()
+    path, before = (
+        save_random(voc_fcn8s.fcn('deploy', **NARROW), folder / 'w.caffemodel'),
+        (folder / 'a.png').read_bytes(),
+    )
     assert call(monkeypatch, infer.main, 'voc_fcn8s', path, 'a.png', '--output', folder) == 2
     assert (folder / 'a.png').read_bytes() == before
     assert call(monkeypatch, infer.main, 'voc_fcn8s', path, 'b.jpg', '--output', folder) == 0

@@ -20,10 +20,10 @@ from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
 from solve import voc_fcn32s
-from solve.run import options, experiment, counting, snapshots
 from solve.datasets import voc
-from solve.samples import voc_data
 from solve.datasets.layer import Order, SegDataLayer
+from solve.run import counting, experiment, options, snapshots
+from solve.samples import voc_data
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
 from tests.vectors import assert_close
@@ -43,17 +43,25 @@ def data(tmp_path_factory) -> Path:
 
 
 def places(data: Path) -> dict[str, str]:
-    return dict(sbdd_dir=str(data / 'sample/sbdd/dataset'),
-                voc_dir=str(data / 'sample/pascal/VOC2011'))
+    return dict(
+        sbdd_dir=str(data / 'sample/sbdd/dataset'), voc_dir=str(data / 'sample/pascal/VOC2011')
+    )
 
 
-def job_in(folder: Path, data: Path, drop: float = 0.5, passes: int = 1,
-           **changes) -> experiment.Job:
+def job_in(
+    folder: Path, data: Path, drop: float = 0.5, passes: int = 1, **changes
+) -> experiment.Job:
     folder.mkdir(exist_ok=True)
-    return experiment.Job('ranks', folder, [data / 'vgg.caffemodel'], iterations=4, step=4,
-                          net=dict(places(data), width=2, fc=8, drop=drop),
-                          constants=dict(snapshot=2, random_seed=SEED, display=1,
-                                         iter_size=passes), **changes)
+    return experiment.Job(
+        'ranks',
+        folder,
+        [data / 'vgg.caffemodel'],
+        iterations=4,
+        step=4,
+        net=dict(places(data), width=2, fc=8, drop=drop),
+        constants=dict(snapshot=2, random_seed=SEED, display=1, iter_size=passes),
+        **changes,
+    )
 
 
 def images(data: Path) -> list[str]:
@@ -84,6 +92,7 @@ def watched_feed():
 
 # What two ranks do, in one start of them.
 
+
 def act_as_rank(data: str, folder: str) -> None:
     data, folder = Path(data), Path(folder)
     experiment.pictures.panel = lambda *_: None  # takes longer than all else here
@@ -94,8 +103,12 @@ def act_as_rank(data: str, folder: str) -> None:
         voc_fcn32s.solve(job_in(folder / 'plain', data, drop=0))
     voc_fcn32s.solve(job_in(folder / 'straight', data))
     voc_fcn32s.solve(job_in(folder / 'resumed', data, resume=state_of(folder / 'straight', 2)))
-    told = {'fed': fed, 'stopped': stopped(job_in(folder / 'stopped', data)),
-            'scored': scored(folder, data), 'written': written}
+    told = {
+        'fed': fed,
+        'stopped': stopped(job_in(folder / 'stopped', data)),
+        'scored': scored(folder, data),
+        'written': written,
+    }
     (folder / f'{caffe.solver_rank()}.json').write_text(json.dumps(told))
     parallel.leave()
 
@@ -106,8 +119,9 @@ def state_of(folder: Path, iteration: int) -> Path:
 
 def stopped(job: experiment.Job) -> str:
     """What a run says that is stopped on rank 1 alone."""
-    solver = job.solver(voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net)
-                                             for split in ('train', 'seg11valid')))
+    solver = job.solver(
+        voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
+    )
     if parallel.solver_rank() == 1:
         solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
     try:
@@ -119,15 +133,23 @@ def stopped(job: experiment.Job) -> str:
 
 def scored(folder: Path, data: Path) -> dict:
     """Scores of the straight run's end, and where the data layer stands before and after."""
-    net = caffe.Net(net_file.fcn('seg11valid', **places(data), width=2, fc=8),
-                    str(snapshots.model_of(state_of(folder / 'straight', 4))), caffe.TEST)
+    net = caffe.Net(
+        net_file.fcn('seg11valid', **places(data), width=2, fc=8),
+        str(snapshots.model_of(state_of(folder / 'straight', 4))),
+        caffe.TEST,
+    )
     layer = net.module.nodes[0].op.layer
     seen = folder / f'seen {caffe.solver_count()}'
     hist, loss = counting.compute_hist(net, seen, layer.ids[:2])
     between = layer.state()
     rest, _ = counting.compute_hist(net, seen, layer.ids[2:])
-    return {'hist': hist.tolist(), 'loss': loss, 'between': between, 'rest': rest.tolist(),
-            'after': layer.state()}
+    return {
+        'hist': hist.tolist(),
+        'loss': loss,
+        'between': between,
+        'rest': rest.tolist(),
+        'after': layer.state(),
+    }
 
 
 @pytest.fixture(scope='module')
@@ -145,8 +167,11 @@ def test_ranks_take_turns_in_the_official_order(data, ranks):
 
 
 def arrays(model: Path) -> dict[str, np.ndarray]:
-    return {f'{layer.name} {i}': blob.array() for layer in caffemodel.read(model)
-            for i, blob in enumerate(layer.blobs)}
+    return {
+        f'{layer.name} {i}': blob.array()
+        for layer in caffemodel.read(model)
+        for i, blob in enumerate(layer.blobs)
+    }
 
 
 def test_two_ranks_are_one_process_of_two_passes(data, ranks, tmp_path):
@@ -154,16 +179,19 @@ def test_two_ranks_are_one_process_of_two_passes(data, ranks, tmp_path):
         voc_fcn32s.solve(job_in(tmp_path / 'one', data, drop=0, passes=2))
     assert fed == official_order(data, 8)
     for iteration in (2, 4):
-        two, one = (state_of(folder, iteration) for folder in (ranks[0] / 'plain',
-                                                               tmp_path / 'one'))
+        two, one = (
+            state_of(folder, iteration) for folder in (ranks[0] / 'plain', tmp_path / 'one')
+        )
         expected = arrays(snapshots.model_of(one))
         for name, found in arrays(snapshots.model_of(two)).items():
             assert_close(found, expected[name], 1e-6, name)
         pairs = zip(caffemodel.read_state(two).history, caffemodel.read_state(one).history)
         for found, expected in pairs:
             assert_close(found.array(), expected.array(), 1e-6)
-    logs = [[json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-            for folder in (ranks[0] / 'plain', tmp_path / 'one')]
+    logs = [
+        [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+        for folder in (ranks[0] / 'plain', tmp_path / 'one')
+    ]
     assert len(logs[0]) == len(logs[1]) == 5, 'rank 0 alone writes the log'
     for line in (*logs[0], *logs[1]):
         for measured in ('time', 'images_per_second', 'memory_bytes'):
@@ -179,7 +207,7 @@ def test_rank_0_alone_writes_snapshots(ranks):
 def test_ranks_draw_each_from_a_stream_of_their_own(ranks):
     state = state_of(ranks[0] / 'straight', 2)
     remembered = resume.load(resume.beside(state), 2)
-    other, = remembered['streams_of_other_ranks']
+    (other,) = remembered['streams_of_other_ranks']
     assert not np.array_equal(remembered['streams']['key'], other['key'])
 
 
@@ -210,8 +238,10 @@ def test_scores_of_two_ranks_are_those_of_one_process_digit_for_digit(data, rank
     assert np.sum(expected['hist']) > 0 and expected['loss'] > 0
     for told in ranks[1]:
         assert told['scored'] == expected
-    seen = [{path.name: path.read_bytes() for path in (ranks[0] / f'seen {count}').iterdir()}
-            for count in (1, 2)]
+    seen = [
+        {path.name: path.read_bytes() for path in (ranks[0] / f'seen {count}').iterdir()}
+        for count in (1, 2)
+    ]
     assert len(seen[0]) == VAL and seen[0] == seen[1]
 
 
@@ -234,6 +264,7 @@ def test_the_order_is_shared_out_without_a_gap():
 
 # Ranks that end.
 
+
 def run_command(data: str, folder: str) -> None:
     """The script, of a narrow net; rank 1 is killed in iteration 3 unless torchrun restarted it."""
     update = caffe.SGDSolver.apply_update
@@ -252,19 +283,25 @@ def run_command(data: str, folder: str) -> None:
         voc_fcn32s.solve(job)
 
     trees = [f'--{name.replace("_", "-")}={path}' for name, path in places(Path(data)).items()]
-    sys.argv = ['voc_fcn32s.py', *trees, f'--weights={data}/vgg.caffemodel', '--iterations=4',
-                f'--output={folder}']
+    sys.argv = [
+        'voc_fcn32s.py',
+        *trees,
+        f'--weights={data}/vgg.caffemodel',
+        '--iterations=4',
+        f'--output={folder}',
+    ]
     options.run(solve, '', voc, 'none.caffemodel')
 
 
 def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_path):
     shutil.copytree(data, tmp_path / 'data')
     order = official_order(data, 8)
-    broken = next(name for k, name in enumerate(order) if k % 2 and name not in order[:k + 1:2])
+    broken = next(name for k, name in enumerate(order) if k % 2 and name not in order[: k + 1 : 2])
     (tmp_path / f'data/sample/sbdd/dataset/img/{broken}.jpg').write_bytes(b'')
     began = time.monotonic()
-    (status, said), (own_status, own) = ends(start('tests.solve.test_parallel.run_command', 2,
-                                                   tmp_path / 'data', tmp_path / 'out'))
+    (status, said), (own_status, own) = ends(
+        start('tests.solve.test_parallel.run_command', 2, tmp_path / 'data', tmp_path / 'out')
+    )
     assert time.monotonic() - began < 60
     assert status == own_status == 2
     assert own.splitlines()[-1].startswith('error: ') and f'{broken}.jpg: not a JPEG' in own
@@ -274,15 +311,29 @@ def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_pat
 
 def test_killed_and_restarted_by_torchrun_the_end_is_the_same_to_the_bit(data, ranks, tmp_path):
     script = tmp_path / 'script.py'
-    script.write_text('import sys\nfrom tests.solve.test_parallel import run_command\n'
-                      'run_command(*sys.argv[1:])\n')
+    script.write_text(
+        'import sys\nfrom tests.solve.test_parallel import run_command\n'
+        'run_command(*sys.argv[1:])\n'
+    )
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/log.jsonl').write_text('')  # of an earlier run
     torchrun = subprocess.Popen(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-         '--max-restarts=1', str(script), str(data), str(tmp_path / 'out')],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc_per_node=2',
+            '--max-restarts=1',
+            str(script),
+            str(data),
+            str(tmp_path / 'out'),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+    )
     try:
         out, error = torchrun.communicate(timeout=150)
     finally:

@@ -15,9 +15,9 @@ from caffe_port import prototxt
 from caffe_port.files import caffemodel, weights
 from nets import siftflow_fcn8s, voc_fcn8s, voc_fcn32s
 from solve import score
-from solve.run import counting
 from solve.datasets import siftflow, voc
-from solve.samples import voc_data, other_data
+from solve.run import counting
+from solve.samples import other_data, voc_data
 from tests.solve.scored import NARROW, call, save_random
 
 
@@ -37,8 +37,14 @@ def drawn(tmp_path_factory):
 def run(drawn, monkeypatch, tmp_path):
     """Score the FCN-8s into tmp_path/out; its exit status."""
     places, path, _ = drawn
-    given = ['--sbdd-dir', places['sbdd_dir'], '--voc-dir', places['voc_dir'],
-             '--output', tmp_path / 'out']
+    given = [
+        '--sbdd-dir',
+        places['sbdd_dir'],
+        '--voc-dir',
+        places['voc_dir'],
+        '--output',
+        tmp_path / 'out',
+    ]
 
     def scored(*arguments, net='voc_fcn8s', weights=path, picture=False):
         if not picture:  # it takes longer than all else
@@ -54,7 +60,8 @@ def counted(pairs, classes):
     for labels, best in pairs:
         assert labels.shape == best.shape
         for (label, found), times in collections.Counter(
-                zip(labels.ravel().tolist(), best.ravel().tolist())).items():
+            zip(labels.ravel().tolist(), best.ravel().tolist())
+        ).items():
             if 0 <= label < classes:
                 hist[label, found] += times
     return hist
@@ -67,11 +74,13 @@ def by_formula(hist):
     labelled = [c for c in classes if hist[c].sum()]
     seen = [c for c in classes if hist[c].sum() or hist[:, c].sum()]
     iu = {c: hist[c, c] / (hist[c].sum() + hist[:, c].sum() - hist[c, c]) for c in seen}
-    return {'overall_accuracy': sum(hist[c, c] for c in classes) / total,
-            'mean_accuracy': sum(hist[c, c] / hist[c].sum() for c in labelled) / len(labelled),
-            'mean_iu': sum(iu.values()) / len(seen),
-            'mean_iu_labelled': sum(iu[c] for c in labelled) / len(labelled),
-            'fwavacc': sum(hist[c].sum() / total * iu[c] for c in labelled)}
+    return {
+        'overall_accuracy': sum(hist[c, c] for c in classes) / total,
+        'mean_accuracy': sum(hist[c, c] / hist[c].sum() for c in labelled) / len(labelled),
+        'mean_iu': sum(iu.values()) / len(seen),
+        'mean_iu_labelled': sum(iu[c] for c in labelled) / len(labelled),
+        'fwavacc': sum(hist[c].sum() / total * iu[c] for c in labelled),
+    }
 
 
 def pixels(path):
@@ -87,8 +96,7 @@ def mean_loss(net, count, layer, gt):
         labels = net.blobs[gt].data[0, 0].astype(int)
         y, x = np.nonzero(labels != 255)
         shifted = scores - scores.max(0)
-        losses.append(-(shifted[labels[y, x], y, x]
-                        - np.log(np.exp(shifted).sum(0))[y, x]).sum())
+        losses.append(-(shifted[labels[y, x], y, x] - np.log(np.exp(shifted).sum(0))[y, x]).sum())
     return sum(losses) / count
 
 
@@ -99,8 +107,10 @@ def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, r
     assert Image.open(out / 'confusion.png').format == 'PNG'
     assert sorted(file.stem for file in (out / 'predictions').iterdir()) == sorted(ids)
     labels = Path(places['voc_dir'], 'SegmentationClass')
-    hist = counted([(pixels(labels / f'{name}.png'), pixels(out / f'predictions/{name}.png'))
-                    for name in ids], 21)
+    hist = counted(
+        [(pixels(labels / f'{name}.png'), pixels(out / f'predictions/{name}.png')) for name in ids],
+        21,
+    )
     assert (hist.sum(0) > 0).sum() >= 3 and np.diag(hist).any(), 'the net says one thing only'
     assert np.array_equal(np.load(out / 'confusion.npy'), hist)
     found = json.loads((out / 'scores.json').read_text())
@@ -118,16 +128,31 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
     data = other_data.draw_siftflow(tmp_path / 'data', train=2, test=4, size=(112, 112))
     path = save_random(siftflow_fcn8s.fcn('deploy', **NARROW), tmp_path / 'random.caffemodel')
     forwards, forward = [], caffe.Net._forward
-    monkeypatch.setattr(caffe.Net, '_forward',
-                        lambda net, *range_: (forwards.append(1), forward(net, *range_))[1])
+    monkeypatch.setattr(
+        caffe.Net, '_forward', lambda net, *range_: (forwards.append(1), forward(net, *range_))[1]
+    )
     out = tmp_path / 'out'
-    assert call(monkeypatch, score.main, 'siftflow_fcn8s', path, '--output', out,
-                '--predictions', '--siftflow-dir', data.places['siftflow_dir']) == 0
+    assert (
+        call(
+            monkeypatch,
+            score.main,
+            'siftflow_fcn8s',
+            path,
+            '--output',
+            out,
+            '--predictions',
+            '--siftflow-dir',
+            data.places['siftflow_dir'],
+        )
+        == 0
+    )
     assert len(forwards) == 4
     said = capsys.readouterr().out
     root = tmp_path / 'data/sift-flow'
-    for gt, folder, names in (('sem', 'SemanticLabels', siftflow.SEMANTIC),
-                              ('geo', 'GeoLabels', siftflow.GEOMETRIC)):
+    for gt, folder, names in (
+        ('sem', 'SemanticLabels', siftflow.SEMANTIC),
+        ('geo', 'GeoLabels', siftflow.GEOMETRIC),
+    ):
         pairs = []
         for file in sorted((out / f'predictions_{gt}').iterdir()):
             stored = scipy.io.loadmat(root / folder / siftflow.SCENES / f'{file.stem}.mat')['S']
@@ -146,11 +171,13 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
         if gt == 'sem':
             assert absent and found['mean_iu'] < found['mean_iu_labelled']
             assert f'absent from the ground truth: {", ".join(absent)}\n' in said
-            assert (f'mean IU {found["mean_iu"]:.4f}, without these '
-                    f'{found["mean_iu_labelled"]:.4f}') in said
+            assert (
+                f'mean IU {found["mean_iu"]:.4f}, without these {found["mean_iu_labelled"]:.4f}'
+            ) in said
 
 
 # Going on.
+
 
 def stop_after(monkeypatch, images):
     """Let Ctrl-C arrive in the midst of the image after so many."""
@@ -167,11 +194,15 @@ def stop_after(monkeypatch, images):
 
 @pytest.mark.parametrize('images', [0, 1, 4])
 def test_stopped_and_resumed_it_ends_digit_for_digit_the_same(
-        images, drawn, run, tmp_path, monkeypatch, capsys):
+    images, drawn, run, tmp_path, monkeypatch, capsys
+):
     ids, loaded, load = drawn[2], [], voc.VOCSegDataLayer.load
     assert run('--predictions') == 0
-    straight = {file.relative_to(tmp_path / 'out'): file.read_bytes()
-                for file in (tmp_path / 'out').rglob('*') if file.is_file()}
+    straight = {
+        file.relative_to(tmp_path / 'out'): file.read_bytes()
+        for file in (tmp_path / 'out').rglob('*')
+        if file.is_file()
+    }
     (tmp_path / 'out').rename(tmp_path / 'straight')
     with monkeypatch.context() as patch:
         stop_after(patch, images)
@@ -179,14 +210,18 @@ def test_stopped_and_resumed_it_ends_digit_for_digit_the_same(
     said = capsys.readouterr().err
     assert f'stopped after {images} of {len(ids)} images' in said and 'goes on' in said
     assert len(list((tmp_path / 'out/predictions').iterdir())) == images
-    monkeypatch.setattr(voc.VOCSegDataLayer, 'load',
-                        lambda layer, name: (loaded.append(name), load(layer, name))[1])
+    monkeypatch.setattr(
+        voc.VOCSegDataLayer, 'load', lambda layer, name: (loaded.append(name), load(layer, name))[1]
+    )
     assert run('--predictions') == 0
     # The first is read as the net is built; after the last comes the first again.
     assert set(loaded) == {ids[0], *ids[images:]} and len(loaded) <= len(ids) - images + 2
     assert f'goes on after {images} of {len(ids)}' in capsys.readouterr().out
-    assert straight == {file.relative_to(tmp_path / 'out'): file.read_bytes()
-                        for file in (tmp_path / 'out').rglob('*') if file.is_file()}
+    assert straight == {
+        file.relative_to(tmp_path / 'out'): file.read_bytes()
+        for file in (tmp_path / 'out').rglob('*')
+        if file.is_file()
+    }
 
 
 def test_killed_it_goes_on_from_what_was_saved_before(run, tmp_path, monkeypatch):
@@ -228,7 +263,8 @@ def test_a_broken_image_stops_it_and_mended_it_goes_on(drawn, run, tmp_path, cap
 
 
 def test_what_is_scored_is_not_scored_again_unless_forced(
-        drawn, run, tmp_path, monkeypatch, capsys):
+    drawn, run, tmp_path, monkeypatch, capsys
+):
     assert run() == 0
     first = (tmp_path / 'out/scores.json').read_bytes()
     with monkeypatch.context() as patch:
@@ -241,7 +277,8 @@ def test_what_is_scored_is_not_scored_again_unless_forced(
 
 
 def test_predictions_asked_for_later_are_made_from_the_first_image_on(
-        drawn, run, tmp_path, monkeypatch, capsys):
+    drawn, run, tmp_path, monkeypatch, capsys
+):
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         assert run() == 130
@@ -264,9 +301,11 @@ def test_another_scorings_state_is_refused_and_stays(drawn, run, tmp_path, capsy
     state = (tmp_path / 'out/state.json').read_bytes()
     other = save_random(voc_fcn8s.fcn('deploy', **NARROW), tmp_path / 'other.caffemodel', seed=1)
     coarse = save_random(voc_fcn32s.fcn('deploy', **NARROW), tmp_path / 'coarse.caffemodel')
-    for what, again in (('weights', lambda: run(weights=other)),
-                        ('images', lambda: run('--split', 'val')),
-                        ('net and weights', lambda: run(net='voc_fcn32s', weights=coarse))):
+    for what, again in (
+        ('weights', lambda: run(weights=other)),
+        ('images', lambda: run('--split', 'val')),
+        ('net and weights', lambda: run(net='voc_fcn32s', weights=coarse)),
+    ):
         capsys.readouterr()
         assert again() == 2
         assert f'state.json: of another scoring, whose {what} differ' in capsys.readouterr().err
@@ -275,12 +314,15 @@ def test_another_scorings_state_is_refused_and_stays(drawn, run, tmp_path, capsy
 
 
 DAMAGES = [
-    lambda text: text[:len(text) // 2], lambda text: '[]', lambda text: '[' * 100000,
+    lambda text: text[: len(text) // 2],
+    lambda text: '[]',
+    lambda text: '[' * 100000,
     lambda text: text.replace('"done": 5', '"done": 6'),
     lambda text: text.replace('"done": 5', '"done": "5"'),
     lambda text: json.dumps({**json.loads(text), 'of': None}),
     lambda text: json.dumps({**json.loads(text), 'tasks': []}),
-    lambda text: json.dumps({**json.loads(text), 'tasks': [{'confusion': [[1]], 'loss': 0}]})]
+    lambda text: json.dumps({**json.loads(text), 'tasks': [{'confusion': [[1]], 'loss': 0}]}),
+]
 
 
 def test_a_broken_state_is_refused(run, tmp_path, capsys):
@@ -297,6 +339,7 @@ def test_a_broken_state_is_refused(run, tmp_path, capsys):
 
 # Nets, weights and splits.
 
+
 def test_weights_of_every_kind_score_the_same(drawn, run, tmp_path):
     assert run() == 0
     expected = np.load(tmp_path / 'out/confusion.npy')
@@ -312,14 +355,24 @@ def test_a_training_split_is_gone_through_in_order_each_image_once(drawn, run, t
     ids = (tmp_path / 'out/predictions').iterdir()
     listed = Path(places['sbdd_dir'], 'train.txt').read_text().split()
     assert sorted(path.stem for path in ids) == sorted(listed)
-    hist = counted([(scipy.io.loadmat(f'{places["sbdd_dir"]}/cls/{name}.mat')
-                     ['GTcls']['Segmentation'][0, 0].astype(int),
-                     pixels(tmp_path / f'out/predictions/{name}.png')) for name in listed], 21)
+    hist = counted(
+        [
+            (
+                scipy.io.loadmat(f'{places["sbdd_dir"]}/cls/{name}.mat')['GTcls']['Segmentation'][
+                    0, 0
+                ].astype(int),
+                pixels(tmp_path / f'out/predictions/{name}.png'),
+            )
+            for name in listed
+        ],
+        21,
+    )
     assert np.array_equal(np.load(tmp_path / 'out/confusion.npy'), hist)
 
 
 def test_a_prototxt_scores_as_the_experiment_does_on_its_split_or_another(
-        drawn, run, tmp_path, monkeypatch):
+    drawn, run, tmp_path, monkeypatch
+):
     places, path, ids = drawn
     assert run() == 0
     expected = json.loads((tmp_path / 'out/scores.json').read_text())
@@ -328,15 +381,28 @@ def test_a_prototxt_scores_as_the_experiment_does_on_its_split_or_another(
     assert call(monkeypatch, score.main, file, path, '--output', out) == 0
     found = json.loads((out / 'scores.json').read_text())
     assert {**found, 'of': None} == {**expected, 'of': None}
-    assert call(monkeypatch, score.main, file, path, '--split', 'val', '--predictions',
-                '--output', tmp_path / 'val') == 0
+    assert (
+        call(
+            monkeypatch,
+            score.main,
+            file,
+            path,
+            '--split',
+            'val',
+            '--predictions',
+            '--output',
+            tmp_path / 'val',
+        )
+        == 0
+    )
     listed = voc.segmentation_list(places['voc_dir'], 'val').read_text().split()
     assert listed != ids
     assert sorted(p.stem for p in (tmp_path / 'val/predictions').iterdir()) == sorted(listed)
 
 
 def test_by_default_the_folder_is_named_for_net_weights_and_split(
-        drawn, tmp_path, monkeypatch, capsys):
+    drawn, tmp_path, monkeypatch, capsys
+):
     places, path, _ = drawn
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, score.main, 'voc_fcn8s', path, '--voc-dir', places['voc_dir']) == 0
@@ -346,6 +412,7 @@ def test_by_default_the_folder_is_named_for_net_weights_and_split(
 
 # What is refused.
 
+
 def one_line(capsys):
     said = capsys.readouterr().err
     errors = [line for line in said.splitlines() if line.startswith('error: ')]
@@ -353,22 +420,39 @@ def one_line(capsys):
     return errors[0]
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['voc_fcn7s', '{w}'], 'voc_fcn7s: no such file, nor an experiment; those are nyud_fcn32s_col'),
-    (['voc_fcn8s', '{tmp}/none.pth'], 'none.pth'),
-    (['voc_fcn8s', '{tmp}/weights.txt'], 'weights.txt: expected a name that ends in'),
-    (['voc_fcn16s', '{w}'], 'random.caffemodel: does not fit the net: 1 layers missing'),
-    (['voc_fcn8s', '{w}', '--split', 'nothing'], 'nothing.txt: no such file'),
-    (['voc_fcn8s', '{w}', '--split', '../val'], "'../val' is not an id"),
-    (['voc_fcn8s', '{w}', '--voc-dir', '{tmp}/nowhere', '--split', 'val'],
-     'nowhere: no such folder; --voc-dir says where it is'),
-    (['voc_fcn8s', '{w}', '--nyud-dir', '{tmp}'],
-     "--nyud-dir: this net's data lies in --sbdd-dir and --voc-dir"),
-    (['{tmp}/deploy.prototxt', '{w}'], 'deploy.prototxt: no data layer of solve/datasets in it'),
-    (['voc_fcn8s', '{w}', '--output', '{tmp}/deploy.prototxt'], 'deploy.prototxt: cannot be made'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (
+            ['voc_fcn7s', '{w}'],
+            'voc_fcn7s: no such file, nor an experiment; those are nyud_fcn32s_col',
+        ),
+        (['voc_fcn8s', '{tmp}/none.pth'], 'none.pth'),
+        (['voc_fcn8s', '{tmp}/weights.txt'], 'weights.txt: expected a name that ends in'),
+        (['voc_fcn16s', '{w}'], 'random.caffemodel: does not fit the net: 1 layers missing'),
+        (['voc_fcn8s', '{w}', '--split', 'nothing'], 'nothing.txt: no such file'),
+        (['voc_fcn8s', '{w}', '--split', '../val'], "'../val' is not an id"),
+        (
+            ['voc_fcn8s', '{w}', '--voc-dir', '{tmp}/nowhere', '--split', 'val'],
+            'nowhere: no such folder; --voc-dir says where it is',
+        ),
+        (
+            ['voc_fcn8s', '{w}', '--nyud-dir', '{tmp}'],
+            "--nyud-dir: this net's data lies in --sbdd-dir and --voc-dir",
+        ),
+        (
+            ['{tmp}/deploy.prototxt', '{w}'],
+            'deploy.prototxt: no data layer of solve/datasets in it',
+        ),
+        (
+            ['voc_fcn8s', '{w}', '--output', '{tmp}/deploy.prototxt'],
+            'deploy.prototxt: cannot be made',
+        ),
+    ],
+)
 def test_what_cannot_be_scored_is_said_in_one_line(
-        arguments, message, drawn, tmp_path, monkeypatch, capsys):
+    arguments, message, drawn, tmp_path, monkeypatch, capsys
+):
     places, path, _ = drawn
     prototxt.write(voc_fcn8s.fcn('deploy', **NARROW), tmp_path / 'deploy.prototxt')
     monkeypatch.chdir(tmp_path)
@@ -389,10 +473,14 @@ def test_weights_wider_than_the_net_ask_for_no_more_memory_than_its_own(run, tmp
 
 # The picture.
 
+
 def test_rows_of_the_confusion_picture_are_shares_of_their_class(tmp_path):
     dark = {}
-    for name, hist in (('uneven', [[1000, 0], [0, 10]]), ('even', [[10, 0], [0, 10]]),
-                       ('half', [[5, 5], [0, 10]])):
+    for name, hist in (
+        ('uneven', [[1000, 0], [0, 10]]),
+        ('even', [[10, 0], [0, 10]]),
+        ('half', [[5, 5], [0, 10]]),
+    ):
         score.draw_confusion(np.array(hist), ['a', 'b'], tmp_path / f'{name}.png')
         picture = np.array(Image.open(tmp_path / f'{name}.png').convert('RGB'))
         full = (np.array(colormaps['Blues'](1.0)[:3]) * 255).round().astype(int)

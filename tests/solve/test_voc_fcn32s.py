@@ -16,8 +16,8 @@ from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
 from solve import voc_fcn32s
-from solve.run import options, experiment, snapshots
 from solve.datasets import voc
+from solve.run import experiment, options, snapshots
 from solve.samples import voc_data
 from tests.solve.feeding import random_classifier
 from tests.vectors import FACTS
@@ -32,21 +32,31 @@ def places(tmp_path_factory):
     data = voc_data.draw(folder / 'data', train=4, val=2)
     listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
     voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(listed))
-    return (dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir)),
-            random_classifier(folder / 'vgg.caffemodel', WIDTH, FC))
+    return (
+        dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir)),
+        random_classifier(folder / 'vgg.caffemodel', WIDTH, FC),
+    )
 
 
 def job_in(folder, places, **changes) -> experiment.Job:
     data, weights = places
     folder.mkdir(exist_ok=True)
     constants = dict(snapshot=2, display=1, random_seed=5)
-    return experiment.Job('test', folder, [weights], net=dict(data, width=WIDTH, fc=FC),
-                          constants=constants, iterations=4, step=2, **changes)
+    return experiment.Job(
+        'test',
+        folder,
+        [weights],
+        net=dict(data, width=WIDTH, fc=FC),
+        constants=constants,
+        iterations=4,
+        step=2,
+        **changes,
+    )
 
 
 def test_solver_constants_are_the_published_ones():
     facts = json.loads((FACTS / 'official_nets.json').read_text())['voc-fcn32s']['solver']
-    assert voc_fcn32s.SOLVER == facts
+    assert facts == voc_fcn32s.SOLVER
     assert voc_fcn32s.ROUNDS * voc_fcn32s.STEP == facts['max_iter'] == 100000
 
 
@@ -59,9 +69,17 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
         assert f'Iteration 4 {what} ' in said
     assert 'coercing fc6 0 from' in said and 'dropping fc8' in said
     written = {path.name for path in tmp_path.rglob('*') if path.is_file()}
-    assert written == {'caffe.log', 'log.jsonl', 'curve.png', 'panel.png',
-                       *(f'train_iter_{i}.{kind}' for i in (2, 4)
-                         for kind in ('caffemodel', 'solverstate', 'memory.json'))}
+    assert written == {
+        'caffe.log',
+        'log.jsonl',
+        'curve.png',
+        'panel.png',
+        *(
+            f'train_iter_{i}.{kind}'
+            for i in (2, 4)
+            for kind in ('caffemodel', 'solverstate', 'memory.json')
+        ),
+    }
     assert 'Iteration 3' in (tmp_path / 'caffe.log').read_text()
     lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
     first = next(line for line in lines if 'loss' in line)
@@ -72,8 +90,11 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
 
 
 def _first_labels(places):
-    layer = caffe.Net(net_file.fcn('train', **places[0], width=WIDTH, fc=FC),
-                      caffe.TRAIN).module.nodes[0].op.layer
+    layer = (
+        caffe.Net(net_file.fcn('train', **places[0], width=WIDTH, fc=FC), caffe.TRAIN)
+        .module.nodes[0]
+        .op.layer
+    )
     yield layer.load(layer.ids[layer._order.index])[1]
 
 
@@ -95,14 +116,17 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
     assert caffemodel.read_state(state).iter == 1
     caffe.set_random_seed(99)
     voc_fcn32s.solve(job_in(tmp_path / 'resumed', places, resume=state))
-    ends = [(tmp_path / run / 'snapshot/train_iter_4.caffemodel').read_bytes()
-            for run in ('straight', 'resumed')]
+    ends = [
+        (tmp_path / run / 'snapshot/train_iter_4.caffemodel').read_bytes()
+        for run in ('straight', 'resumed')
+    ]
     assert ends[0] == ends[1]
 
 
 def solver_in(job):
-    solver = job.solver(voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net)
-                                             for split in ('train', 'seg11valid')))
+    solver = job.solver(
+        voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
+    )
     experiment.load_weights(solver.net, job.weights[0])
     return solver
 
@@ -148,8 +172,11 @@ def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_
     state = solver.snapshot()
     solver.step(1)
     before = resume.collect(solver)
-    caffemodel.write(snapshots.model_of(state), solver.net.module.param,
-                     {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]})
+    caffemodel.write(
+        snapshots.model_of(state),
+        solver.net.module.param,
+        {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]},
+    )
     with pytest.raises(caffe.CaffeError, match='conv1_1: expected 2 blobs, found 0'):
         solver.restore(state)
     after = resume.collect(solver)
@@ -168,7 +195,7 @@ def test_memory_of_a_gpu_that_is_not_here_and_of_broken_streams(places, tmp_path
 
 
 def test_a_list_of_another_length_is_remarked_on(places):
-    remark, = voc.remarks(**places[0])
+    (remark,) = voc.remarks(**places[0])
     assert 'seg11valid.txt has 2 images, the official list 736' in remark
 
 
@@ -180,23 +207,25 @@ def run(monkeypatch, *arguments) -> int:
 
 
 def test_options_that_name_missing_things_end_in_one_line_and_status_2(
-        places, tmp_path, monkeypatch, capsys):
+    places, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     data, weights = places
     empty = tmp_path / 'empty.caffemodel'
     empty.touch()
     trees = ['--sbdd-dir', data['sbdd_dir'], '--voc-dir', data['voc_dir']]
     for arguments, message in (
-            (['--weights', 'none.caffemodel', *trees], 'none.caffemodel: no such file'),
-            (['--voc-dir', 'nowhere'], 'no such folder'),
-            ([*trees, '--weights', empty], 'empty.caffemodel'),
-            ([*trees, '--weights', weights, '--resume', 'x'], 'x: no such file'),
-            ([*trees, '--weights', weights], 'vgg.caffemodel: conv1_1 0 of shape 2 x 3 x 3 x 3'),
-            (['--resume', weights], 'not in the folder of a run; --output names'),
-            (['--resume', 'latest'], 'no run there to resume'),
-            (['--resume', 'latest', '--output', 'typo'], 'typo: no such folder, so there is'),
-            (['--keep', '-1'], '--keep -1: must not be negative'),
-            (['--iterations', '0'], '--iterations 0: must be positive')):
+        (['--weights', 'none.caffemodel', *trees], 'none.caffemodel: no such file'),
+        (['--voc-dir', 'nowhere'], 'no such folder'),
+        ([*trees, '--weights', empty], 'empty.caffemodel'),
+        ([*trees, '--weights', weights, '--resume', 'x'], 'x: no such file'),
+        ([*trees, '--weights', weights], 'vgg.caffemodel: conv1_1 0 of shape 2 x 3 x 3 x 3'),
+        (['--resume', weights], 'not in the folder of a run; --output names'),
+        (['--resume', 'latest'], 'no run there to resume'),
+        (['--resume', 'latest', '--output', 'typo'], 'typo: no such folder, so there is'),
+        (['--keep', '-1'], '--keep -1: must not be negative'),
+        (['--iterations', '0'], '--iterations 0: must be positive'),
+    ):
         assert run(monkeypatch, *arguments) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith('error: ') and message in error, error
@@ -209,9 +238,12 @@ def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, 
         (tmp_path / folder / 'log.jsonl').touch()
         os.utime(tmp_path / folder / 'log.jsonl', (number, number))
     state = Path('run-3/snapshot/train_iter_2.solverstate')
-    for taken, output, expected in ((state, None, 'run-3'), (state, 'run', 'run'),
-                                     (experiment.LATEST, None, 'run-2'),
-                                     (experiment.LATEST, 'run', 'run')):
+    for taken, output, expected in (
+        (state, None, 'run-3'),
+        (state, 'run', 'run'),
+        (experiment.LATEST, None, 'run-2'),
+        (experiment.LATEST, 'run', 'run'),
+    ):
         args = Namespace(resume=taken, output=output and Path(output))
         assert options._resumed_folder(args, [Path('run'), Path('none')]) == Path(expected)
 
@@ -219,8 +251,13 @@ def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, 
 def test_help_shows_the_defaults(monkeypatch, capsys):
     assert run(monkeypatch, '--help') == 0
     said = capsys.readouterr().out
-    for default in ('data/sbdd/dataset', 'data/pascal/VOC2011', 'output/voc_fcn32s',
-                    'snapshot/train', 'vgg16-fcn.caffemodel'):
+    for default in (
+        'data/sbdd/dataset',
+        'data/pascal/VOC2011',
+        'output/voc_fcn32s',
+        'snapshot/train',
+        'vgg16-fcn.caffemodel',
+    ):
         assert default in said
 
 

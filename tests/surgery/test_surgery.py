@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import surgery
 from scipy.signal import convolve2d
 
+import surgery
 from caffe_port.errors import CaffeError
 
 
@@ -28,14 +28,17 @@ def all_zero(of):
 
 # transplant
 
+
 def test_blobs_of_one_shape_are_copied_by_name(capsys):
     old = net(conv1=[blob(4, 3, 2, 2, start=1), blob(4, start=9)])
     new = net(conv1=[blob(4, 3, 2, 2, start=None), blob(4, start=None)])
     done = surgery.transplant(new, old)
     for was, now in zip(old.params['conv1'], new.params['conv1']):
         assert np.array_equal(was.data, now.data)
-    assert done.copied == [('conv1', 'conv1', 0, (4, 3, 2, 2), (4, 3, 2, 2)),
-                           ('conv1', 'conv1', 1, (4,), (4,))]
+    assert done.copied == [
+        ('conv1', 'conv1', 0, (4, 3, 2, 2), (4, 3, 2, 2)),
+        ('conv1', 'conv1', 1, (4,), (4,)),
+    ]
     assert not done.coerced and not done.dropped
     assert capsys.readouterr().out == 'copying conv1  ->  conv1 0\ncopying conv1  ->  conv1 1\n'
 
@@ -51,7 +54,8 @@ def test_a_fully_connected_layer_becomes_the_convolution_that_computes_the_same(
     np.testing.assert_allclose(convolved, old.params['fc6'][0].data @ x.ravel(), rtol=1e-5)
     assert done.coerced == [('fc6', 'fc6', 0, (5, 18), (5, 2, 3, 3))]
     assert capsys.readouterr().out.splitlines()[0] == (
-        'coercing fc6 0 from (5, 18) to (5, 2, 3, 3)')
+        'coercing fc6 0 from (5, 18) to (5, 2, 3, 3)'
+    )
 
 
 def test_legacy_shapes_are_coerced():
@@ -66,13 +70,17 @@ def test_what_has_no_counterpart_is_dropped_and_the_rest_stays(capsys):
     assert done.dropped == [('fc8', 0, (3, 2)), ('fc8', 1, (3,)), ('up', 1, (7,))]
     assert new.params['score'][0].data.tolist() == [5, 6, 7]
     assert capsys.readouterr().out.splitlines() == [
-        'dropping fc8', 'copying up  ->  up 0', 'dropping up 1']
+        'dropping fc8',
+        'copying up  ->  up 0',
+        'dropping up 1',
+    ]
 
 
 def test_a_suffix_chooses_the_stream():
     old = net(conv=[blob(2, start=1)])
-    new = net(convcolor=[blob(2, start=None)], convhha=[blob(2, start=None)],
-              conv=[blob(2, start=None)])
+    new = net(
+        convcolor=[blob(2, start=None)], convhha=[blob(2, start=None)], conv=[blob(2, start=None)]
+    )
     assert surgery.transplant(new, old, 'hha').copied[0][:2] == ('conv', 'convhha')
     assert [new.params[name][0].data.any() for name in new.params] == [False, True, False]
 
@@ -86,14 +94,18 @@ def test_a_blob_only_the_new_net_has_keeps_its_values():
 def test_another_count_is_refused_before_anything_is_written(capsys):
     old = net(conv=[blob(2, start=1)], fc6=[blob(4, 18)])
     new = net(conv=[blob(2, start=None)], fc6=[blob(4, 2, 5, 5, start=None)])
-    with pytest.raises(CaffeError, match='fc6 0 of shape 4 x 18 cannot be fc6 of shape '
-                                         '4 x 2 x 5 x 5: .* the count, 72 and 200'):
+    with pytest.raises(
+        CaffeError,
+        match='fc6 0 of shape 4 x 18 cannot be fc6 of shape '
+        '4 x 2 x 5 x 5: .* the count, 72 and 200',
+    ):
         surgery.transplant(new, old)
     assert all_zero(new)
     assert capsys.readouterr().out == ''
 
 
 # upsample_filt and interp
+
 
 @pytest.mark.parametrize('size', [1, 2, 3, 4, 5, 8, 16, 32, 63, 64])
 def test_the_kernel_is_the_product_of_two_triangles(size):
@@ -117,9 +129,10 @@ def test_the_kernel_interpolates_a_plane_exactly(stride):
     spread[::stride, ::stride] = plane
     finer = convolve2d(spread, surgery.upsample_filt(2 * stride))
     # Output i of the deconvolution lies at (i - (stride - 1/2)) / stride on the input's grid.
-    y, x = (np.mgrid[2 * stride:5 * stride, 2 * stride:6 * stride] - (stride - 0.5)) / stride
-    np.testing.assert_allclose(finer[2 * stride:5 * stride, 2 * stride:6 * stride],
-                               3 + 2 * y - 0.5 * x)
+    y, x = (np.mgrid[2 * stride : 5 * stride, 2 * stride : 6 * stride] - (stride - 0.5)) / stride
+    np.testing.assert_allclose(
+        finer[2 * stride : 5 * stride, 2 * stride : 6 * stride], 3 + 2 * y - 0.5 * x
+    )
 
 
 def test_a_kernel_of_no_size_is_refused():
@@ -141,15 +154,19 @@ def test_interp_sets_the_diagonal_and_leaves_the_rest():
 def test_interp_fills_every_filter_of_a_grouped_or_single_output_layer():
     grouped = net(up=[blob(3, 1, 4, 4)])
     surgery.interp(grouped, ['up'])
-    assert np.array_equal(grouped.params['up'][0].data,
-                          np.broadcast_to(surgery.upsample_filt(4), (3, 1, 4, 4)))
+    assert np.array_equal(
+        grouped.params['up'][0].data, np.broadcast_to(surgery.upsample_filt(4), (3, 1, 4, 4))
+    )
 
 
-@pytest.mark.parametrize('shape, told', [
-    ((2, 2, 64, 63), 'upscore: 64 x 63 filter, must be square'),
-    ((2, 3, 4, 4), 'upscore: 2 x 3 channels, must be as many in as out, or one out'),
-    ((2, 9), r'upscore: weights of shape \(2, 9\), must have 4 axes'),
-])
+@pytest.mark.parametrize(
+    'shape, told',
+    [
+        ((2, 2, 64, 63), 'upscore: 64 x 63 filter, must be square'),
+        ((2, 3, 4, 4), 'upscore: 2 x 3 channels, must be as many in as out, or one out'),
+        ((2, 9), r'upscore: weights of shape \(2, 9\), must have 4 axes'),
+    ],
+)
 def test_interp_changes_no_layer_when_one_is_wrong(shape, told):
     wrong = net(fine=[blob(2, 2, 4, 4, start=None)], upscore=[blob(*shape, start=None)])
     with pytest.raises(CaffeError, match=told):
@@ -164,6 +181,7 @@ def test_interp_names_the_layers_there_are_when_one_is_missing():
 
 # expand_score
 
+
 @pytest.mark.parametrize('bias', [(2,), (1, 1, 1, 2)])
 @pytest.mark.parametrize('new_bias', [(5,), (1, 1, 1, 5)])
 def test_old_classes_become_the_first_of_the_new(bias, new_bias):
@@ -175,11 +193,14 @@ def test_old_classes_become_the_first_of_the_new(bias, new_bias):
     assert biases.ravel().tolist() == [10, 11, 0, 0, 0]
 
 
-@pytest.mark.parametrize('weights, biases, told', [
-    ((2, 4, 1, 1), (2,), 'cannot be the first classes of new of shape 5 x 3 x 1 x 1'),
-    ((6, 3, 1, 1), (6,), 'score of shape 6 x 3 x 1 x 1 cannot be'),
-    ((2, 3, 1, 1), (3,), '3 and 5 biases for weights of shape 2 x 3 x 1 x 1'),
-])
+@pytest.mark.parametrize(
+    'weights, biases, told',
+    [
+        ((2, 4, 1, 1), (2,), 'cannot be the first classes of new of shape 5 x 3 x 1 x 1'),
+        ((6, 3, 1, 1), (6,), 'score of shape 6 x 3 x 1 x 1 cannot be'),
+        ((2, 3, 1, 1), (3,), '3 and 5 biases for weights of shape 2 x 3 x 1 x 1'),
+    ],
+)
 def test_scores_that_do_not_fit_are_refused_before_anything_is_written(weights, biases, told):
     old = net(score=[blob(*weights), blob(*biases)])
     new = net(new=[blob(5, 3, 1, 1, start=None), blob(5, start=None)])

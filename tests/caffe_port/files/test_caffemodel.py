@@ -8,13 +8,23 @@ import pytest
 from hypothesis import given, settings
 
 from caffe_port import prototxt
-from caffe_port.files import caffemodel, wire
 from caffe_port.errors import CaffeError
+from caffe_port.files import caffemodel, wire
 from caffe_port.proto.caffe_pb2 import BlobProto, BlobShape, NetParameter, SolverState
 from tests.mutations import damaged
 from tests.vectors import load
-from tests.weight_files import (FORMATS, MEAN, MODEL, SOLVER, STATE, V1, V1_UPGRADED, VALUES,
-                                arrays_of, refused)
+from tests.weight_files import (
+    FORMATS,
+    MEAN,
+    MODEL,
+    SOLVER,
+    STATE,
+    V1,
+    V1_UPGRADED,
+    VALUES,
+    arrays_of,
+    refused,
+)
 
 
 def one_blob(tmp_path, blob: bytes | BlobProto, name: str = 'conv'):
@@ -29,11 +39,13 @@ def one_blob(tmp_path, blob: bytes | BlobProto, name: str = 'conv'):
 
 # Reading.
 
+
 def test_v1_file_equals_the_one_caffe_upgraded_it_to():
     old, new = caffemodel.read(V1), caffemodel.read(V1_UPGRADED)
     # The upgraded net has its inputs in a layer.
     assert [(layer.name, layer.type) for layer in old] == [
-        (layer.name, layer.type) for layer in new if layer.type != 'Input']
+        (layer.name, layer.type) for layer in new if layer.type != 'Input'
+    ]
     recorded = load('formats/legacy_v1.npz')
     for layer in old:
         twin = next(each for each in new if each.name == layer.name)
@@ -75,7 +87,10 @@ def test_solver_state_is_what_protobuf_reads(number):
     expected = SolverState.FromString(path.read_bytes())
     found = caffemodel.read_state(path)
     assert (found.iter, found.learned_net, found.current_step) == (
-        number, f'snapshot_iter_{number}.caffemodel', expected.current_step)
+        number,
+        f'snapshot_iter_{number}.caffemodel',
+        expected.current_step,
+    )
     assert len(found.history) == len(expected.history) == 7
     for blob, proto in zip(found.history, expected.history):
         assert blob.shape == tuple(proto.shape.dim)
@@ -98,8 +113,10 @@ def test_v0_layers_have_their_blobs_and_todays_types(tmp_path):
     path = tmp_path / 'v0.caffemodel'
     path.write_bytes(net.SerializeToString())
     layers = caffemodel.read(path)
-    assert [(each.name, each.type) for each in layers] == [('conv1', 'Convolution'),
-                                                           ('fc', 'InnerProduct')]
+    assert [(each.name, each.type) for each in layers] == [
+        ('conv1', 'Convolution'),
+        ('fc', 'InnerProduct'),
+    ]
     for layer in layers:
         assert layer.blobs[0].shape == (1, 1, 3, 4)
         np.testing.assert_array_equal(layer.blobs[0].array().reshape(3, 4), VALUES)
@@ -121,15 +138,21 @@ def tagged(tag: int, values: np.ndarray) -> bytes:
     return b''.join(bytes([tag]) + value.tobytes() for value in values)
 
 
-@pytest.mark.parametrize('data', [
-    BlobProto(data=FLAT).SerializeToString(),
-    BlobProto(data=FLAT[:5]).SerializeToString() + BlobProto(data=FLAT[5:]).SerializeToString(),
-    tagged(0x2d, FLAT),
-    tagged(0x2d, FLAT[:5]) + BlobProto(data=FLAT[5:9]).SerializeToString() + tagged(0x2d, FLAT[9:]),
-    BlobProto(double_data=FLAT).SerializeToString(),
-    tagged(0x41, FLAT.astype(np.float64)),
-    BlobProto(double_data=FLAT, data=[9] * 12).SerializeToString(),
-], ids=['packed', 'split', 'unpacked', 'mixed', 'double', 'double unpacked', 'both'])
+@pytest.mark.parametrize(
+    'data',
+    [
+        BlobProto(data=FLAT).SerializeToString(),
+        BlobProto(data=FLAT[:5]).SerializeToString() + BlobProto(data=FLAT[5:]).SerializeToString(),
+        tagged(0x2D, FLAT),
+        tagged(0x2D, FLAT[:5])
+        + BlobProto(data=FLAT[5:9]).SerializeToString()
+        + tagged(0x2D, FLAT[9:]),
+        BlobProto(double_data=FLAT).SerializeToString(),
+        tagged(0x41, FLAT.astype(np.float64)),
+        BlobProto(double_data=FLAT, data=[9] * 12).SerializeToString(),
+    ],
+    ids=['packed', 'split', 'unpacked', 'mixed', 'double', 'double unpacked', 'both'],
+)
 @pytest.mark.parametrize('shape_first', [True, False])
 def test_values_are_found_however_they_are_encoded(tmp_path, data, shape_first):
     blob = one_blob(tmp_path, SHAPE + data if shape_first else data + SHAPE)
@@ -138,7 +161,8 @@ def test_values_are_found_however_they_are_encoded(tmp_path, data, shape_first):
     assert found.dtype == np.float32 and found.flags.c_contiguous and found.flags.writeable
     np.testing.assert_array_equal(found, VALUES)
     np.testing.assert_array_equal(
-        BlobProto.FromString(data).double_data or BlobProto.FromString(data).data, FLAT)
+        BlobProto.FromString(data).double_data or BlobProto.FromString(data).data, FLAT
+    )
 
 
 def test_blobs_without_values_are_read(tmp_path):
@@ -151,7 +175,7 @@ def test_blobs_without_values_are_read(tmp_path):
 def test_long_unpacked_runs_are_read_whole(tmp_path):
     values = np.arange(600_000, dtype=np.float32)
     raw = np.empty((values.size, 5), np.uint8)
-    raw[:, 0], raw[:, 1:] = 0x2d, values.view(np.uint8).reshape(-1, 4)
+    raw[:, 0], raw[:, 1:] = 0x2D, values.view(np.uint8).reshape(-1, 4)
     shape = BlobProto(shape=BlobShape(dim=[values.size])).SerializeToString()
     np.testing.assert_array_equal(one_blob(tmp_path, raw.tobytes() + shape).array(), values)
 
@@ -174,8 +198,12 @@ def test_read_into_fills_an_array_of_any_shape_of_the_count(tmp_path):
     np.testing.assert_array_equal(out.reshape(3, 4), VALUES)
     read_only = np.zeros(12, np.float32)
     read_only.flags.writeable = False
-    for bad in (np.zeros(11, np.float32), np.zeros(12), np.zeros((12, 2), np.float32)[:, 0],
-                read_only):
+    for bad in (
+        np.zeros(11, np.float32),
+        np.zeros(12),
+        np.zeros((12, 2), np.float32)[:, 0],
+        read_only,
+    ):
         with pytest.raises(CaffeError, match='conv: blob 0: expected'):
             blob.read_into(bad)
 
@@ -209,6 +237,7 @@ def test_reading_takes_no_memory_beside_the_arrays_read_into(tmp_path):
 
 # Writing.
 
+
 @pytest.mark.parametrize('path', [V1_UPGRADED, MODEL])
 def test_model_written_again_is_caffes_own_file_byte_for_byte(tmp_path, path):
     out = tmp_path / 'out.caffemodel'
@@ -218,14 +247,24 @@ def test_model_written_again_is_caffes_own_file_byte_for_byte(tmp_path, path):
 
 def test_state_written_again_is_caffes_own_file_byte_for_byte(tmp_path):
     state, out = caffemodel.read_state(STATE), tmp_path / 'out.solverstate'
-    caffemodel.write_state(out, state.iter, state.learned_net,
-                           [blob.array() for blob in state.history], state.current_step)
+    caffemodel.write_state(
+        out,
+        state.iter,
+        state.learned_net,
+        [blob.array() for blob in state.history],
+        state.current_step,
+    )
     assert out.read_bytes() == STATE.read_bytes()
 
 
 def test_model_with_diffs_is_what_protobuf_writes(tmp_path):
-    net = NetParameter(name='n', layer=[dict(name='a', type='T', bottom=['x'], phase=1),
-                                        dict(name='b', blobs=[dict(data=[3])])])
+    net = NetParameter(
+        name='n',
+        layer=[
+            dict(name='a', type='T', bottom=['x'], phase=1),
+            dict(name='b', blobs=[dict(data=[3])]),
+        ],
+    )
     values = {'a': [VALUES, np.float64(VALUES[0]), np.zeros((0, 4)), np.array(7)]}
     diffs = {'a': [2 * array for array in values['a']]}
     caffemodel.write(tmp_path / 'a', net, values, diffs)
@@ -258,11 +297,14 @@ def test_more_than_protobuf_can_read_is_refused_before_anything_is_written(tmp_p
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('blobs, diffs, words', [
-    ({'b': [VALUES]}, None, 'no layer "b"'),
-    ({'a': [VALUES]}, {'a': [VALUES.T]}, 'expected diffs of shapes'),
-    ({'a': [np.array(['x'])]}, None, 'a: blob 0: expected numbers'),
-])
+@pytest.mark.parametrize(
+    'blobs, diffs, words',
+    [
+        ({'b': [VALUES]}, None, 'no layer "b"'),
+        ({'a': [VALUES]}, {'a': [VALUES.T]}, 'expected diffs of shapes'),
+        ({'a': [np.array(['x'])]}, None, 'a: blob 0: expected numbers'),
+    ],
+)
 @pytest.mark.parametrize('write', [caffemodel.write, caffemodel.write_hdf5])
 def test_arrays_that_do_not_fit_the_net_are_refused(tmp_path, write, blobs, diffs, words):
     if write is caffemodel.write_hdf5:
@@ -282,15 +324,25 @@ def test_missing_folder_is_named(tmp_path):
 
 READS = [caffemodel.read, caffemodel.read_net, caffemodel.read_state, caffemodel.read_blob]
 READERS = {
-    'a .caffemodel': caffemodel.read, 'a .solverstate': caffemodel.read_state,
-    'a .binaryproto': caffemodel.read_blob, 'text': None,
+    'a .caffemodel': caffemodel.read,
+    'a .solverstate': caffemodel.read_state,
+    'a .binaryproto': caffemodel.read_blob,
+    'text': None,
 }
 
 
-@pytest.mark.parametrize('path, kind', [
-    (V1, 'a .caffemodel'), (V1_UPGRADED, 'a .caffemodel'), (MODEL, 'a .caffemodel'),
-    (STATE, 'a .solverstate'), (MEAN, 'a .binaryproto'), (FORMATS / 'legacy_v1.prototxt', 'text')],
-    ids=lambda value: getattr(value, 'name', value))
+@pytest.mark.parametrize(
+    'path, kind',
+    [
+        (V1, 'a .caffemodel'),
+        (V1_UPGRADED, 'a .caffemodel'),
+        (MODEL, 'a .caffemodel'),
+        (STATE, 'a .solverstate'),
+        (MEAN, 'a .binaryproto'),
+        (FORMATS / 'legacy_v1.prototxt', 'text'),
+    ],
+    ids=lambda value: getattr(value, 'name', value),
+)
 def test_a_file_of_another_kind_is_named_for_what_it_is(path, kind):
     for due, read in READERS.items():
         if read and due != kind:
@@ -298,14 +350,18 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(path, kind):
 
 
 @pytest.mark.parametrize('read', READS)
-@pytest.mark.parametrize('data, words', [
-    (b'', 'empty'),
-    (b'\xff\xd8\xff\xe0\0\x10JFIF' + bytes(99), 'a JPEG image'),
-    (b'\x89PNG\r\n\x1a\n' + bytes(99), 'a PNG image'),
-    (b'PK\x03\x04' + bytes(99), 'a zip archive'),
-    (bytes(1000), 'not a protobuf message'),
-    ('größe: 1\n'.encode() * 900, 'found text'),
-], ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize(
+    'data, words',
+    [
+        (b'', 'empty'),
+        (b'\xff\xd8\xff\xe0\0\x10JFIF' + bytes(99), 'a JPEG image'),
+        (b'\x89PNG\r\n\x1a\n' + bytes(99), 'a PNG image'),
+        (b'PK\x03\x04' + bytes(99), 'a zip archive'),
+        (bytes(1000), 'not a protobuf message'),
+        ('größe: 1\n'.encode() * 900, 'found text'),
+    ],
+    ids=lambda value: str(value)[:12],
+)
 def test_other_bytes_are_refused_and_named(tmp_path, read, data, words):
     (tmp_path / 'x').write_bytes(data)
     refused(read, tmp_path / 'x', words)
@@ -319,8 +375,11 @@ def test_missing_files_and_folders_are_named(tmp_path):
 @pytest.mark.parametrize('path', [V1, MODEL, STATE, MEAN], ids=lambda path: path.name)
 def test_every_truncation_is_noticed_or_leaves_whole_layers(tmp_path, path):
     data = path.read_bytes()
-    read = {'.caffemodel': caffemodel.read, '.solverstate': caffemodel.read_state,
-            '.binaryproto': caffemodel.read_blob}[path.suffix]
+    read = {
+        '.caffemodel': caffemodel.read,
+        '.solverstate': caffemodel.read_state,
+        '.binaryproto': caffemodel.read_blob,
+    }[path.suffix]
     whole = 0
     for size in range(1, len(data), 17):
         (tmp_path / 'x').write_bytes(data[:size])
@@ -334,19 +393,31 @@ def test_every_truncation_is_noticed_or_leaves_whole_layers(tmp_path, path):
     assert whole < 6
 
 
-@pytest.mark.parametrize('dims, count, found', [
-    ([3, 5], 15, 12), ([], 1, 12), ([2], 2, 12), ([0], 0, 12)])
+@pytest.mark.parametrize(
+    'dims, count, found', [([3, 5], 15, 12), ([], 1, 12), ([2], 2, 12), ([0], 0, 12)]
+)
 def test_count_that_differs_from_the_shape_is_refused(tmp_path, dims, count, found):
-    with pytest.raises(CaffeError, match=rf'one.caffemodel: conv: blob 0: expected {count} values '
-                                         rf'for shape .*, found {found}'):
+    with pytest.raises(
+        CaffeError,
+        match=rf'one.caffemodel: conv: blob 0: expected {count} values '
+        rf'for shape .*, found {found}',
+    ):
         one_blob(tmp_path, BlobProto(data=FLAT, shape=BlobShape(dim=dims)))
 
 
-@pytest.mark.parametrize('shape', [
-    dict(shape=dict(dim=[-1, 12])), dict(shape=dict(dim=[-1, -12])), dict(num=-1),
-    dict(shape=dict(dim=[1 << 40, 1 << 40])),
-    dict(shape=dict(dim=[1 << 31])), dict(shape=dict(dim=[1] * 33)),
-    dict(shape=dict(dim=[1] * 100_000))], ids=lambda shape: str(shape)[:40])
+@pytest.mark.parametrize(
+    'shape',
+    [
+        dict(shape=dict(dim=[-1, 12])),
+        dict(shape=dict(dim=[-1, -12])),
+        dict(num=-1),
+        dict(shape=dict(dim=[1 << 40, 1 << 40])),
+        dict(shape=dict(dim=[1 << 31])),
+        dict(shape=dict(dim=[1] * 33)),
+        dict(shape=dict(dim=[1] * 100_000)),
+    ],
+    ids=lambda shape: str(shape)[:40],
+)
 def test_impossible_shapes_are_refused_before_memory_is_taken(tmp_path, shape):
     with pytest.raises(CaffeError, match='one.caffemodel: conv: blob 0: '):
         one_blob(tmp_path, BlobProto(data=FLAT, **shape))
@@ -362,15 +433,19 @@ def test_declared_shape_alone_takes_no_memory(tmp_path):
         one_blob(tmp_path, BlobProto(data=[1], shape=BlobShape(dim=[(1 << 31) - 1])))
 
 
-@pytest.mark.parametrize('blob, words', [
-    (b'\x2a\x03abc', 'not a multiple of 4'),
-    (b'\x2a\x7f', 'needs 127 bytes'),
-    (b'\x2a\x04abc', 'needs 4 bytes, 3 are left'),
-    (b'\x28\x01', 'BlobProto.data .* expected wire type 5, found 0'),
-    (b'\x2b', 'wire type 3'),
-    (b'\x00', 'field number 0'),
-    (b'\xff' * 11, 'no number at byte'),
-], ids=lambda value: str(value)[:16])
+@pytest.mark.parametrize(
+    'blob, words',
+    [
+        (b'\x2a\x03abc', 'not a multiple of 4'),
+        (b'\x2a\x7f', 'needs 127 bytes'),
+        (b'\x2a\x04abc', 'needs 4 bytes, 3 are left'),
+        (b'\x28\x01', 'BlobProto.data .* expected wire type 5, found 0'),
+        (b'\x2b', 'wire type 3'),
+        (b'\x00', 'field number 0'),
+        (b'\xff' * 11, 'no number at byte'),
+    ],
+    ids=lambda value: str(value)[:16],
+)
 def test_broken_fields_are_refused_with_their_place(tmp_path, blob, words):
     with pytest.raises(CaffeError, match=words):
         one_blob(tmp_path, blob)
@@ -389,9 +464,11 @@ def test_layers_of_two_formats_are_refused(tmp_path):
         refused(read, tmp_path / 'x', '`layers`')
 
 
-@pytest.mark.parametrize('data', [b'\xa2\x06\x00' * 2000,
-                                  b'\x12\x06\x32\x04\x3a\x02\x08\x00' * 2000],
-                         ids=['layers', 'blobs'])
+@pytest.mark.parametrize(
+    'data',
+    [b'\xa2\x06\x00' * 2000, b'\x12\x06\x32\x04\x3a\x02\x08\x00' * 2000],
+    ids=['layers', 'blobs'],
+)
 def test_a_forged_multitude_is_refused(tmp_path, monkeypatch, data):
     monkeypatch.setattr(wire, 'MAX_FIELDS', 1000)
     (tmp_path / 'x').write_bytes(data)
@@ -404,10 +481,11 @@ def test_more_layers_or_blobs_than_any_net_has_are_refused(tmp_path, monkeypatch
     monkeypatch.setattr(caffemodel, 'MAX_LAYERS', 10)
     blobs = [BlobProto(shape=dict(dim=[0]))] * 11
     for words, content in (
-            ('than 10 layers', NetParameter(layer=[dict(name='a')] * 11)),
-            ('than 10 layers', NetParameter(layers=[dict(name='a')] * 11)),
-            ('than 20 blobs', NetParameter(layer=[dict(name='a', blobs=blobs)] * 2)),
-            ('than 20 blobs', SolverState(iter=1, history=blobs * 2))):
+        ('than 10 layers', NetParameter(layer=[dict(name='a')] * 11)),
+        ('than 10 layers', NetParameter(layers=[dict(name='a')] * 11)),
+        ('than 20 blobs', NetParameter(layer=[dict(name='a', blobs=blobs)] * 2)),
+        ('than 20 blobs', SolverState(iter=1, history=blobs * 2)),
+    ):
         (tmp_path / 'x').write_bytes(content.SerializeToString())
         state = isinstance(content, SolverState)
         refused(caffemodel.read_state if state else caffemodel.read, tmp_path / 'x', words)
@@ -427,7 +505,7 @@ def test_a_layers_name_is_held_once_however_many_blobs_it_has(tmp_path):
     for name in ('a', 'a' * 1000):
         tracemalloc.start()
         try:
-            layer, = named(tmp_path, name, 1000)
+            (layer,) = named(tmp_path, name, 1000)
             taken.append(tracemalloc.get_traced_memory()[0])
         finally:
             tracemalloc.stop()
@@ -438,8 +516,9 @@ def test_a_layers_name_is_held_once_however_many_blobs_it_has(tmp_path):
 
 def test_absurdly_long_names_are_refused(tmp_path):
     assert named(tmp_path, 'a' * 1024, 1)[0].name == 'a' * 1024
-    with pytest.raises(CaffeError, match='x: name at byte .*: expected at most 1024 bytes, '
-                                         'found 1025'):
+    with pytest.raises(
+        CaffeError, match='x: name at byte .*: expected at most 1024 bytes, found 1025'
+    ):
         named(tmp_path, 'a' * 1025, 1)
 
 
@@ -453,7 +532,7 @@ def test_short_runs_of_numbers_are_not_read_over_and_over(tmp_path, monkeypatch,
 
     monkeypatch.setattr(wire.Source, 'readinto', counted)
     run = np.zeros(length, np.float32)
-    body = (tagged(0x2d, run) + tagged(0x35, run)) * (10_000 // length)
+    body = (tagged(0x2D, run) + tagged(0x35, run)) * (10_000 // length)
     with pytest.raises(CaffeError, match=r'expected 1 values for shape \(\), found 10000'):
         one_blob(tmp_path, body)
     # A look at 64 rows behind each run of two, which the file may hold.
@@ -463,8 +542,9 @@ def test_short_runs_of_numbers_are_not_read_over_and_over(tmp_path, monkeypatch,
 @pytest.mark.parametrize('read', READS)
 def test_binary_files_beyond_2_gib_are_refused_with_the_reason(tmp_path, read):
     path = tmp_path / 'x'
-    path.write_bytes({caffemodel.read_state: STATE, caffemodel.read_blob: MEAN}.get(
-        read, MODEL).read_bytes())
+    path.write_bytes(
+        {caffemodel.read_state: STATE, caffemodel.read_blob: MEAN}.get(read, MODEL).read_bytes()
+    )
     read(path)
     os.truncate(path, 1 << 31)  # a hole, which takes no room on the disk
     refused(read, path, '2147483648 bytes, and protobuf reads no message of more than 2147483647')

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from caffe_port.files import caffemodel, hdf5
 from caffe_port.errors import CaffeError, WriteError
+from caffe_port.files import caffemodel, hdf5
 from caffe_port.proto.caffe_pb2 import NetParameter
 from tests.weight_files import MODEL, VALUES, arrays_of, refused
 
@@ -37,7 +37,7 @@ def test_hdf5_keeps_names_with_slashes_and_eleven_blobs_in_order(tmp_path):
     net = NetParameter(layer=[dict(name='inception_3a/1x1'), dict(name='inception_3a/3x3')])
     arrays = {'inception_3a/1x1': [np.full(2, i) for i in range(11)]}
     caffemodel.write_hdf5(tmp_path / 'a.h5', net, arrays)
-    layer, = caffemodel.read(tmp_path / 'a.h5')
+    (layer,) = caffemodel.read(tmp_path / 'a.h5')
     assert layer.name == 'inception_3a/1x1'
     assert [blob.array()[0] for blob in layer.blobs] == list(range(11))
 
@@ -75,7 +75,8 @@ def test_hdf5_values_must_be_in_the_file_and_not_beyond_its_size(tmp_path):
     forgeries = {
         'expected at most': lambda group: group.create_dataset('0', (1 << 29,), 'f4'),
         'its values are in another file': lambda group: group.create_dataset(
-            '0', (4,), 'f4', external=[(str(tmp_path / 'b.h5'), 0, 16)]),
+            '0', (4,), 'f4', external=[(str(tmp_path / 'b.h5'), 0, 16)]
+        ),
         'expected floats': lambda group: group.create_dataset('0', data=[1, 2]),
         'is missing': lambda group: group.create_dataset('1', data=[1.0]),
         'elements': lambda group: group.create_dataset('0', (1 << 31,), 'f4', chunks=(1024,)),
@@ -98,18 +99,26 @@ def link(place: str, to):
     def forge(file):
         file.create_group('data/good').create_dataset('0', data=np.float32([1, 2]))
         file[place] = to
+
     return forge
 
 
 @pytest.mark.parametrize('place', ['data/a/0', 'data/a', 'data/good/1', 'diff/good/0', 'diff'])
-@pytest.mark.parametrize('to', [h5py.SoftLink('/nowhere'), h5py.SoftLink('/data/good/0'),
-                                h5py.ExternalLink('b.h5', '/data/good/0'),
-                                h5py.ExternalLink('none.h5', '/x')])
+@pytest.mark.parametrize(
+    'to',
+    [
+        h5py.SoftLink('/nowhere'),
+        h5py.SoftLink('/data/good/0'),
+        h5py.ExternalLink('b.h5', '/data/good/0'),
+        h5py.ExternalLink('none.h5', '/x'),
+    ],
+)
 def test_hdf5_links_are_refused_wherever_they_lead(tmp_path, place, to):
     forged(tmp_path / 'b.h5', lambda file: None)
     forged(tmp_path / 'a.h5', link(place, to))
-    refused(caffemodel.read, tmp_path / 'a.h5', f'/{place}: expected values, found a link to',
-            to.path)
+    refused(
+        caffemodel.read, tmp_path / 'a.h5', f'/{place}: expected values, found a link to', to.path
+    )
 
 
 def test_hdf5_values_reached_by_two_names_belong_to_both_layers(tmp_path):
@@ -117,7 +126,9 @@ def test_hdf5_values_reached_by_two_names_belong_to_both_layers(tmp_path):
     with h5py.File(tmp_path / 'a.h5', 'r+') as file:
         file.create_group('data/twin')['0'] = file['data/good/0']
     assert {name: list(*values) for name, values in arrays_of(tmp_path / 'a.h5').items()} == {
-        'good': [1, 2], 'twin': [1, 2]}
+        'good': [1, 2],
+        'twin': [1, 2],
+    }
 
 
 def test_hdf5_without_a_blob_is_refused_like_a_model_without_layers(tmp_path):
@@ -140,9 +151,11 @@ def test_hdf5_nests_loops_and_multitudes_are_refused_soon(tmp_path, monkeypatch)
         group['a'] = group['b'] = group
 
     for forge, words in (
-            (lambda file: file.create_group('data/' + 'a/' * 33), 'nested more than 32 deep'),
-            (lambda file: file.create_group('data/' + 'a' * 1025), 'more than 1024 characters'),
-            (many, 'more than 200 objects'), (loop, 'nested more than 32 deep')):
+        (lambda file: file.create_group('data/' + 'a/' * 33), 'nested more than 32 deep'),
+        (lambda file: file.create_group('data/' + 'a' * 1025), 'more than 1024 characters'),
+        (many, 'more than 200 objects'),
+        (loop, 'nested more than 32 deep'),
+    ):
         forged(tmp_path / 'a.h5', forge)
         refused(caffemodel.read, tmp_path / 'a.h5', words)
     forged(tmp_path / 'a.h5', lambda file: file.create_group('data/' + 'a/' * 32))
@@ -154,7 +167,7 @@ def test_hdf5_is_opened_once_and_stays_open_while_its_blobs_are_held(tmp_path, m
     net = NetParameter(layer=[dict(name='a')])
     caffemodel.write_hdf5(path, net, {'a': [VALUES, VALUES[0]]})
     monkeypatch.setattr(h5py, 'File', lambda *args: opened.append(args) or h5file(*args))
-    layer, = caffemodel.read(path)
+    (layer,) = caffemodel.read(path)
     monkeypatch.undo()
     caffemodel.write_hdf5(path, net, {'a': [-VALUES, -VALUES[0]]})
     path.rename(tmp_path / 'moved')
@@ -201,10 +214,15 @@ def test_two_layers_of_one_name_do_not_fit_into_hdf5(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('write', [
-    lambda path: caffemodel.write_hdf5(path, NetParameter(layer=[dict(name='a')]),
-                                       {'a': [VALUES]}),
-    lambda path: caffemodel.write_state_hdf5(path, 1, '', [VALUES], 0)])
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda path: caffemodel.write_hdf5(
+            path, NetParameter(layer=[dict(name='a')]), {'a': [VALUES]}
+        ),
+        lambda path: caffemodel.write_state_hdf5(path, 1, '', [VALUES], 0),
+    ],
+)
 def test_a_full_disk_leaves_what_was_there_and_the_process_alive(tmp_path, write):
     path, limits = tmp_path / 'a.h5', resource.getrlimit(resource.RLIMIT_FSIZE)
     write(path)

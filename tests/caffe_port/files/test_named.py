@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from caffe_port.files import weights
 from caffe_port.errors import CaffeError
+from caffe_port.files import weights
 from tests.conversion import bits, bits_of, refused, run, write_tiny
 from tests.mutations import damaged
 from tests.vectors import GOLDEN
@@ -26,34 +26,47 @@ def test_safetensors_has_its_documented_layout(tmp_path):
     path, arrays = write_tiny(tmp_path)
     assert run(path, tmp_path / 'b.safetensors') == 0
     data = (tmp_path / 'b.safetensors').read_bytes()
-    length, = struct.unpack('<Q', data[:8])
+    (length,) = struct.unpack('<Q', data[:8])
     assert length % 8 == 0
-    header = json.loads(data[8:8 + length])
+    header = json.loads(data[8 : 8 + length])
     for key, array in zip(header, (array for each in arrays.values() for array in each)):
         start, end = header[key]['data_offsets']
         assert (header[key]['dtype'], header[key]['shape']) == ('F32', list(array.shape))
-        assert data[8 + length:][start:end] == array.tobytes()
+        assert data[8 + length :][start:end] == array.tobytes()
 
 
 def test_other_floats_become_float32_and_fortran_order_c(tmp_path, capsys):
     values = np.arange(6).reshape(2, 3) / 8
-    np.savez_compressed(tmp_path / 'a.npz', **{
-        'x.weight': np.asfortranarray(values), 'y.weight': values.astype('>f4'),
-        'z.weight': values.astype(np.float16)})
-    torch.save({f'{name}.weight': torch.from_numpy(values).to(dtype)
-                for name, dtype in (('x', torch.float64), ('y', torch.bfloat16),
-                                    ('z', torch.float16))}, tmp_path / 'a.pth')
+    np.savez_compressed(
+        tmp_path / 'a.npz',
+        **{
+            'x.weight': np.asfortranarray(values),
+            'y.weight': values.astype('>f4'),
+            'z.weight': values.astype(np.float16),
+        },
+    )
+    torch.save(
+        {
+            f'{name}.weight': torch.from_numpy(values).to(dtype)
+            for name, dtype in (('x', torch.float64), ('y', torch.bfloat16), ('z', torch.float16))
+        },
+        tmp_path / 'a.pth',
+    )
     for source in ('a.npz', 'a.pth'):
         assert run(tmp_path / source, tmp_path / 'b.caffemodel', '--force') == 0
         assert 'note: 1 blobs are stored as float64' in capsys.readouterr().out
         assert bits(tmp_path / 'b.caffemodel') == bits_of(
-            {name: [values.astype(np.float32)] for name in 'xyz'})
+            {name: [values.astype(np.float32)] for name in 'xyz'}
+        )
 
 
 def test_strided_tensors_and_pths_of_old_pytorch_are_read(tmp_path):
-    values = torch.arange(6.).reshape(2, 3)
-    torch.save({'x.weight': values.t(), 'x.bias': values[:, 1]}, tmp_path / 'a.pth',
-               _use_new_zipfile_serialization=False)
+    values = torch.arange(6.0).reshape(2, 3)
+    torch.save(
+        {'x.weight': values.t(), 'x.bias': values[:, 1]},
+        tmp_path / 'a.pth',
+        _use_new_zipfile_serialization=False,
+    )
     torch.save({'x.weight': values.t(), 'x.bias': values[:, 1]}, tmp_path / 'b.pth')
     expected = bits_of({'x': [values.numpy().T.copy(), values.numpy()[:, 1].copy()]})
     assert bits(tmp_path / 'a.pth') == bits(tmp_path / 'b.pth') == expected
@@ -70,8 +83,11 @@ class Evil:
 @pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('zipped', [True, False])
 def test_pickle_that_calls_something_is_refused_unexecuted(tmp_path, capsys, zipped):
-    torch.save({'a.weight': torch.ones(2), 'b.weight': Evil(str(tmp_path / 'pwned'))},
-               tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {'a.weight': torch.ones(2), 'b.weight': Evil(str(tmp_path / 'pwned'))},
+        tmp_path / 'a.pth',
+        _use_new_zipfile_serialization=zipped,
+    )
     line = refused(capsys, tmp_path / 'a.pth', tmp_path / 'b.npz')
     assert 'posix.mkdir' in line and 'nothing but tensors' in line
     (tmp_path / 'c.pth').write_bytes(pickle.dumps(Evil(str(tmp_path / 'pwned'))))
@@ -84,12 +100,13 @@ def test_checkpoint_with_more_than_tensors_is_told_from_a_state_dict(tmp_path, c
     line = refused(capsys, tmp_path / 'a.pth', tmp_path / 'b.npz')
     assert "expected a plain state_dict, names to tensors, found a dict with 'epoch'" in line
     for key, tensor, words in (
-            ('a.weight', torch.ones(2, dtype=torch.int64), 'expected a dense tensor of floats'),
-            ('a.weight', torch.ones(2).to_sparse(), 'expected a dense tensor of floats'),
-            ('a.running_mean', torch.ones(2), 'expected <layer>.weight'),
-            ('weight', torch.ones(2), 'expected <layer>.weight'),
-            ('a.3', torch.ones(2), 'expected one blob 0, found 3'),
-            ('a\0b.weight', torch.ones(2), 'has a zero in it')):
+        ('a.weight', torch.ones(2, dtype=torch.int64), 'expected a dense tensor of floats'),
+        ('a.weight', torch.ones(2).to_sparse(), 'expected a dense tensor of floats'),
+        ('a.running_mean', torch.ones(2), 'expected <layer>.weight'),
+        ('weight', torch.ones(2), 'expected <layer>.weight'),
+        ('a.3', torch.ones(2), 'expected one blob 0, found 3'),
+        ('a\0b.weight', torch.ones(2), 'has a zero in it'),
+    ):
         torch.save({key: tensor}, tmp_path / 'a.pth')
         assert words in refused(capsys, tmp_path / 'a.pth', tmp_path / 'b.npz')
 
@@ -115,21 +132,55 @@ def safetensors(header: dict | bytes, data: bytes = b'') -> bytes:
     return struct.pack('<Q', len(text)) + text + data
 
 
-@pytest.mark.parametrize('data, words', [
-    (b'123', 'truncated'), (struct.pack('<Q', 1 << 60) + b'{}', 'found a header of'),
-    (safetensors(b'[' * 5000), 'damaged'), (safetensors(b'[]'), 'damaged'),
-    (safetensors({'a.weight': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]}}, b'1234'),
-     'expected 8 bytes'),
-    (safetensors({k: {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}
-                  for k in ('a.weight', 'a.bias')}, b'1234'), 'expected its values at byte 4'),
-    (safetensors({'a.weight': {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}, b'12345678'),
-     'expected 4 bytes of values, found 8'),
-    (safetensors({'a.weight': {'dtype': 'I8', 'shape': [4], 'data_offsets': [0, 4]}}, b'1234'),
-     'expected F16, F32, F64'),
-    (safetensors({'a.weight': {'dtype': 'F32', 'shape': [-1, -1], 'data_offsets': [0, 4]}},
-                 b'1234'), 'negative'),
-    (safetensors({'a.weight': {'dtype': 'F32', 'shape': 'x', 'data_offsets': [0, 4]}}, b'1234'),
-     'no shape')])
+@pytest.mark.parametrize(
+    'data, words',
+    [
+        (b'123', 'truncated'),
+        (struct.pack('<Q', 1 << 60) + b'{}', 'found a header of'),
+        (safetensors(b'[' * 5000), 'damaged'),
+        (safetensors(b'[]'), 'damaged'),
+        (
+            safetensors(
+                {'a.weight': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]}}, b'1234'
+            ),
+            'expected 8 bytes',
+        ),
+        (
+            safetensors(
+                {
+                    k: {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}
+                    for k in ('a.weight', 'a.bias')
+                },
+                b'1234',
+            ),
+            'expected its values at byte 4',
+        ),
+        (
+            safetensors(
+                {'a.weight': {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}, b'12345678'
+            ),
+            'expected 4 bytes of values, found 8',
+        ),
+        (
+            safetensors(
+                {'a.weight': {'dtype': 'I8', 'shape': [4], 'data_offsets': [0, 4]}}, b'1234'
+            ),
+            'expected F16, F32, F64',
+        ),
+        (
+            safetensors(
+                {'a.weight': {'dtype': 'F32', 'shape': [-1, -1], 'data_offsets': [0, 4]}}, b'1234'
+            ),
+            'negative',
+        ),
+        (
+            safetensors(
+                {'a.weight': {'dtype': 'F32', 'shape': 'x', 'data_offsets': [0, 4]}}, b'1234'
+            ),
+            'no shape',
+        ),
+    ],
+)
 def test_forged_safetensors_are_refused(tmp_path, capsys, data, words):
     (tmp_path / 'a.safetensors').write_bytes(data)
     assert words in refused(capsys, tmp_path / 'a.safetensors', tmp_path / 'b.npz')

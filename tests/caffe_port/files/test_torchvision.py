@@ -9,9 +9,14 @@ import caffe_port as caffe
 from caffe_port import prototxt
 from caffe_port.files import weights
 from caffe_port.files.fit import fit
+from caffe_port.files.torchvision import (
+    TORCHVISION_MEAN_BGR,
+    ZOO_MEAN_BGR,
+    from_torchvision,
+    mean_shift,
+    to_torchvision,
+)
 from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.files.torchvision import (TORCHVISION_MEAN_BGR, ZOO_MEAN_BGR, from_torchvision,
-                                        mean_shift, to_torchvision)
 from nets import vgg16
 from tests.conversion import refused, run, write_tiny
 from tests.vectors import assert_close, net_of
@@ -30,8 +35,14 @@ class TorchvisionVGG16(nn.Module):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.Linear(inputs * 4, fc), nn.ReLU(), nn.Dropout(), nn.Linear(fc, fc), nn.ReLU(),
-            nn.Dropout(), nn.Linear(fc, classes))
+            nn.Linear(inputs * 4, fc),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(fc, fc),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(fc, classes),
+        )
 
     def forward(self, x):
         return self.classifier(self.features(x).flatten(1))
@@ -48,8 +59,10 @@ def torchvision_vgg(tmp_path):
     torch.save(model.state_dict(), tmp_path / 'tv.pth')
     image = random.randint(0, 256, (1, 3, 64, 64)).astype(np.float64)
     rgb = torch.from_numpy(image[:, ::-1].copy()) / 255
-    mean, std = (torch.tensor(three, dtype=torch.float64)[:, None, None]
-                 for three in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(three, dtype=torch.float64)[:, None, None]
+        for three in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     return model, tmp_path / 'tv.pth', image, ((rgb - mean) / std).float()
 
 
@@ -70,8 +83,9 @@ def test_torchvisions_vgg16_is_caffes_on_images_less_its_mean(tmp_path, capsys, 
     net = caffe.Net(caffe_vgg(), str(tmp_path / 'a.caffemodel'), caffe.TEST)
     net.forward(data=less(image, TORCHVISION_MEAN_BGR))
     with torch.no_grad():
-        first = nn.functional.conv2d(normalised, model.features[0].weight, model.features[0].bias,
-                                     padding=1).relu()
+        first = nn.functional.conv2d(
+            normalised, model.features[0].weight, model.features[0].bias, padding=1
+        ).relu()
         # conv1_1 as the net keeps it, past its ReLU: the border too.
         assert_close(net.blobs['conv1_1'].data, first.numpy(), 1e-5)
         assert_close(net.blobs['fc8'].data, model(normalised).numpy(), 1e-5)
@@ -83,8 +97,9 @@ def test_another_mean_moves_conv1_1_by_one_constant_but_along_the_border(torchvi
     weight, bias = (torch.from_numpy(blob.array()) for blob in layers[0].blobs)
 
     def conv(values, pad):
-        return nn.functional.conv2d(torch.from_numpy(values).double(), weight.double(),
-                                    bias.double(), padding=pad)
+        return nn.functional.conv2d(
+            torch.from_numpy(values).double(), weight.double(), bias.double(), padding=pad
+        )
 
     exact, zoo = (conv(less(image, mean), 1) for mean in (TORCHVISION_MEAN_BGR, ZOO_MEAN_BGR))
     moved = (exact - zoo)[0]
@@ -101,10 +116,23 @@ def test_torchvisions_model_loads_what_came_back_from_caffe(tmp_path, torchvisio
     model, path, _, _ = torchvision_vgg
     proto = tmp_path / 'vgg.prototxt'
     prototxt.write(caffe_vgg(), proto)
-    assert run(path, tmp_path / 'a.caffemodel', '--from-torchvision', '--prototxt', proto,
-               '--verify') == 0
-    assert run(tmp_path / 'a.caffemodel', tmp_path / 'b.pth', '--to-torchvision', '--prototxt',
-               proto, '--verify', '--mean', '104,117,123') == 0
+    assert (
+        run(path, tmp_path / 'a.caffemodel', '--from-torchvision', '--prototxt', proto, '--verify')
+        == 0
+    )
+    assert (
+        run(
+            tmp_path / 'a.caffemodel',
+            tmp_path / 'b.pth',
+            '--to-torchvision',
+            '--prototxt',
+            proto,
+            '--verify',
+            '--mean',
+            '104,117,123',
+        )
+        == 0
+    )
     back = torch.load(tmp_path / 'b.pth', weights_only=True)
     for key, tensor in model.state_dict().items():
         if key == 'features.0.weight':
@@ -120,8 +148,11 @@ def test_fully_connected_layers_return_to_torchvision_from_convolutions(torchvis
     flat = {layer.name: [blob.shape for blob in layer.blobs] for layer in layers}
     text = prototxt.to_text(caffe_vgg())
     start = text.index('layer {', text.index('name: "pool5"'))
-    conv = text[:start] + '''layer { name: "fc6" type: "Convolution" bottom: "pool5" top: "fc6"
-        convolution_param { num_output: 8 kernel_size: 2 } }'''
+    conv = (
+        text[:start]
+        + """layer { name: "fc6" type: "Convolution" bottom: "pool5" top: "fc6"
+        convolution_param { num_output: 8 kernel_size: 2 } }"""
+    )
     cast = fit(layers, net_of(conv), fully_conv=True)
     assert len(cast.cast) == 1 and not cast.mismatched
     assert cast.layers[-1].blobs[0].shape == (8, 16, 2, 2)

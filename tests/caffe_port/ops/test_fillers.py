@@ -30,8 +30,9 @@ def test_constant_is_0_unless_told():
 def test_uniform_fills_its_bounds_evenly():
     values = fill(type='uniform', min=-1, max=3)
     assert values.min() >= -1 and values.max() <= 3
-    assert np.allclose(np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99]),
-                       [-0.96, 0, 1, 2, 2.96], atol=0.04)
+    assert np.allclose(
+        np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99]), [-0.96, 0, 1, 2, 2.96], atol=0.04
+    )
 
 
 def test_gaussian_has_its_mean_and_deviation():
@@ -117,17 +118,21 @@ def test_a_net_draws_a_bounded_number_of_values_in_all(monkeypatch):
         with fillers.bounded():
             fill((30, 20), type='xavier')
             fill((20, 20), value=1)
-            with pytest.raises(caffe.CaffeError, match='1 values after 1000 of other params, '
-                                                       'at most 1000 are drawn'):
+            with pytest.raises(
+                caffe.CaffeError,
+                match='1 values after 1000 of other params, at most 1000 are drawn',
+            ):
                 fill((1,), value=1)
     for _ in range(2):  # blobs that belong to no net
         fill((30, 20), type='xavier')
 
 
 def test_set_random_seed_decides_a_nets_weights():
-    text = ('layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 4 } } }'
-            'layer { name: "ip" type: "InnerProduct" bottom: "d" top: "ip" inner_product_param {'
-            ' num_output: 3 weight_filler { type: "xavier" } bias_filler { type: "uniform" } } }')
+    text = (
+        'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 4 } } }'
+        'layer { name: "ip" type: "InnerProduct" bottom: "d" top: "ip" inner_product_param {'
+        ' num_output: 3 weight_filler { type: "xavier" } bias_filler { type: "uniform" } } }'
+    )
     seen = []
     for _ in range(2):
         caffe.set_random_seed(3)
@@ -135,17 +140,21 @@ def test_set_random_seed_decides_a_nets_weights():
     assert all(np.array_equal(a, b) and a.any() for a, b in zip(*seen))
 
 
-@pytest.mark.parametrize('fields, shape, message', [
-    (dict(type='xaver'), (2, 2), 'filler type "xaver" unknown; there are bilinear'),
-    (dict(type='uniform', min=2, max=1), (2, 2), 'min 2 exceeds max 1'),
-    (dict(type='uniform', min=math.nan), (2, 2), 'min nan exceeds'),
-    (dict(type='gaussian', std=-1), (2, 2), 'std is -1'),
-    (dict(type='gaussian', sparse=3), (2, 2), 'sparse 3'),
-    (dict(type='gaussian', sparse=-2), (2, 2), 'sparse -2'),
-    (dict(type='xavier', sparse=1), (2, 2), 'takes no `sparse`'),
-    (dict(type='bilinear'), (2, 2), 'stack of square filters'),
-    (dict(type='bilinear'), (2, 2, 3, 4), 'stack of square filters'),
-    (dict(type='msra'), (2**15, 2**15), 'at most 300000000 are drawn for a net')])
+@pytest.mark.parametrize(
+    'fields, shape, message',
+    [
+        (dict(type='xaver'), (2, 2), 'filler type "xaver" unknown; there are bilinear'),
+        (dict(type='uniform', min=2, max=1), (2, 2), 'min 2 exceeds max 1'),
+        (dict(type='uniform', min=math.nan), (2, 2), 'min nan exceeds'),
+        (dict(type='gaussian', std=-1), (2, 2), 'std is -1'),
+        (dict(type='gaussian', sparse=3), (2, 2), 'sparse 3'),
+        (dict(type='gaussian', sparse=-2), (2, 2), 'sparse -2'),
+        (dict(type='xavier', sparse=1), (2, 2), 'takes no `sparse`'),
+        (dict(type='bilinear'), (2, 2), 'stack of square filters'),
+        (dict(type='bilinear'), (2, 2, 3, 4), 'stack of square filters'),
+        (dict(type='msra'), (2**15, 2**15), 'at most 300000000 are drawn for a net'),
+    ],
+)
 def test_what_cannot_be_filled_is_refused(fields, shape, message):
     with pytest.raises(caffe.CaffeError, match=message):
         fill(shape, **fields)

@@ -7,24 +7,26 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
+from caffe_port.files.upgrade import V1_TYPES
 from caffe_port.ops import LAYER_TYPES, Op, common, loss
 from caffe_port.ops.data import FED_TYPES
-from caffe_port.files.upgrade import V1_TYPES
 from tests.formulas import X, layer_net
 from tests.vectors import FACTS, net_of
 
-
 # Sources.
+
 
 def dummy(settings: str, tops: int = 2) -> caffe.Net:
     names = ' '.join(f'top: "t{i}"' for i in range(tops))
-    return net_of(f'layer {{ name: "d" type: "DummyData" {names} '
-                  f'dummy_data_param {{ {settings} }} }}')
+    return net_of(
+        f'layer {{ name: "d" type: "DummyData" {names} dummy_data_param {{ {settings} }} }}'
+    )
 
 
 def test_dummy_data_takes_dims_and_fillers_once_or_per_top():
-    out = dummy('num: 2 channels: 3 channels: 4 height: 1 width: 5 width: 6 '
-                'data_filler { value: 7 }').forward()
+    out = dummy(
+        'num: 2 channels: 3 channels: 4 height: 1 width: 5 width: 6 data_filler { value: 7 }'
+    ).forward()
     assert out['t0'].shape == (2, 3, 1, 5) and out['t1'].shape == (2, 4, 1, 6)
     assert (out['t1'] == 7).all()
     out = dummy('shape { dim: 3 } data_filler { value: 1 } data_filler { value: 2 }').forward()
@@ -32,9 +34,17 @@ def test_dummy_data_takes_dims_and_fillers_once_or_per_top():
     assert not dummy('shape { dim: 3 }').forward()['t0'].any()
 
 
-@pytest.mark.parametrize('settings', [
-    'shape { dim: 1 } num: 1', 'num: 1', '', 'shape { dim: 1 } shape { dim: 1 } shape { dim: 1 }',
-    'num: 1 channels: 1 height: 1', 'shape { dim: 1 } ' + 'data_filler { } ' * 3])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        'shape { dim: 1 } num: 1',
+        'num: 1',
+        '',
+        'shape { dim: 1 } shape { dim: 1 } shape { dim: 1 }',
+        'num: 1 channels: 1 height: 1',
+        'shape { dim: 1 } ' + 'data_filler { } ' * 3,
+    ],
+)
 def test_dummy_data_of_unclear_shape_is_refused(settings):
     with pytest.raises(caffe.CaffeError, match=r'^d \(DummyData\): '):
         dummy(settings)
@@ -56,32 +66,48 @@ def test_constant_dummy_data_stands_before_the_first_forward_and_keeps_what_is_w
 
 # What layers refuse.
 
-@pytest.mark.parametrize('type_, settings, message', [
-    ('Clip', '', 'needs min and max|min'),
-    ('Clip', 'clip_param { min: 1 max: 0 }', 'must not exceed'),
-    ('Log', 'log_param { base: 1 }', 'base 1'), ('Exp', 'exp_param { base: 0 }', 'base 0'),
-    ('Dropout', 'dropout_param { dropout_ratio: 1 }', r'\[0, 1\)'),
-    ('Pooling', 'pooling_param { kernel_size: 3 kernel_h: 3 kernel_w: 3 }', 'not both'),
-    ('Pooling', 'pooling_param { kernel_size: 2 pad: 2 }', 'smaller than kernel'),
-    ('Pooling', 'pooling_param { kernel_size: 2 pool: STOCHASTIC }', 'STOCHASTIC is not supported'),
-    ('Pooling', 'pooling_param { global_pooling: true kernel_size: 2 }', 'no kernel size'),
-    ('Pooling', 'pooling_param { global_pooling: true pad: 1 }', 'pad 0 and stride 1'),
-    ('Convolution', 'convolution_param { num_output: 2 kernel_size: 1 kernel_h: 2 kernel_w: 2 }',
-     'not both'),
-    ('Convolution', 'convolution_param { num_output: 2 kernel_size: 1 pad: 1 pad: 1 pad: 1 }',
-     '3 values of pad for 2'),
-    ('Convolution', 'convolution_param { num_output: 2 kernel_size: 1 group: 2 }', '2 groups'),
-    ('LRN', 'lrn_param { local_size: 4 }', 'must be odd'),
-    ('Slice', 'slice_param { slice_point: 1 }', '1 slice_point for 1 tops'),
-    ('Softmax', 'softmax_param { axis: 4 }', 'axis 4 is outside'),
-    ('Reshape', 'reshape_param { shape { dim: 7 } }', 'does not reshape'),
-    ('Reshape', 'reshape_param { shape { dim: -1 dim: -1 } }', 'one may be -1'),
-    ('Flatten', 'flatten_param { axis: 2 end_axis: 1 }', 'comes after'),
-    ('ArgMax', 'argmax_param { top_k: 61 }', 'top_k 61 must be 1 to 60'),
-    ('BatchNorm', 'param { lr_mult: 1 }', 'lr_mult must be 0'),
-    ('Tile', '', 'tiles 0 must be positive'),
-    ('InnerProduct', '', 'num_output must be positive'),
-    ('Scale', 'scale_param { num_axes: 4 }', 'exceeds bottom')])
+
+@pytest.mark.parametrize(
+    'type_, settings, message',
+    [
+        ('Clip', '', 'needs min and max|min'),
+        ('Clip', 'clip_param { min: 1 max: 0 }', 'must not exceed'),
+        ('Log', 'log_param { base: 1 }', 'base 1'),
+        ('Exp', 'exp_param { base: 0 }', 'base 0'),
+        ('Dropout', 'dropout_param { dropout_ratio: 1 }', r'\[0, 1\)'),
+        ('Pooling', 'pooling_param { kernel_size: 3 kernel_h: 3 kernel_w: 3 }', 'not both'),
+        ('Pooling', 'pooling_param { kernel_size: 2 pad: 2 }', 'smaller than kernel'),
+        (
+            'Pooling',
+            'pooling_param { kernel_size: 2 pool: STOCHASTIC }',
+            'STOCHASTIC is not supported',
+        ),
+        ('Pooling', 'pooling_param { global_pooling: true kernel_size: 2 }', 'no kernel size'),
+        ('Pooling', 'pooling_param { global_pooling: true pad: 1 }', 'pad 0 and stride 1'),
+        (
+            'Convolution',
+            'convolution_param { num_output: 2 kernel_size: 1 kernel_h: 2 kernel_w: 2 }',
+            'not both',
+        ),
+        (
+            'Convolution',
+            'convolution_param { num_output: 2 kernel_size: 1 pad: 1 pad: 1 pad: 1 }',
+            '3 values of pad for 2',
+        ),
+        ('Convolution', 'convolution_param { num_output: 2 kernel_size: 1 group: 2 }', '2 groups'),
+        ('LRN', 'lrn_param { local_size: 4 }', 'must be odd'),
+        ('Slice', 'slice_param { slice_point: 1 }', '1 slice_point for 1 tops'),
+        ('Softmax', 'softmax_param { axis: 4 }', 'axis 4 is outside'),
+        ('Reshape', 'reshape_param { shape { dim: 7 } }', 'does not reshape'),
+        ('Reshape', 'reshape_param { shape { dim: -1 dim: -1 } }', 'one may be -1'),
+        ('Flatten', 'flatten_param { axis: 2 end_axis: 1 }', 'comes after'),
+        ('ArgMax', 'argmax_param { top_k: 61 }', 'top_k 61 must be 1 to 60'),
+        ('BatchNorm', 'param { lr_mult: 1 }', 'lr_mult must be 0'),
+        ('Tile', '', 'tiles 0 must be positive'),
+        ('InnerProduct', '', 'num_output must be positive'),
+        ('Scale', 'scale_param { num_axes: 4 }', 'exceeds bottom'),
+    ],
+)
 def test_settings_that_caffe_refuses_are_refused(type_, settings, message):
     with pytest.raises(caffe.CaffeError, match=rf'layer \({type_}\): .*({message})'):
         layer_net(type_, settings, [X])
@@ -95,41 +121,61 @@ UNUSED = {'Im2col': {'num_output', 'bias_term', 'group', 'weight_filler', 'bias_
 
 @pytest.mark.parametrize('type_', sorted(caffe.layer_type_list()))
 def test_every_field_of_a_layers_parameter_is_read(type_):
-    messages = {'SoftmaxWithLoss': ('Softmax', 'Loss'), 'SigmoidCrossEntropyLoss': ('Loss',),
-                'Deconvolution': ('Convolution',), 'Im2col': ('Convolution',),
-                'InfogainLoss': ('InfogainLoss', 'Loss')}.get(type_, (type_,))
+    messages = {
+        'SoftmaxWithLoss': ('Softmax', 'Loss'),
+        'SigmoidCrossEntropyLoss': ('Loss',),
+        'Deconvolution': ('Convolution',),
+        'Im2col': ('Convolution',),
+        'InfogainLoss': ('InfogainLoss', 'Loss'),
+    }.get(type_, (type_,))
     rows = [line.split('\t') for line in (FACTS / 'caffe_schema.tsv').read_text().splitlines()]
     fields = {row[4] for row in rows if row[0] in {f'{name}Parameter' for name in messages}}
-    sources = [inspect.getsource(cls) for cls in LAYER_TYPES[type_].__mro__
-               if cls.__module__.startswith('caffe_port.ops') and cls is not Op]
+    sources = [
+        inspect.getsource(cls)
+        for cls in LAYER_TYPES[type_].__mro__
+        if cls.__module__.startswith('caffe_port.ops') and cls is not Op
+    ]
     if type_.endswith('Loss'):
         sources.append(inspect.getsource(loss.normalization_of))
     if type_ in ('Concat', 'Slice'):
         sources.append(inspect.getsource(common._either_axis))
     text = '\n'.join(sources)
-    unread = {field for field in fields - HARMLESS - UNUSED.get(type_, set())
-              if not re.search(rf'\b{field}\b', text)
-              and not re.search(rf"'{re.sub('_[hw]$', '', field)}'", text)}
+    unread = {
+        field
+        for field in fields - HARMLESS - UNUSED.get(type_, set())
+        if not re.search(rf'\b{field}\b', text)
+        and not re.search(rf"'{re.sub('_[hw]$', '', field)}'", text)
+    }
     assert not unread
 
 
 # The types there are.
+
 
 def test_every_type_of_caffes_older_format_is_here_or_has_its_replacement_named():
     missing = set(V1_TYPES.values()) - set(LAYER_TYPES) - {''}
     assert missing and missing <= set(FED_TYPES)
 
 
-@pytest.mark.parametrize('type_, instead', [
-    ('Data', 'Input or a Python layer'), ('HDF5Data', 'Input or a Python layer'),
-    ('ImageData', 'Input or a Python layer'), ('WindowData', 'Input or a Python layer'),
-    ('MemoryData', 'Input or a DummyData layer'), ('HDF5Output', 'take the blobs from net.blobs')])
+@pytest.mark.parametrize(
+    'type_, instead',
+    [
+        ('Data', 'Input or a Python layer'),
+        ('HDF5Data', 'Input or a Python layer'),
+        ('ImageData', 'Input or a Python layer'),
+        ('WindowData', 'Input or a Python layer'),
+        ('MemoryData', 'Input or a DummyData layer'),
+        ('HDF5Output', 'take the blobs from net.blobs'),
+    ],
+)
 def test_types_that_are_fed_from_outside_say_what_to_use_instead(type_, instead):
     assert type_ not in LAYER_TYPES and instead in FED_TYPES[type_]
 
 
 def test_a_python_module_that_is_nowhere_is_not_laid_to_the_release():
-    with pytest.raises(caffe.CaffeError, match='no module my_layers on the path, and no installed '
-                                               'package offers one by that name') as caught:
+    with pytest.raises(
+        caffe.CaffeError,
+        match='no module my_layers on the path, and no installed package offers one by that name',
+    ) as caught:
         layer_net('Python', 'python_param { module: "my_layers" layer: "L" }', [X])
     assert 'solve' not in str(caught.value)

@@ -9,13 +9,16 @@ from caffe_port.files import caffemodel
 from tests.formulas import RANDOM, X, check, draw, run
 from tests.vectors import assert_close
 
-
 # Losses and measures.
 
 LABELS = RANDOM(4).randint(0, 3, (2, 4, 5)).astype(np.float32)
 IGNORED = np.where(RANDOM(5).rand(2, 4, 5) < 0.3, 255, LABELS).astype(np.float32)
-NORMS = {'FULL': lambda valid: 40, 'VALID': lambda valid: valid, 'BATCH_SIZE': lambda valid: 2,
-         'NONE': lambda valid: 1}
+NORMS = {
+    'FULL': lambda valid: 40,
+    'VALID': lambda valid: valid,
+    'BATCH_SIZE': lambda valid: 2,
+    'NONE': lambda valid: 1,
+}
 
 
 def softmax_loss(x, labels, axis, divisor, ignore=255):
@@ -24,25 +27,43 @@ def softmax_loss(x, labels, axis, divisor, ignore=255):
     return -sum(row[label] for row, label in zip(log_prob, labels) if label != ignore) / divisor
 
 
-@pytest.mark.parametrize('text, mode', [
-    *((f'normalization: {mode}', mode) for mode in NORMS), ('', 'VALID'),
-    ('normalize: true', 'VALID'), ('normalize: false', 'BATCH_SIZE'),
-    ('normalize: false normalization: FULL', 'FULL')])
+@pytest.mark.parametrize(
+    'text, mode',
+    [
+        *((f'normalization: {mode}', mode) for mode in NORMS),
+        ('', 'VALID'),
+        ('normalize: true', 'VALID'),
+        ('normalize: false', 'BATCH_SIZE'),
+        ('normalize: false normalization: FULL', 'FULL'),
+    ],
+)
 @pytest.mark.parametrize('ignore', [False, True])
 def test_softmax_loss_normalization(text, mode, ignore):
     labels = IGNORED if ignore else LABELS
     divisor = NORMS[mode](int((labels != 255).sum()))
-    check('SoftmaxWithLoss', f'loss_param {{ {"ignore_label: 255" if ignore else ""} {text} }}',
-          lambda x, _: softmax_loss(x, labels, 1, divisor), X, labels, fixed=[1])
+    check(
+        'SoftmaxWithLoss',
+        f'loss_param {{ {"ignore_label: 255" if ignore else ""} {text} }}',
+        lambda x, _: softmax_loss(x, labels, 1, divisor),
+        X,
+        labels,
+        fixed=[1],
+    )
 
 
 @pytest.mark.parametrize('axis', [0, -1])
 def test_softmax_loss_along_other_axes_counts_what_comes_before_as_the_batch(axis):
     rest = np.delete(X.shape, axis)
     labels = RANDOM(1).randint(0, X.shape[axis], rest).astype(np.float32)
-    batch = max(int(np.prod(X.shape[:axis % 4])), 1)
-    check('SoftmaxWithLoss', f'softmax_param {{ axis: {axis} }} loss_param {{ normalize: false }}',
-          lambda x, _: softmax_loss(x, labels, axis, batch), X, labels, fixed=[1])
+    batch = max(int(np.prod(X.shape[: axis % 4])), 1)
+    check(
+        'SoftmaxWithLoss',
+        f'softmax_param {{ axis: {axis} }} loss_param {{ normalize: false }}',
+        lambda x, _: softmax_loss(x, labels, axis, batch),
+        X,
+        labels,
+        fixed=[1],
+    )
 
 
 def test_softmax_loss_gives_the_probabilities_to_a_second_top():
@@ -59,9 +80,13 @@ def test_a_loss_weight_scales_the_gradient_not_the_value():
     assert_close(weighted.backward()['b0'], 3 * plain.backward()['b0'], 1e-6)
 
 
-@pytest.mark.parametrize('type_, settings', [
-    ('SoftmaxWithLoss', 'loss_param { ignore_label: 255 }'),
-    ('SigmoidCrossEntropyLoss', 'loss_param { ignore_label: 255 normalization: VALID }')])
+@pytest.mark.parametrize(
+    'type_, settings',
+    [
+        ('SoftmaxWithLoss', 'loss_param { ignore_label: 255 }'),
+        ('SigmoidCrossEntropyLoss', 'loss_param { ignore_label: 255 normalization: VALID }'),
+    ],
+)
 def test_an_all_ignored_image_costs_nothing(type_, settings):
     shape = X.shape if type_.startswith('Sig') else LABELS.shape
     net = run(type_, settings, X, np.full(shape, 255, np.float32))
@@ -75,9 +100,15 @@ def test_the_softmax_loss_clamps_its_value_and_not_its_gradient():
     assert np.array_equal(net.backward()['b0'], [[-1, 1]])
 
 
-@pytest.mark.parametrize('text, mode', [
-    *((f'normalization: {mode}', mode) for mode in NORMS), ('', 'BATCH_SIZE'),
-    ('normalize: true', 'VALID'), ('normalize: false', 'BATCH_SIZE')])
+@pytest.mark.parametrize(
+    'text, mode',
+    [
+        *((f'normalization: {mode}', mode) for mode in NORMS),
+        ('', 'BATCH_SIZE'),
+        ('normalize: true', 'VALID'),
+        ('normalize: false', 'BATCH_SIZE'),
+    ],
+)
 @pytest.mark.parametrize('ignore', [False, True])
 def test_sigmoid_cross_entropy_normalization(text, mode, ignore):
     scores = 4 * draw(2, 20)
@@ -91,26 +122,47 @@ def test_sigmoid_cross_entropy_normalization(text, mode, ignore):
         losses = t * np.logaddexp(0, -x) + (1 - t) * np.logaddexp(0, x)
         return losses[valid].sum() / divisor
 
-    check('SigmoidCrossEntropyLoss', f'loss_param {{ {"ignore_label: 255" if ignore else ""} '
-          f'{text} }}', formula, scores, targets, fixed=[1])
+    check(
+        'SigmoidCrossEntropyLoss',
+        f'loss_param {{ {"ignore_label: 255" if ignore else ""} {text} }}',
+        formula,
+        scores,
+        targets,
+        fixed=[1],
+    )
 
 
 def test_sigmoid_cross_entropy_ignores_by_the_targets_integer_part():
-    net = run('SigmoidCrossEntropyLoss', 'loss_param { ignore_label: 0 }', np.ones((1, 2)),
-              np.array([[0.75, 1]]))
+    net = run(
+        'SigmoidCrossEntropyLoss',
+        'loss_param { ignore_label: 0 }',
+        np.ones((1, 2)),
+        np.array([[0.75, 1]]),
+    )
     assert net.blobs['t0'].data == pytest.approx(np.log1p(np.exp(-1)))
 
 
 def test_euclidean_loss_is_half_the_mean_of_squared_distances():
-    check('EuclideanLoss', '', lambda a, b: np.square(a - b.reshape(a.shape)).sum() / 4, X,
-          draw(2, 60, seed=1))
+    check(
+        'EuclideanLoss',
+        '',
+        lambda a, b: np.square(a - b.reshape(a.shape)).sum() / 4,
+        X,
+        draw(2, 60, seed=1),
+    )
 
 
 def test_multinomial_logistic_loss_is_the_mean_nll():
     prob = special.softmax(draw(4, 3), 1)
     labels = np.array([0, 2, 1, 1])
-    check('MultinomialLogisticLoss', '',
-          lambda p, _: -np.log(p[np.arange(4), labels]).mean(), prob, labels, fixed=[1])
+    check(
+        'MultinomialLogisticLoss',
+        '',
+        lambda p, _: -np.log(p[np.arange(4), labels]).mean(),
+        prob,
+        labels,
+        fixed=[1],
+    )
 
 
 def test_multinomial_logistic_loss_sees_no_probability_below_1e_20():
@@ -128,11 +180,11 @@ def test_losses_weigh_1_and_others_0_unless_told():
 
 @pytest.mark.parametrize('top_k', [1, 2, 3])
 def test_accuracy_counts_labels_among_the_best(top_k):
-    rank = (X >= np.take_along_axis(X, LABELS.astype(int)[:, None], 1)).sum(1)
+    rank = (np.take_along_axis(X, LABELS.astype(int)[:, None], 1) <= X).sum(1)
     right = rank <= top_k
     net = run('Accuracy', f'accuracy_param {{ top_k: {top_k} }}', X, LABELS, tops=2)
     assert net.blobs['t0'].data == pytest.approx(right.mean())
-    assert net.blobs['t1'].data == pytest.approx([right[LABELS == c].mean() for c in range(3)])
+    assert net.blobs['t1'].data == pytest.approx([right[c == LABELS].mean() for c in range(3)])
 
 
 def test_accuracy_leaves_ignored_labels_out_and_counts_a_tie_as_wrong():
@@ -160,8 +212,11 @@ def test_argmax_over_all_but_the_batch():
 def test_argmax_along_an_axis_gives_places_or_values(axis):
     order = np.flip(np.argsort(X, axis), axis).take([0, 1], axis)
     for values in (False, True):
-        net = run('ArgMax', f'argmax_param {{ axis: {axis} top_k: 2 '
-                  f'out_max_val: {str(values).lower()} }}', X)
+        net = run(
+            'ArgMax',
+            f'argmax_param {{ axis: {axis} top_k: 2 out_max_val: {str(values).lower()} }}',
+            X,
+        )
         expected = np.take_along_axis(X, order, axis) if values else order
         assert np.array_equal(net.blobs['t0'].data, expected)
 
@@ -177,9 +232,14 @@ MATRIX = draw(3, 3, seed=7, low=0.2)
 
 def infogain(x, labels, matrix, axis, divisor, ignore=255):
     log_prob = np.moveaxis(special.log_softmax(x, axis), axis, -1).reshape(-1, x.shape[axis])
-    return -sum(matrix.reshape(log_prob.shape[1], -1)[label] @ row
-                for row, label in zip(log_prob, labels.reshape(-1).astype(int))
-                if label != ignore) / divisor
+    return (
+        -sum(
+            matrix.reshape(log_prob.shape[1], -1)[label] @ row
+            for row, label in zip(log_prob, labels.reshape(-1).astype(int))
+            if label != ignore
+        )
+        / divisor
+    )
 
 
 @pytest.fixture
@@ -194,23 +254,43 @@ def matrix_file(tmp_path, monkeypatch) -> str:
 def test_infogain_loss_normalization(mode, ignore, matrix_file):
     labels = IGNORED if ignore else LABELS
     divisor = NORMS[mode or 'VALID'](int((labels != 255).sum()))
-    settings = (f'loss_param {{ {"ignore_label: 255" if ignore else ""} '
-                f'{f"normalization: {mode}" if mode else ""} }}')
-    check('InfogainLoss', settings, lambda x, _, __: infogain(x, labels, MATRIX, 1, divisor),
-          X, labels, MATRIX, fixed=[1, 2])
-    check('InfogainLoss', f'{settings} infogain_loss_param {{ source: "{matrix_file}" }}',
-          lambda x, _: infogain(x, labels, MATRIX, 1, divisor), X, labels, fixed=[1])
+    settings = (
+        f'loss_param {{ {"ignore_label: 255" if ignore else ""} '
+        f'{f"normalization: {mode}" if mode else ""} }}'
+    )
+    check(
+        'InfogainLoss',
+        settings,
+        lambda x, _, __: infogain(x, labels, MATRIX, 1, divisor),
+        X,
+        labels,
+        MATRIX,
+        fixed=[1, 2],
+    )
+    check(
+        'InfogainLoss',
+        f'{settings} infogain_loss_param {{ source: "{matrix_file}" }}',
+        lambda x, _: infogain(x, labels, MATRIX, 1, divisor),
+        X,
+        labels,
+        fixed=[1],
+    )
 
 
 @pytest.mark.parametrize('axis', [0, 2, -1])
 def test_infogain_loss_along_other_axes(axis):
     size, matrix = X.shape[axis], draw(X.shape[axis], X.shape[axis], seed=2)
     labels = RANDOM(1).randint(0, size, np.delete(X.shape, axis)).astype(np.float32)
-    batch = max(int(np.prod(X.shape[:axis % 4])), 1)
-    check('InfogainLoss', f'infogain_loss_param {{ axis: {axis} }} '
-          'loss_param { normalization: BATCH_SIZE }',
-          lambda x, _, __: infogain(x, labels, matrix, axis, batch), X, labels, matrix,
-          fixed=[1, 2])
+    batch = max(int(np.prod(X.shape[: axis % 4])), 1)
+    check(
+        'InfogainLoss',
+        f'infogain_loss_param {{ axis: {axis} }} loss_param {{ normalization: BATCH_SIZE }}',
+        lambda x, _, __: infogain(x, labels, matrix, axis, batch),
+        X,
+        labels,
+        matrix,
+        fixed=[1, 2],
+    )
 
 
 def test_infogain_loss_of_the_unit_matrix_is_the_softmax_loss():
@@ -232,12 +312,13 @@ def test_infogain_loss_sees_no_probability_below_1e_20_and_its_gradient_does():
 def test_infogain_loss_says_what_is_wrong_with_its_matrix(matrix_file):
     source = f'infogain_loss_param {{ source: "{matrix_file}" }}'
     for settings, bottoms, message in (
-            ('', [X, LABELS], 'neither a third bottom nor in a file'),
-            ('infogain_loss_param { source: "none.binaryproto" }', [X, LABELS], 'none.binaryproto'),
-            (source, [X, LABELS[:1]], 'labels for scores'),
-            (source, [draw(2, 4), np.zeros(2)], 'for 4 classes, expected 4 x 4'),
-            ('', [X, LABELS, np.eye(4)], r'matrix \(4, 4\) for 3 classes, expected 3 x 3'),
-            (f'{source} loss_param {{ normalize: true }}', [X, LABELS], 'give normalization')):
+        ('', [X, LABELS], 'neither a third bottom nor in a file'),
+        ('infogain_loss_param { source: "none.binaryproto" }', [X, LABELS], 'none.binaryproto'),
+        (source, [X, LABELS[:1]], 'labels for scores'),
+        (source, [draw(2, 4), np.zeros(2)], 'for 4 classes, expected 4 x 4'),
+        ('', [X, LABELS, np.eye(4)], r'matrix \(4, 4\) for 3 classes, expected 3 x 3'),
+        (f'{source} loss_param {{ normalize: true }}', [X, LABELS], 'give normalization'),
+    ):
         with pytest.raises(caffe.CaffeError, match=rf'^layer \(InfogainLoss\): .*{message}'):
             run('InfogainLoss', settings, *bottoms)
 
@@ -247,8 +328,10 @@ def test_the_infogain_matrix_is_no_parameter(matrix_file):
     assert not net.params and not net.module.state_dict()
 
 
-@pytest.mark.parametrize('settings, power', [
-    ('', 1), ('hinge_loss_param { norm: L1 }', 1), ('hinge_loss_param { norm: L2 }', 2)])
+@pytest.mark.parametrize(
+    'settings, power',
+    [('', 1), ('hinge_loss_param { norm: L1 }', 1), ('hinge_loss_param { norm: L2 }', 2)],
+)
 @pytest.mark.parametrize('shape', [(4, 3), (4, 3, 1, 1)])
 def test_hinge_loss_is_one_against_all(settings, power, shape):
     labels = np.array([0, 2, 1, 1])
@@ -268,19 +351,31 @@ def test_hinge_loss_has_no_gradient_where_the_margin_is_just_kept():
 ALIKE = np.array([1, 0, 0, 2, 0, 0.5])  # the last counts as 0
 
 
-@pytest.mark.parametrize('settings, margin, legacy', [
-    ('', 1, False), ('margin: 2.5', 2.5, False), ('margin: 6 legacy_version: true', 6, True)])
+@pytest.mark.parametrize(
+    'settings, margin, legacy',
+    [('', 1, False), ('margin: 2.5', 2.5, False), ('margin: 6 legacy_version: true', 6, True)],
+)
 @pytest.mark.parametrize('shape', [(6, 3), (6, 3, 1, 1)])
 def test_contrastive_loss_draws_pairs_together_and_others_apart(settings, margin, legacy, shape):
     def formula(a, b, _):
         squares = np.square(a - b).reshape(6, -1).sum(1)
-        apart = (np.maximum(0, margin - squares) if legacy
-                 else np.maximum(0, margin - np.sqrt(squares)) ** 2)
+        apart = (
+            np.maximum(0, margin - squares)
+            if legacy
+            else np.maximum(0, margin - np.sqrt(squares)) ** 2
+        )
         return np.where(ALIKE >= 1, squares, apart).sum() / 12
 
     a = draw(*shape)
-    check('ContrastiveLoss', f'contrastive_loss_param {{ {settings} }}', formula, a,
-          a + draw(*shape, seed=1) / 2, ALIKE, fixed=[2])
+    check(
+        'ContrastiveLoss',
+        f'contrastive_loss_param {{ {settings} }}',
+        formula,
+        a,
+        a + draw(*shape, seed=1) / 2,
+        ALIKE,
+        fixed=[2],
+    )
 
 
 def test_contrastive_loss_divides_by_the_distance_and_a_little_more():
@@ -293,9 +388,11 @@ def test_contrastive_loss_divides_by_the_distance_and_a_little_more():
 
 
 def test_losses_of_pairs_and_classes_refuse_shapes_that_do_not_fit():
-    for type_, bottoms in (('ContrastiveLoss', [draw(2, 3), draw(2, 4), np.zeros(2)]),
-                           ('ContrastiveLoss', [X, X, np.zeros(2)]),
-                           ('ContrastiveLoss', [draw(2, 3), draw(2, 3), np.zeros(3)]),
-                           ('HingeLoss', [draw(2, 3), np.zeros(3)])):
+    for type_, bottoms in (
+        ('ContrastiveLoss', [draw(2, 3), draw(2, 4), np.zeros(2)]),
+        ('ContrastiveLoss', [X, X, np.zeros(2)]),
+        ('ContrastiveLoss', [draw(2, 3), draw(2, 3), np.zeros(3)]),
+        ('HingeLoss', [draw(2, 3), np.zeros(3)]),
+    ):
         with pytest.raises(caffe.CaffeError, match=rf'^layer \({type_}\): '):
             run(type_, '', *bottoms)

@@ -50,7 +50,7 @@ class Distance(caffe.Layer):
 
     def forward(self, bottom, top):
         self.difference[...] = bottom[0].data - bottom[1].data
-        top[0].data[...] = np.sum(self.difference ** 2) / bottom[0].num / 2
+        top[0].data[...] = np.sum(self.difference**2) / bottom[0].num / 2
 
     def backward(self, top, propagate_down, bottom):
         for i, sign in enumerate((1, -1)):
@@ -128,14 +128,22 @@ def toy_layers(monkeypatch):
 
 def python(name, layer, bottoms='', tops='', extra='', param_str='', module='toy_layers'):
     ends = [f'bottom: "{b}"' for b in bottoms.split()] + [f'top: "{t}"' for t in tops.split()]
-    return (f'layer {{ name: "{name}" type: "Python" {" ".join(ends)} {extra} python_param {{ '
-            f'module: "{module}" layer: "{layer}" param_str: "{param_str}" }} }}\n')
+    return (
+        f'layer {{ name: "{name}" type: "Python" {" ".join(ends)} {extra} python_param {{ '
+        f'module: "{module}" layer: "{layer}" param_str: "{param_str}" }} }}\n'
+    )
 
 
-DATA = ''.join(f'layer {{ name: "{n}" type: "Input" top: "{n}" input_param {{ shape {{ dim: 2 '
-               'dim: 3 } } }\n' for n in 'xy')
-TEXT = DATA + python('gain', 'Gain', 'x', 'z', param_str='2') \
+DATA = ''.join(
+    f'layer {{ name: "{n}" type: "Input" top: "{n}" input_param {{ shape {{ dim: 2 '
+    'dim: 3 } } }\n'
+    for n in 'xy'
+)
+TEXT = (
+    DATA
+    + python('gain', 'Gain', 'x', 'z', param_str='2')
     + python('loss', 'Distance', 'z y', 'loss', 'loss_weight: 1')
+)
 X, Y = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 3), np.float32)
 
 
@@ -206,16 +214,20 @@ def test_the_module_differentiates_through_python():
 
 
 def test_reshape_runs_before_each_forward():
-    net = net_of(python('grow', 'Growing', '', 'g') + 'layer { name: "r" type: "Reduction" '
-                 'bottom: "g" top: "r" }')
+    net = net_of(
+        python('grow', 'Growing', '', 'g') + 'layer { name: "r" type: "Reduction" '
+        'bottom: "g" top: "r" }'
+    )
     for rows in range(1, 4):
         assert net.forward()['r'] == 4 * rows * rows
         assert net.blobs['g'].shape == (1, 1, rows, 4)
 
 
 def test_each_forward_of_the_module_keeps_its_own_values():
-    module = net_of(python('p', 'Counting', '', 'p') + 'layer { name: "ip" type: "InnerProduct" '
-                    'bottom: "p" top: "ip" inner_product_param { num_output: 1 } }').module
+    module = net_of(
+        python('p', 'Counting', '', 'p') + 'layer { name: "ip" type: "InnerProduct" '
+        'bottom: "p" top: "ip" inner_product_param { num_output: 1 } }'
+    ).module
     one, two = module()['ip'], module()['ip']
     (one + two).sum().backward()
     assert module.get_parameter('ip.weight').grad.tolist() == [[1 + 2]]
@@ -243,14 +255,20 @@ def test_param_str_is_data_and_runs_nothing(tmp_path):
     assert not (tmp_path / 'made').exists()
 
 
-@pytest.mark.parametrize('module, layer, message', [
-    ('no_such_layers', 'Gain', 'no module no_such_layers on the path'),
-    ('toy_layers', 'Missing', 'module toy_layers has no class Missing that derives'),
-    ('toy_layers', 'NoLayer', 'no class NoLayer that derives from caffe_port.Layer'),
-    ('toy_layers', '__doc__', 'no class __doc__'), ('', 'Gain', '"" is not the name'),
-    ('toy layers', 'Gain', '"toy layers" is not the name'),
-    ('os.system(1)', 'Gain', 'is not the name'), ('..toy_layers', 'Gain', 'is not the name'),
-    ('toy_layers', 'Bare', 'Bare defines no reshape')])
+@pytest.mark.parametrize(
+    'module, layer, message',
+    [
+        ('no_such_layers', 'Gain', 'no module no_such_layers on the path'),
+        ('toy_layers', 'Missing', 'module toy_layers has no class Missing that derives'),
+        ('toy_layers', 'NoLayer', 'no class NoLayer that derives from caffe_port.Layer'),
+        ('toy_layers', '__doc__', 'no class __doc__'),
+        ('', 'Gain', '"" is not the name'),
+        ('toy layers', 'Gain', '"toy layers" is not the name'),
+        ('os.system(1)', 'Gain', 'is not the name'),
+        ('..toy_layers', 'Gain', 'is not the name'),
+        ('toy_layers', 'Bare', 'Bare defines no reshape'),
+    ],
+)
 def test_what_is_no_layer_is_refused_by_name(module, layer, message):
     with pytest.raises(caffe.CaffeError, match=rf'^p \(Python\): .*{message}'):
         net_of(DATA + python('p', layer, 'x', 'p', module=module))

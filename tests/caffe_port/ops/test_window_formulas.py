@@ -9,25 +9,27 @@ import caffe_port as caffe
 from tests.formulas import RANDOM, X, check, draw, run
 from tests.vectors import assert_close
 
-
 # Windows.
+
 
 def windows(size, kernel, stride, pad, ceil, any_pad):
     """Start and end of each window in the padded image, by pooling_layer.cpp's rules."""
-    count = (-(-(size + 2 * pad - kernel) // stride) if ceil
-             else (size + 2 * pad - kernel) // stride) + 1
+    count = (
+        -(-(size + 2 * pad - kernel) // stride) if ceil else (size + 2 * pad - kernel) // stride
+    ) + 1
     if any_pad and (count - 1) * stride >= size + pad:
         count -= 1
     return [(i * stride - pad, min(i * stride - pad + kernel, size + pad)) for i in range(count)]
 
 
 def pooled(x, kernel, stride, pad, maximum, ceil=True):
-    rows, columns = (windows(x.shape[2 + i], kernel[i], stride[i], pad[i], ceil, any(pad))
-                     for i in (0, 1))
+    rows, columns = (
+        windows(x.shape[2 + i], kernel[i], stride[i], pad[i], ceil, any(pad)) for i in (0, 1)
+    )
     top = np.zeros((*x.shape[:2], len(rows), len(columns)))
     mask = np.full(top.shape, -1.0)
     for (i, (a, b)), (j, (c, d)) in itertools.product(enumerate(rows), enumerate(columns)):
-        part = x[:, :, max(a, 0):b, max(c, 0):d].reshape(*x.shape[:2], -1)
+        part = x[:, :, max(a, 0) : b, max(c, 0) : d].reshape(*x.shape[:2], -1)
         if not maximum:
             with np.errstate(divide='ignore', invalid='ignore'):
                 top[:, :, i, j] = part.sum(-1) / np.float64((b - a) * (d - c))
@@ -37,22 +39,31 @@ def pooled(x, kernel, stride, pad, maximum, ceil=True):
             width = min(d, x.shape[3]) - max(c, 0)
             best = part.argmax(-1)
             top[:, :, i, j] = part.max(-1)
-            mask[:, :, i, j] = ((best // width + max(a, 0)) * x.shape[3]
-                                + best % width + max(c, 0))
+            mask[:, :, i, j] = (best // width + max(a, 0)) * x.shape[3] + best % width + max(c, 0)
     return (top, mask) if maximum else top
 
 
 GEOMETRIES = [  # kernel, stride, pad, each as (h, w)
-    ((2, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((3, 3), (2, 2), (2, 2)),
-    ((3, 2), (1, 2), (0, 1)), ((2, 3), (3, 4), (0, 0)), ((2, 2), (3, 3), (1, 1)),
-    ((4, 5), (1, 3), (3, 4)), ((1, 1), (2, 2), (0, 0)), ((1, 3), (3, 2), (0, 1)),
-    ((1, 1), (4, 4), (0, 0))]
+    ((2, 2), (2, 2), (0, 0)),
+    ((3, 3), (2, 2), (1, 1)),
+    ((3, 3), (2, 2), (2, 2)),
+    ((3, 2), (1, 2), (0, 1)),
+    ((2, 3), (3, 4), (0, 0)),
+    ((2, 2), (3, 3), (1, 1)),
+    ((4, 5), (1, 3), (3, 4)),
+    ((1, 1), (2, 2), (0, 0)),
+    ((1, 3), (3, 2), (0, 1)),
+    ((1, 1), (4, 4), (0, 0)),
+]
 
 
 def pooling(kernel, stride, pad, extra=''):
     names = zip(('kernel', 'stride', 'pad'), (kernel, stride, pad))
-    return 'pooling_param { ' + ' '.join(
-        f'{name}_h: {h} {name}_w: {w}' for name, (h, w) in names) + f' {extra} }}'
+    return (
+        'pooling_param { '
+        + ' '.join(f'{name}_h: {h} {name}_w: {w}' for name, (h, w) in names)
+        + f' {extra} }}'
+    )
 
 
 @pytest.mark.parametrize('ceil', [True, False])
@@ -74,10 +85,18 @@ def test_pooling_follows_caffes_windows(kernel, stride, pad, size, ceil):
 @pytest.mark.parametrize('kernel, stride, pad', [g for g in GEOMETRIES if g[0] != (1, 1)])
 def test_gradients_of_pooling_go_back_to_their_windows(kernel, stride, pad):
     x = RANDOM(1).permutation(60).reshape(1, 2, 5, 6).astype(np.float32) / 10
-    check('Pooling', pooling(kernel, stride, pad),
-          lambda x: pooled(x, kernel, stride, pad, True)[0], x)
-    check('Pooling', pooling(kernel, stride, pad, 'pool: AVE'),
-          lambda x: pooled(x, kernel, stride, pad, False), x)
+    check(
+        'Pooling',
+        pooling(kernel, stride, pad),
+        lambda x: pooled(x, kernel, stride, pad, True)[0],
+        x,
+    )
+    check(
+        'Pooling',
+        pooling(kernel, stride, pad, 'pool: AVE'),
+        lambda x: pooled(x, kernel, stride, pad, False),
+        x,
+    )
 
 
 def test_a_tie_of_max_pooling_goes_to_the_first():
@@ -99,9 +118,13 @@ def pyramid(x, height, maximum):
 @pytest.mark.parametrize('height, size', [(1, (5, 6)), (2, (5, 6)), (3, (9, 8)), (3, (12, 7))])
 def test_spp_tiles_the_image_at_every_level(pool, height, size):
     x = RANDOM(1).permutation(4 * size[0] * size[1]).reshape(2, 2, *size).astype(np.float32) / 10
-    net = check('SPP', f'spp_param {{ pyramid_height: {height} pool: {pool} }}',
-                lambda x: pyramid(x, height, pool == 'MAX'), x)
-    shape = (2, 2, 1, 1) if height == 1 else (2, 2 * (4 ** height - 1) // 3)
+    net = check(
+        'SPP',
+        f'spp_param {{ pyramid_height: {height} pool: {pool} }}',
+        lambda x: pyramid(x, height, pool == 'MAX'),
+        x,
+    )
+    shape = (2, 2, 1, 1) if height == 1 else (2, 2 * (4**height - 1) // 3)
     assert net.blobs['t0'].shape == shape
 
 
@@ -113,11 +136,15 @@ def test_spp_gives_as_many_values_for_images_of_any_size():
         assert_close(net.forward()['t0'], pyramid(net.blobs['b0'].data, 3, True), 1e-6)
 
 
-@pytest.mark.parametrize('settings, message', [
-    ('', 'pyramid_height must be positive'),
-    ('pyramid_height: 3', r'level 2 of the pyramid does not fit 5 x 6: pad \(2, 1\) must be'),
-    ('pyramid_height: 4294967295', 'level 2 of the pyramid does not fit'),
-    ('pyramid_height: 1 pool: STOCHASTIC', 'STOCHASTIC is not supported')])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ('', 'pyramid_height must be positive'),
+        ('pyramid_height: 3', r'level 2 of the pyramid does not fit 5 x 6: pad \(2, 1\) must be'),
+        ('pyramid_height: 4294967295', 'level 2 of the pyramid does not fit'),
+        ('pyramid_height: 1 pool: STOCHASTIC', 'STOCHASTIC is not supported'),
+    ],
+)
 def test_spp_refuses_what_caffe_does(settings, message):
     with pytest.raises(caffe.CaffeError, match=rf'^layer \(SPP\): .*{message}'):
         run('SPP', f'spp_param {{ {settings} }}', draw(1, 2, 5, 6))
@@ -125,8 +152,12 @@ def test_spp_refuses_what_caffe_does(settings, message):
 
 def test_global_pooling_takes_the_whole_image():
     for pool, formula in (('AVE', np.mean), ('MAX', np.max)):
-        check('Pooling', f'pooling_param {{ pool: {pool} global_pooling: true }}',
-              lambda x: formula(x, (2, 3), keepdims=True), X)
+        check(
+            'Pooling',
+            f'pooling_param {{ pool: {pool} global_pooling: true }}',
+            lambda x: formula(x, (2, 3), keepdims=True),
+            X,
+        )
 
 
 @pytest.mark.parametrize('size', [1, 3, 5, 9])
@@ -135,8 +166,9 @@ def test_lrn_across_channels(size):
 
     def formula(x):
         half = size // 2
-        sums = np.stack([np.square(x[:, max(c - half, 0):c + half + 1]).sum(1)
-                         for c in range(x.shape[1])], 1)
+        sums = np.stack(
+            [np.square(x[:, max(c - half, 0) : c + half + 1]).sum(1) for c in range(x.shape[1])], 1
+        )
         return x / (2 + 0.7 / size * sums) ** 0.6
 
     check('LRN', f'lrn_param {{ local_size: {size} alpha: 0.7 beta: 0.6 k: 2 }}', formula, x)
@@ -145,78 +177,121 @@ def test_lrn_across_channels(size):
 def test_lrn_within_a_channel_divides_by_the_whole_window_and_has_no_k():
     def formula(x):
         padded = np.pad(np.square(x), ((0, 0), (0, 0), (1, 1), (1, 1)))
-        sums = sum(padded[:, :, i:i + x.shape[2], j:j + x.shape[3]]
-                   for i in range(3) for j in range(3))
+        sums = sum(
+            padded[:, :, i : i + x.shape[2], j : j + x.shape[3]] for i in range(3) for j in range(3)
+        )
         return x / (1 + 0.7 / 9 * sums) ** 0.6
-    check('LRN', 'lrn_param { local_size: 3 alpha: 0.7 beta: 0.6 k: 5 '
-          'norm_region: WITHIN_CHANNEL }', formula, X)
+
+    check(
+        'LRN',
+        'lrn_param { local_size: 3 alpha: 0.7 beta: 0.6 k: 5 norm_region: WITHIN_CHANNEL }',
+        formula,
+        X,
+    )
 
 
 def convolved(x, weight, bias, stride, pad, dilation, group):
     """Cross-correlation over any number of spatial axes, by loops over the kernel."""
     axes = x.ndim - 2
     x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in pad)])
-    size = [(x.shape[2 + i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
-            for i in range(axes)]
+    size = [
+        (x.shape[2 + i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in range(axes)
+    ]
     inputs, outputs = weight.shape[1], weight.shape[0] // group
     top = np.zeros((x.shape[0], weight.shape[0], *size))
     for place in np.ndindex(weight.shape[2:]):
-        part = x[(slice(None), slice(None), *(
-            slice(o * d, o * d + s * (n - 1) + 1, s)
-            for o, d, s, n in zip(place, dilation, stride, size)))]
+        part = x[
+            (
+                slice(None),
+                slice(None),
+                *(
+                    slice(o * d, o * d + s * (n - 1) + 1, s)
+                    for o, d, s, n in zip(place, dilation, stride, size)
+                ),
+            )
+        ]
         for g in range(group):
             w = weight[(slice(g * outputs, (g + 1) * outputs), slice(None), *place)]
-            top[:, g * outputs:(g + 1) * outputs] += np.einsum(
-                'oi,bi...->bo...', w, part[:, g * inputs:(g + 1) * inputs])
+            top[:, g * outputs : (g + 1) * outputs] += np.einsum(
+                'oi,bi...->bo...', w, part[:, g * inputs : (g + 1) * inputs]
+            )
     return top + bias.reshape(-1, *(1,) * axes)
 
 
 CONVOLUTIONS = [  # spatial size, kernel, stride, pad, dilation, group
-    ((7,), (3,), (2,), (1,), (1,), 1), ((5, 6), (3, 2), (1, 2), (2, 0), (1, 1), 2),
-    ((7, 8), (2, 3), (1, 1), (0, 2), (3, 2), 1), ((3, 4, 3), (2, 2, 1), (1, 2, 1), (1, 0, 0),
-                                                 (1, 1, 1), 2)]
+    ((7,), (3,), (2,), (1,), (1,), 1),
+    ((5, 6), (3, 2), (1, 2), (2, 0), (1, 1), 2),
+    ((7, 8), (2, 3), (1, 1), (0, 2), (3, 2), 1),
+    ((3, 4, 3), (2, 2, 1), (1, 2, 1), (1, 0, 0), (1, 1, 1), 2),
+]
 
 
 def filters(kernel, stride, pad, dilation, group, extra=''):
     fields = ('kernel_size', kernel), ('stride', stride), ('pad', pad), ('dilation', dilation)
-    return 'convolution_param { num_output: 4 ' + ' '.join(
-        f'{name}: {n}' for name, numbers in fields for n in numbers) + f' group: {group} {extra} }}'
+    return (
+        'convolution_param { num_output: 4 '
+        + ' '.join(f'{name}: {n}' for name, numbers in fields for n in numbers)
+        + f' group: {group} {extra} }}'
+    )
 
 
 @pytest.mark.parametrize('size, kernel, stride, pad, dilation, group', CONVOLUTIONS)
 def test_convolution_over_one_to_three_axes(size, kernel, stride, pad, dilation, group):
     x = draw(2, 2, *size)
-    check('Convolution', filters(kernel, stride, pad, dilation, group, 'engine: CUDNN '
-                                 'force_nd_im2col: true'),
-          lambda x, w, b: convolved(x, w, b, stride, pad, dilation, group), x,
-          params=[draw(4, 2 // group, *kernel, seed=2), draw(4, seed=3)])
+    check(
+        'Convolution',
+        filters(kernel, stride, pad, dilation, group, 'engine: CUDNN force_nd_im2col: true'),
+        lambda x, w, b: convolved(x, w, b, stride, pad, dilation, group),
+        x,
+        params=[draw(4, 2 // group, *kernel, seed=2), draw(4, seed=3)],
+    )
 
 
 def columns(x, kernel, stride, pad, dilation):
     """im2col by a convolution whose filters each see one pixel of one channel."""
     count = x.shape[1] * int(np.prod(kernel))
-    return convolved(x, np.eye(count).reshape(count, x.shape[1], *kernel), np.zeros(count),
-                     stride, pad, dilation, 1)
+    return convolved(
+        x,
+        np.eye(count).reshape(count, x.shape[1], *kernel),
+        np.zeros(count),
+        stride,
+        pad,
+        dilation,
+        1,
+    )
 
 
 @pytest.mark.parametrize('size, kernel, stride, pad, dilation, group', CONVOLUTIONS)
 def test_im2col_lays_out_what_the_kernel_sees(size, kernel, stride, pad, dilation, group):
     settings = filters(kernel, stride, pad, dilation, group, 'force_nd_im2col: true')
-    check('Im2col', settings, lambda x: columns(x, kernel, stride, pad, dilation),
-          draw(2, 2, *size))
+    check(
+        'Im2col', settings, lambda x: columns(x, kernel, stride, pad, dilation), draw(2, 2, *size)
+    )
 
 
 def test_im2col_from_another_axis_and_by_height_and_width():
-    check('Im2col', 'convolution_param { axis: 2 kernel_h: 2 kernel_w: 3 stride_h: 2 stride_w: 1 '
-          'pad_h: 0 pad_w: 1 }', lambda x: columns(
-              x.reshape(-1, 3, 4, 5), (2, 3), (2, 1), (0, 1), (1, 1)).reshape(2, 2, 18, 2, 5),
-          draw(2, 2, 3, 4, 5))
+    check(
+        'Im2col',
+        'convolution_param { axis: 2 kernel_h: 2 kernel_w: 3 stride_h: 2 stride_w: 1 '
+        'pad_h: 0 pad_w: 1 }',
+        lambda x: columns(x.reshape(-1, 3, 4, 5), (2, 3), (2, 1), (0, 1), (1, 1)).reshape(
+            2, 2, 18, 2, 5
+        ),
+        draw(2, 2, 3, 4, 5),
+    )
 
 
-@pytest.mark.parametrize('settings, message', [
-    ('kernel_size: 6', 'exceeds padded bottom'), ('', 'kernel_size is not given'),
-    ('kernel_size: 3 dilation: 2', 'exceeds padded bottom'),
-    ('kernel_size: 1 pad: 4294967295', 'exceeds 1024'), ('kernel_size: 1 axis: 3', 'spatial axes')])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ('kernel_size: 6', 'exceeds padded bottom'),
+        ('', 'kernel_size is not given'),
+        ('kernel_size: 3 dilation: 2', 'exceeds padded bottom'),
+        ('kernel_size: 1 pad: 4294967295', 'exceeds 1024'),
+        ('kernel_size: 1 axis: 3', 'spatial axes'),
+    ],
+)
 def test_im2col_refuses_kernels_that_fit_nowhere(settings, message):
     with pytest.raises(caffe.CaffeError, match=rf'^layer \(Im2col\): .*{message}'):
         run('Im2col', f'convolution_param {{ {settings} }}', X)
@@ -228,7 +303,8 @@ def test_deconvolution_is_the_adjoint_of_convolution(size, kernel, stride, pad, 
     image = convolved(big, weight, np.zeros(4), stride, pad, dilation, group)
     small = draw(*image.shape, seed=6)
     settings = filters(kernel, stride, pad, dilation, group, 'bias_term: false').replace(
-        'num_output: 4', 'num_output: 2')
+        'num_output: 4', 'num_output: 2'
+    )
     net = run('Deconvolution', settings, small, params=[weight])
     top = net.blobs['t0'].data
     # What the strides leave over at the end has no counterpart in the transpose.
@@ -249,21 +325,38 @@ def test_axes_before_the_channels_count_as_the_batch(axis):
         top = convolved(x.reshape(-1, 3, 4, 5), w, b, (1, 1), (0, 0), (1, 1), 1)
         return top.reshape(*x.shape[:-3], *top.shape[1:])
 
-    check('Convolution', f'convolution_param {{ num_output: 2 kernel_size: 2 axis: {axis} }}',
-          formula, x, params=[weight, bias])
+    check(
+        'Convolution',
+        f'convolution_param {{ num_output: 2 kernel_size: 2 axis: {axis} }}',
+        formula,
+        x,
+        params=[weight, bias],
+    )
 
 
 def test_convolutions_of_several_bottoms_add_their_gradients_up():
     def formula(x, y, w, b):
         return tuple(convolved(z, w, b, (1, 1), (0, 0), (1, 1), 1) for z in (x, y))
-    check('Convolution', 'convolution_param { num_output: 2 kernel_size: 3 }', formula,
-          draw(1, 2, 4, 4), draw(1, 2, 4, 4, seed=1), params=[draw(2, 2, 3, 3), draw(2)], tops=2)
+
+    check(
+        'Convolution',
+        'convolution_param { num_output: 2 kernel_size: 3 }',
+        formula,
+        draw(1, 2, 4, 4),
+        draw(1, 2, 4, 4, seed=1),
+        params=[draw(2, 2, 3, 3), draw(2)],
+        tops=2,
+    )
 
 
-@pytest.mark.parametrize('settings, formula', [
-    ('axis: 1 offset: 1', lambda x: x[:, 1:3, 1:4, 1:4]),
-    ('axis: -2 offset: 1 offset: 2', lambda x: x[:, :, 1:4, 2:5]),
-    ('axis: 3', lambda x: x[:, :, :, :3])])
+@pytest.mark.parametrize(
+    'settings, formula',
+    [
+        ('axis: 1 offset: 1', lambda x: x[:, 1:3, 1:4, 1:4]),
+        ('axis: -2 offset: 1 offset: 2', lambda x: x[:, :, 1:4, 2:5]),
+        ('axis: 3', lambda x: x[:, :, :, :3]),
+    ],
+)
 def test_crop_from_an_axis_on(settings, formula):
     like = np.zeros((1, 2, 3, 3), np.float32)
     check('Crop', f'crop_param {{ {settings} }}', lambda x, _: formula(x), X, like)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port.solving import solver as solver_module
 from caffe_port.module import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter
+from caffe_port.solving import solver as solver_module
 from caffe_port.solving.schedule import learning_rate
 from caffe_port.solving.update import Update
 from tests.caffe_port.solving.test_solver import solver_of
@@ -23,6 +23,7 @@ def rate(iteration: int, **fields) -> float:
 
 # Policies.
 
+
 def test_sigmoid_goes_to_0_and_to_base_lr():
     fields = dict(lr_policy='sigmoid', stepsize=5000)
     assert rate(5000, gamma=1, **fields) == 0.5
@@ -31,14 +32,20 @@ def test_sigmoid_goes_to_0_and_to_base_lr():
     assert rate(4980, gamma=1, **fields) == pytest.approx(np.exp(-20), rel=1e-8)
 
 
-@pytest.mark.parametrize('fields, iteration', [
-    (dict(lr_policy='poly', power=0.5, max_iter=10), 11),
-    (dict(lr_policy='poly', power=-1, max_iter=10), 10),
-    (dict(lr_policy='inv', power=0.5, gamma=-1), 3),
-    (dict(lr_policy='exp', gamma=10), 1000)])
+@pytest.mark.parametrize(
+    'fields, iteration',
+    [
+        (dict(lr_policy='poly', power=0.5, max_iter=10), 11),
+        (dict(lr_policy='poly', power=-1, max_iter=10), 10),
+        (dict(lr_policy='inv', power=0.5, gamma=-1), 3),
+        (dict(lr_policy='exp', gamma=10), 1000),
+    ],
+)
 def test_where_caffes_pow_is_not_finite_policy_and_iteration_are_named(fields, iteration):
-    message = (f'here: lr_policy "{fields["lr_policy"]}" has no finite rate at iteration '
-               f'{iteration}; Caffe')
+    message = (
+        f'here: lr_policy "{fields["lr_policy"]}" has no finite rate at iteration '
+        f'{iteration}; Caffe'
+    )
     with pytest.raises(caffe.CaffeError, match=message):
         rate(iteration, **fields)
 
@@ -47,9 +54,13 @@ def test_poly_past_max_iter_goes_on_where_a_real_power_is():
     assert rate(12, lr_policy='poly', power=1, max_iter=10) == pytest.approx(-0.2)
 
 
-@pytest.mark.parametrize('fields, name', [
-    (dict(lr_policy='step', gamma=0.1, stepsize=0), 'stepsize'),
-    (dict(lr_policy='poly', power=1, max_iter=0), 'max_iter')])
+@pytest.mark.parametrize(
+    'fields, name',
+    [
+        (dict(lr_policy='step', gamma=0.1, stepsize=0), 'stepsize'),
+        (dict(lr_policy='poly', power=1, max_iter=0), 'max_iter'),
+    ],
+)
 def test_a_policy_that_divides_by_0_is_refused_with_the_solver(fields, name):
     with pytest.raises(caffe.CaffeError, match=f'divides by {name}, which is 0'):
         solver_of(VECTOR, **fields)
@@ -57,14 +68,20 @@ def test_a_policy_that_divides_by_0_is_refused_with_the_solver(fields, name):
 
 # Updates.
 
+
 @pytest.mark.parametrize('kind', ['SGD', 'Nesterov'])
 @pytest.mark.parametrize('decays', ['L1', 'L2'])
 @pytest.mark.parametrize('rate, clip', [(0.0, -1), (1e-40, -1), (0.5, 0), (0.0, 0), (0.5, -1)])
 def test_without_rate_or_gradient_momentum_and_decay_go_on_as_in_caffe(kind, decays, rate, clip):
     momentum, decay = 0.9, 0.25
-    param = SolverParameter(type=kind, momentum=momentum, weight_decay=decay,
-                            regularization_type=decays, clip_gradients=clip)
-    weight = torch.nn.Parameter(torch.tensor([1., -2., 3.]))
+    param = SolverParameter(
+        type=kind,
+        momentum=momentum,
+        weight_decay=decay,
+        regularization_type=decays,
+        clip_gradients=clip,
+    )
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     update = Update(param, [Learnable(weight, 1.0, 1.0)])
     w, h = weight.detach().numpy().astype(np.float64), np.zeros(3)
     for given in (0.1, rate, rate):
@@ -80,6 +97,7 @@ def test_without_rate_or_gradient_momentum_and_decay_go_on_as_in_caffe(kind, dec
 
 
 # In the solver.
+
 
 def feed(solver: caffe.SGDSolver) -> None:
     for blob in ('data', 'label'):
@@ -130,8 +148,9 @@ def test_on_a_gpu_losses_are_checked_now_and_then_without_a_display(monkeypatch)
     monkeypatch.setattr(solver_module, '_MAX_UNCHECKED', 3)
     solver = solver_of(VECTOR, display=0)
     passes, unchecked = solver._forward_backward, []
-    solver._forward_backward = lambda: [(images, loss.as_subclass(Afar))
-                                        for images, loss in passes()]
+    solver._forward_backward = lambda: [
+        (images, loss.as_subclass(Afar)) for images, loss in passes()
+    ]
     for _ in range(7):
         feed(solver)
         solver.step(1)

@@ -8,8 +8,8 @@ import pytest
 import caffe_port as caffe
 from caffe_port import parallel, rng
 from caffe_port.files import caffemodel
-from caffe_port.solving import resume
 from caffe_port.proto.caffe_pb2 import SolverParameter
+from caffe_port.solving import resume
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.vectors import load
 
@@ -31,8 +31,7 @@ def feed_and_step(solver: caffe.SGDSolver, count: int) -> None:
 
 
 def params_of(solver: caffe.SGDSolver) -> dict[str, list[np.ndarray]]:
-    return {name: [blob.data.copy() for blob in blobs]
-            for name, blobs in solver.net.params.items()}
+    return {name: [blob.data.copy() for blob in blobs] for name, blobs in solver.net.params.items()}
 
 
 def assert_same(one: caffe.SGDSolver, other: caffe.SGDSolver) -> None:
@@ -49,7 +48,10 @@ def test_hdf5_snapshots_resume_to_the_bit(tmp_path, kind):
     solver = stepped(4, tmp_path / 'run', **options)
     state = solver.snapshot()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'run_iter_4.caffemodel.h5', 'run_iter_4.memory.json', 'run_iter_4.solverstate.h5']
+        'run_iter_4.caffemodel.h5',
+        'run_iter_4.memory.json',
+        'run_iter_4.solverstate.h5',
+    ]
     resumed = solver_of(VECTOR, **options)
     resumed.restore(state)
     assert resumed.iter == 4
@@ -67,7 +69,7 @@ def test_snapshot_diff_keeps_what_was_last_subtracted(tmp_path, kind, format):
     before = params_of(solver)
     feed_and_step(solver, 1)
     solver.snapshot()
-    model, = tmp_path.glob('*.caffemodel*')
+    (model,) = tmp_path.glob('*.caffemodel*')
     stored = {layer.name: layer.blobs for layer in caffemodel.read(model) if layer.blobs}
     assert set(stored) == set(before)
     for name, blobs in stored.items():
@@ -80,7 +82,7 @@ def test_snapshot_diff_keeps_what_was_last_subtracted(tmp_path, kind, format):
 
 def test_without_snapshot_diff_no_diffs_are_kept(tmp_path):
     stepped(1, tmp_path / 'run').snapshot()
-    model, = tmp_path.glob('*.caffemodel')
+    (model,) = tmp_path.glob('*.caffemodel')
     assert all(blob.diff is None for layer in caffemodel.read(model) for blob in layer.blobs)
 
 
@@ -98,8 +100,10 @@ def test_debug_info_speaks_at_display_intervals_only(caplog):
 def test_a_state_of_another_type_of_solver_is_refused(tmp_path):
     state = stepped(2, tmp_path / 'run').snapshot()
     other = solver_of(VECTOR, type='Nesterov')
-    with pytest.raises(caffe.CaffeError, match='run_iter_2.solverstate: of a solver of type SGD, '
-                                               'this one is Nesterov'):
+    with pytest.raises(
+        caffe.CaffeError,
+        match='run_iter_2.solverstate: of a solver of type SGD, this one is Nesterov',
+    ):
         other.restore(state)
     assert other.iter == 0
     history = [np.zeros(1, np.float32)] * (2 * len(other.net.module.learnable))

@@ -101,8 +101,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     solver = solver_of(vector, tmp_path / 'run')
     follow(solver, {**vector, 'data': vector['data'][:2]})
     solver.net.blobs['data'].data[...] = np.inf
-    message = (r'iteration 2: the loss is nan; the largest last change of a parameter was .* '
-               r'in (conv1|fc2|score_fr)')
+    message = (
+        r'iteration 2: the loss is nan; the largest last change of a parameter was .* '
+        r'in (conv1|fc2|score_fr)'
+    )
     with pytest.raises(caffe.CaffeError, match=message):
         solver.step(1)
     assert solver.iter == 2 and not list(tmp_path.iterdir())

@@ -21,11 +21,21 @@ LABELS = (np.arange(54).reshape(6, 9) % 21).astype(np.uint8)
 
 # Lists.
 
-@pytest.mark.parametrize('content, message', [
-    (b'', 'empty'), (b'\n \n\r\n', 'empty'), (b'ok\n\xff\xfe\n', 'byte 3 is not UTF-8'),
-    (b'ok\n../secret\n', "line 2: '../secret' is not an id"), (b'/etc/passwd', 'is not an id'),
-    (b'a\\b', 'is not an id'), (b'..', 'is not an id'), (b'ok\nx\0y', 'line 2'),
-    (b'x' * 300, 'is not an id')])
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'empty'),
+        (b'\n \n\r\n', 'empty'),
+        (b'ok\n\xff\xfe\n', 'byte 3 is not UTF-8'),
+        (b'ok\n../secret\n', "line 2: '../secret' is not an id"),
+        (b'/etc/passwd', 'is not an id'),
+        (b'a\\b', 'is not an id'),
+        (b'..', 'is not an id'),
+        (b'ok\nx\0y', 'line 2'),
+        (b'x' * 300, 'is not an id'),
+    ],
+)
 def test_lists_that_are_none_are_refused(tmp_path, content, message):
     path = tmp_path / 'train.txt'
     path.write_bytes(content)
@@ -42,6 +52,7 @@ def test_lists_may_have_blank_lines_and_any_line_ends(tmp_path):
 
 # Pictures.
 
+
 def test_labels_are_palette_indices_or_grey_values(tmp_path):
     image = Image.fromarray(LABELS)
     image.save(tmp_path / 'grey.png')
@@ -53,13 +64,18 @@ def test_labels_are_palette_indices_or_grey_values(tmp_path):
 
 def png_of(width, height, body=b''):
     """A PNG whose head promises width x height grey pixels."""
-    def chunk(kind, data):
-        return (struct.pack('>I', len(data)) + kind + data
-                + struct.pack('>I', zlib.crc32(kind + data)))
 
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 0, 0,
-                                                              0, 0))
-            + chunk(b'IDAT', zlib.compress(body)) + chunk(b'IEND', b''))
+    def chunk(kind, data):
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0))
+        + chunk(b'IDAT', zlib.compress(body))
+        + chunk(b'IEND', b'')
+    )
 
 
 @pytest.mark.parametrize('width, height', [(8193, 8192), (100_000, 100_000)])
@@ -80,18 +96,29 @@ def save_packed(path):
     scipy.io.savemat(path, {'x': 'text', 'A': {'T': 1.5, 'S': np.eye(2)}}, do_compression=True)
 
 
-@pytest.mark.parametrize('file, write, read', [
-    ('a.png', lambda path: Image.fromarray(LABELS).save(path), read_label_png),
-    ('a.png', lambda path: Image.fromarray(np.dstack([LABELS[:3, :3]] * 3)).save(path), read_rgb),
-    ('a.mat', lambda path: scipy.io.savemat(path, {'S': np.eye(2)}),
-     lambda path: read_mat(path, 'S')),
-    ('a.mat', save_packed, lambda path: read_mat(path, 'A', 'S'))])
+@pytest.mark.parametrize(
+    'file, write, read',
+    [
+        ('a.png', lambda path: Image.fromarray(LABELS).save(path), read_label_png),
+        (
+            'a.png',
+            lambda path: Image.fromarray(np.dstack([LABELS[:3, :3]] * 3)).save(path),
+            read_rgb,
+        ),
+        (
+            'a.mat',
+            lambda path: scipy.io.savemat(path, {'S': np.eye(2)}),
+            lambda path: read_mat(path, 'S'),
+        ),
+        ('a.mat', save_packed, lambda path: read_mat(path, 'A', 'S')),
+    ],
+)
 def test_no_changed_byte_leads_to_another_exception(tmp_path, file, write, read):
     path, refused = tmp_path / file, 0
     write(path)
     whole = path.read_bytes()
     for at in range(len(whole)):
-        for content in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1:]):
+        for content in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :]):
             path.write_bytes(content)
             try:
                 assert read(path).ndim in (2, 3)
@@ -103,15 +130,21 @@ def test_no_changed_byte_leads_to_another_exception(tmp_path, file, write, read)
 
 # .mat files.
 
+
 def element(kind, data, order='<'):
     return struct.pack(order + 'II', kind, len(data)) + data + bytes(-len(data) % 8)
 
 
 def matrix(kind, shape, name, *rest, order='<'):
     """An array as MATLAB 5 writes it; rest are its remaining elements."""
-    return element(14, element(6, struct.pack(order + 'II', kind, 0), order)
-                   + element(5, struct.pack(f'{order}{len(shape)}i', *shape), order)
-                   + element(1, name, order) + b''.join(rest), order)
+    return element(
+        14,
+        element(6, struct.pack(order + 'II', kind, 0), order)
+        + element(5, struct.pack(f'{order}{len(shape)}i', *shape), order)
+        + element(1, name, order)
+        + b''.join(rest),
+        order,
+    )
 
 
 def mat_file(*variables, order='<'):
@@ -130,8 +163,11 @@ def test_arrays_are_read_as_scipy_reads_them(tmp_path, dtype, packed):
 
 def test_big_endian_and_narrow_storage_are_read(tmp_path):
     path, values = tmp_path / 'a.mat', np.arange(6, dtype='>i2')
-    path.write_bytes(mat_file(matrix(6, (2, 3), b'label', element(3, values.tobytes(), '>'),
-                                     order='>'), order='>'))
+    path.write_bytes(
+        mat_file(
+            matrix(6, (2, 3), b'label', element(3, values.tobytes(), '>'), order='>'), order='>'
+        )
+    )
     np.testing.assert_array_equal(read_mat(path, 'label'), [[0, 2, 4], [1, 3, 5]])
     np.testing.assert_array_equal(scipy.io.loadmat(path)['label'], [[0, 2, 4], [1, 3, 5]])
 
@@ -150,24 +186,34 @@ def test_no_part_of_a_mat_file_is_taken_for_the_whole(tmp_path):
 def nested(depth):
     """Cells in cells, which crash scipy.io.loadmat."""
     head = matrix(1, (1, 1), b'')[8:]
-    parts = [struct.pack('<II', 14, (depth - i) * (len(head) + 8) - 8) + head
-             for i in range(depth)]
+    parts = [struct.pack('<II', 14, (depth - i) * (len(head) + 8) - 8) + head for i in range(depth)]
     return b''.join(parts)
 
 
-@pytest.mark.parametrize('make_content, message', [
-    (lambda: mat_file(matrix(1, (1, 1), b'S', nested(50_000))), 'real numbers expected'),
-    (lambda: mat_file(nested(50_000)), 'it has no variable S'),
-    (lambda: mat_file(matrix(1, (1 << 14, 1 << 16), b'S')), 'real numbers expected'),
-    (lambda: mat_file(matrix(9, (1 << 16, 1 << 15), b'S', element(2, b'123'))), '3 came'),
-    (lambda: mat_file(matrix(9, (1 << 16, 1 << 16, 0), b'S', element(2, b''))), 'two dimensions'),
-    (lambda: mat_file(element(15, zlib.compress(bytes(8 * BOUND)))), 'unpacks to more than'),
-    (lambda: mat_file(*[element(15, zlib.compress(matrix(9, (1, 1), b'x', bytes(BOUND // 3)))
-                                )] * 4), 'element'),
-    (lambda: b'\x89HDF\r\n\x1a\n' + bytes(600), '7.3'),
-    (lambda: mat_file(bytes(BOUND)), 'above'),
-    (lambda: bytes(600), 'not a MATLAB 5 file'),
-    (lambda: b'', 'not a MATLAB 5 file')])
+@pytest.mark.parametrize(
+    'make_content, message',
+    [
+        (lambda: mat_file(matrix(1, (1, 1), b'S', nested(50_000))), 'real numbers expected'),
+        (lambda: mat_file(nested(50_000)), 'it has no variable S'),
+        (lambda: mat_file(matrix(1, (1 << 14, 1 << 16), b'S')), 'real numbers expected'),
+        (lambda: mat_file(matrix(9, (1 << 16, 1 << 15), b'S', element(2, b'123'))), '3 came'),
+        (
+            lambda: mat_file(matrix(9, (1 << 16, 1 << 16, 0), b'S', element(2, b''))),
+            'two dimensions',
+        ),
+        (lambda: mat_file(element(15, zlib.compress(bytes(8 * BOUND)))), 'unpacks to more than'),
+        (
+            lambda: mat_file(
+                *[element(15, zlib.compress(matrix(9, (1, 1), b'x', bytes(BOUND // 3))))] * 4
+            ),
+            'element',
+        ),
+        (lambda: b'\x89HDF\r\n\x1a\n' + bytes(600), '7.3'),
+        (lambda: mat_file(bytes(BOUND)), 'above'),
+        (lambda: bytes(600), 'not a MATLAB 5 file'),
+        (lambda: b'', 'not a MATLAB 5 file'),
+    ],
+)
 def test_hostile_mat_files_are_refused_within_bounds(tmp_path, monkeypatch, make_content, message):
     monkeypatch.setattr(matfile, 'MAX_BYTES', BOUND)
     path = tmp_path / 'a.mat'

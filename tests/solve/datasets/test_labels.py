@@ -35,8 +35,9 @@ def test_the_first_number_that_is_not_in_the_table_is_named(y, x, value):
     labels[y, x] = labels[699, 499] = value
     with pytest.raises(CaffeError) as error:
         recoded(labels, {0: 255, 1: 0, 4: 1}, Path('there/a.mat'), '0, 1 or 4')
-    assert str(error.value) == (f'there/a.mat: image a has label {float(value)} at row {y}, column '
-                                f'{x}; 0, 1 or 4 expected')
+    assert str(error.value) == (
+        f'there/a.mat: image a has label {float(value)} at row {y}, column {x}; 0, 1 or 4 expected'
+    )
 
 
 def test_memory_stays_within_a_few_times_the_labels():

@@ -48,15 +48,22 @@ def path_of(root, top, name):
 
 
 def layer_of(root, tops=ALL, split='test', **params):
-    return make(nyud.NYUDSegDataLayer, len(tops), nyud_dir=str(root), split=split, tops=tops,
-                seed=1337, **params)
+    return make(
+        nyud.NYUDSegDataLayer,
+        len(tops),
+        nyud_dir=str(root),
+        split=split,
+        tops=tops,
+        seed=1337,
+        **params,
+    )
 
 
 def test_tables_are_the_facts():
     known = facts('nyud')
     assert list(nyud.CLASSES) == known['classes']
     assert list(nyud.MEAN) == known['mean_bgr'] and list(nyud.MEAN_HHA) == known['mean_hha']
-    assert nyud.MEAN_LOG_DEPTH == known['mean_log_depth']
+    assert known['mean_log_depth'] == nyud.MEAN_LOG_DEPTH
     for top, file in nyud.FILES.items():
         assert known['layout'][top].startswith('<nyud_dir>/' + file.replace('{}', '<id>'))
 
@@ -72,19 +79,22 @@ def test_each_top_holds_its_modality(tree):
         stored = noise(name + 'color', *SIZES[name], 3).astype(float)
         for channel in range(3):
             np.testing.assert_allclose(
-                color[channel], stored[:, :, 2 - channel] - means['mean_bgr'][channel], rtol=1e-6)
+                color[channel], stored[:, :, 2 - channel] - means['mean_bgr'][channel], rtol=1e-6
+            )
         stored = noise(name + 'hha', *SIZES[name], 3).astype(float)
         for channel in range(3):
             np.testing.assert_allclose(
-                hha[channel], stored[:, :, channel] - means['mean_hha'][channel], rtol=1e-6)
+                hha[channel], stored[:, :, channel] - means['mean_hha'][channel], rtol=1e-6
+            )
         for (y, x), millimetres in np.ndenumerate(depth_of(name)):
             assert depth[0, y, x] == pytest.approx(math.log(millimetres) - 7.844, abs=2e-6)
         for (y, x), number in np.ndenumerate(stored_labels(name)):
             assert label[0, y, x] == (255 if number == 0 else number - 1)
 
 
-@pytest.mark.parametrize('tops', [['label'], ['hha', 'label'], ['label', 'depth', 'color'],
-                                  ('color', 'hha', 'label')])
+@pytest.mark.parametrize(
+    'tops', [['label'], ['hha', 'label'], ['label', 'depth', 'color'], ('color', 'hha', 'label')]
+)
 def test_tops_come_by_name_in_the_order_asked_for(tree, tops):
     whole, chosen = layer_of(tree), layer_of(tree, tops)
     step(*whole)
@@ -112,16 +122,19 @@ def test_official_param_strs_are_read(tree):
 
 def test_trainval_is_drawn_from_the_seed_and_test_runs_in_order(tree):
     rng = random.Random(1337)
-    assert fed(*layer_of(tree, split='trainval'), 9) == [IDS[int(rng.random() * 3)]
-                                                         for _ in range(9)]
+    assert fed(*layer_of(tree, split='trainval'), 9) == [
+        IDS[int(rng.random() * 3)] for _ in range(9)
+    ]
     assert fed(*layer_of(tree, split='test'), 4) == [*IDS, IDS[0]]
     assert fed(*layer_of(tree, split='trainval', randomize=False), 4) == [*IDS, IDS[0]]
 
 
 @pytest.mark.parametrize('tops', [[], ['colour'], ['color', 3], 'color', None, [['color']]])
 def test_tops_of_other_names_are_refused(tree, tops):
-    with pytest.raises(CaffeError, match="NYUDSegDataLayer: param_str: 'tops' must be a list of "
-                                         'color, depth, hha, label'):
+    with pytest.raises(
+        CaffeError,
+        match="NYUDSegDataLayer: param_str: 'tops' must be a list of color, depth, hha, label",
+    ):
         make(nyud.NYUDSegDataLayer, 1, nyud_dir=str(tree), split='test', tops=tops)
 
 
@@ -132,14 +145,16 @@ def test_tops_of_another_number_are_refused(tree):
 
 # Depth.
 
+
 def test_depth_has_all_sixteen_bits(tree):
     depth = depth_of(IDS[0])
     depth[0, :3] = 1, 256, 65535
     Image.fromarray(depth).save(path_of(tree, 'depth', IDS[0]))
     layer, blobs = layer_of(tree, ['depth', 'label'])
     layer.forward([], blobs)
-    np.testing.assert_allclose(blobs[0].data[0, 0, 0, :3] + np.float32(7.844),
-                               np.log([1, 256, 65535]), atol=2e-6)
+    np.testing.assert_allclose(
+        blobs[0].data[0, 0, 0, :3] + np.float32(7.844), np.log([1, 256, 65535]), atol=2e-6
+    )
 
 
 def test_depth_without_logarithm_is_refused(tree):
@@ -162,21 +177,29 @@ def test_depth_of_other_than_sixteen_bits_is_refused(tree, mode):
 
 # Bad input.
 
+
 @pytest.mark.parametrize('value', [41, 254, 255])
 def test_labels_outside_the_classes_are_refused(tree, value):
     labels = stored_labels(IDS[0])
     labels[3, 1] = value
     scipy.io.savemat(path_of(tree, 'label', IDS[0]), {'segmentation': labels})
-    with pytest.raises(CaffeError, match=f'img_5003.mat: image img_5003 has label {value} at '
-                                         r'row 3, column 1; 0 \(void\) or 1..40 expected'):
+    with pytest.raises(
+        CaffeError,
+        match=f'img_5003.mat: image img_5003 has label {value} at '
+        r'row 3, column 1; 0 \(void\) or 1..40 expected',
+    ):
         layer_of(tree)
 
 
-@pytest.mark.parametrize('content, message', [
-    ({'labels': np.eye(3)}, 'it has no variable segmentation'),
-    ({'segmentation': np.full((6, 9), np.nan)}, 'has label nan'),
-    ({'segmentation': np.full((6, 9), -1, np.int8)}, 'has label -1'),
-    ({'segmentation': np.full((6, 9), 1.5)}, 'has label 1.5')])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ({'labels': np.eye(3)}, 'it has no variable segmentation'),
+        ({'segmentation': np.full((6, 9), np.nan)}, 'has label nan'),
+        ({'segmentation': np.full((6, 9), -1, np.int8)}, 'has label -1'),
+        ({'segmentation': np.full((6, 9), 1.5)}, 'has label 1.5'),
+    ],
+)
 def test_mat_files_without_labels_are_refused(tree, content, message):
     scipy.io.savemat(path_of(tree, 'label', IDS[0]), content)
     with pytest.raises(CaffeError, match=f'img_5003.mat: .*{message}'):
@@ -213,8 +236,10 @@ def test_missing_lists_are_named(tree):
 def test_official_prototxts_lead_to_this_layer(tree, tmp_path):
     params = {'nyud_dir': str(tree), 'split': 'test', 'tops': ['depth', 'label'], 'seed': 1337}
     path = tmp_path / 'net.prototxt'
-    path.write_text('layer { name: "data" type: "Python" top: "depth" top: "label" python_param { '
-                    f'module: "nyud_layers" layer: "NYUDSegDataLayer" param_str: "{params}" }} }}')
+    path.write_text(
+        'layer { name: "data" type: "Python" top: "depth" top: "label" python_param { '
+        f'module: "nyud_layers" layer: "NYUDSegDataLayer" param_str: "{params}" }} }}'
+    )
     net = caffe_port.Net(str(path), caffe_port.TEST)
     net.forward()
     assert net.blobs['depth'].shape == (1, 1, *SIZES[IDS[0]])

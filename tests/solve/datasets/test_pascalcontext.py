@@ -14,8 +14,7 @@ from tests.solve.feeding import BROKEN, facts, fed, make, noise, official_params
 IDS = ['2008_000002', '2007_000032', '2010_005000']
 HEIGHT, WIDTH = 20, 25
 KNOWN = facts('pascalcontext')
-ANNOTATED, CLASSES, RENAMED = (KNOWN[key] for key in ('annotated_classes', 'classes',
-                                                      'renamings'))
+ANNOTATED, CLASSES, RENAMED = (KNOWN[key] for key in ('annotated_classes', 'classes', 'renamings'))
 # Every annotation number and 0, as 16 bits, as the real files hold them.
 LABEL_MAP = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 460).astype(np.uint16)
 
@@ -43,14 +42,22 @@ def tree(tmp_path):
     (tmp_path / 'context/59_labels.txt').write_text(numbered(CLASSES[1:]))
     for shift, name in enumerate(IDS):
         Image.fromarray(noise(name, HEIGHT, WIDTH, 3)).save(image_of(tmp_path, name))
-        scipy.io.savemat(label_of(tmp_path, name), {'LabelMap': np.roll(LABEL_MAP, shift)},
-                         do_compression=True)
+        scipy.io.savemat(
+            label_of(tmp_path, name), {'LabelMap': np.roll(LABEL_MAP, shift)}, do_compression=True
+        )
     return tmp_path
 
 
 def layer_of(root, split='val', **params):
-    return make(pascalcontext.PASCALContextSegDataLayer, 2, voc_dir=str(root / 'pascal'),
-                context_dir=str(root / 'context'), split=split, seed=1337, **params)
+    return make(
+        pascalcontext.PASCALContextSegDataLayer,
+        2,
+        voc_dir=str(root / 'pascal'),
+        context_dir=str(root / 'context'),
+        split=split,
+        seed=1337,
+        **params,
+    )
 
 
 def test_tables_are_the_facts():
@@ -66,8 +73,9 @@ def test_annotations_become_their_class_or_background(tree):
     label, seen = blobs[1].data[0, 0], set()
     for (y, x), number in np.ndenumerate(LABEL_MAP):
         name = ANNOTATED[number - 1].replace(' ', '') if number else None
-        expected = [index for index, task in enumerate(CLASSES) if index
-                    and RENAMED.get(task, task) == name] or [0]
+        expected = [
+            index for index, task in enumerate(CLASSES) if index and RENAMED.get(task, task) == name
+        ] or [0]
         assert [label[y, x]] == expected
         seen.add(int(label[y, x]))
     assert seen == set(range(60))
@@ -76,9 +84,12 @@ def test_annotations_become_their_class_or_background(tree):
 def test_the_three_renamed_classes_are_found(tree):
     layer, blobs = layer_of(tree)
     layer.forward([], blobs)
-    for task, annotation in (('diningtable', 'table'), ('bedcloth', 'bedclothes'),
-                             ('clothes', 'cloth')):
-        at = LABEL_MAP == ANNOTATED.index(annotation) + 1
+    for task, annotation in (
+        ('diningtable', 'table'),
+        ('bedcloth', 'bedclothes'),
+        ('clothes', 'cloth'),
+    ):
+        at = ANNOTATED.index(annotation) + 1 == LABEL_MAP
         assert set(blobs[1].data[0, 0][at]) == {CLASSES.index(task)}
 
 
@@ -89,8 +100,10 @@ def test_data_is_bgr_minus_mean(tree):
         pixels = np.array(Image.open(image_of(tree, name))).astype(float)
         for channel in range(3):
             np.testing.assert_allclose(
-                blobs[0].data[0, channel], pixels[:, :, 2 - channel] - KNOWN['mean_bgr'][channel],
-                rtol=1e-6)
+                blobs[0].data[0, channel],
+                pixels[:, :, 2 - channel] - KNOWN['mean_bgr'][channel],
+                rtol=1e-6,
+            )
         assert all(blob.data.dtype == np.float32 for blob in blobs)
 
 
@@ -120,22 +133,40 @@ def test_train_is_drawn_and_val_runs_in_order(tree):
 
 # Bad input.
 
-@pytest.mark.parametrize('file, change, message', [
-    ('labels.txt', lambda text: text.replace('bedclothes', 'sheets'),
-     'lacks bedclothes of the 59 classes'),
-    ('labels.txt', lambda text: text.replace('1: accordion', 'accordion'),
-     "'number: name' expected, the number from 1 to 65535; got 'accordion'"),
-    ('labels.txt', lambda text: text + '0: zero', "got '0: zero'"),
-    ('labels.txt', lambda text: text + '-1: less', "got '-1: less'"),
-    ('labels.txt', lambda text: text + '65536: more', "got '65536: more'"),
-    ('labels.txt', lambda text: text + '9' * 200 + ': more', "got '999"),
-    ('labels.txt', lambda text: text + '460:', "got '460:'"),
-    ('labels.txt', lambda text: text + '3: antenna', 'number 3 is both airconditioner and antenna'),
-    ('labels.txt', lambda text: '', 'empty'),
-    ('59_labels.txt', lambda text: text.replace('59: wood', ''), 'number 59 is None, wood'),
-    ('59_labels.txt', lambda text: text + '60: zebra', 'number 60 is zebra, None expected'),
-    ('59_labels.txt', lambda text: text.replace('2: bicycle', '2: bird').replace(
-        '3: bird', '3: bicycle'), 'number 2 is bird, bicycle expected')])
+
+@pytest.mark.parametrize(
+    'file, change, message',
+    [
+        (
+            'labels.txt',
+            lambda text: text.replace('bedclothes', 'sheets'),
+            'lacks bedclothes of the 59 classes',
+        ),
+        (
+            'labels.txt',
+            lambda text: text.replace('1: accordion', 'accordion'),
+            "'number: name' expected, the number from 1 to 65535; got 'accordion'",
+        ),
+        ('labels.txt', lambda text: text + '0: zero', "got '0: zero'"),
+        ('labels.txt', lambda text: text + '-1: less', "got '-1: less'"),
+        ('labels.txt', lambda text: text + '65536: more', "got '65536: more'"),
+        ('labels.txt', lambda text: text + '9' * 200 + ': more', "got '999"),
+        ('labels.txt', lambda text: text + '460:', "got '460:'"),
+        (
+            'labels.txt',
+            lambda text: text + '3: antenna',
+            'number 3 is both airconditioner and antenna',
+        ),
+        ('labels.txt', lambda text: '', 'empty'),
+        ('59_labels.txt', lambda text: text.replace('59: wood', ''), 'number 59 is None, wood'),
+        ('59_labels.txt', lambda text: text + '60: zebra', 'number 60 is zebra, None expected'),
+        (
+            '59_labels.txt',
+            lambda text: text.replace('2: bicycle', '2: bird').replace('3: bird', '3: bicycle'),
+            'number 2 is bird, bicycle expected',
+        ),
+    ],
+)
 def test_lists_of_names_that_are_none_are_refused(tree, file, change, message):
     path = tree / 'context' / file
     path.write_text(change(path.read_text()))
@@ -159,8 +190,11 @@ def test_numbers_that_labels_txt_lacks_are_refused(tree, value):
     labels = LABEL_MAP.copy()
     labels[11, 3] = value
     scipy.io.savemat(label_of(tree, IDS[0]), {'LabelMap': labels})
-    with pytest.raises(CaffeError, match=f'{IDS[0]}.mat: image {IDS[0]} has label {value} at '
-                                         'row 11, column 3; a number of labels.txt'):
+    with pytest.raises(
+        CaffeError,
+        match=f'{IDS[0]}.mat: image {IDS[0]} has label {value} at '
+        'row 11, column 3; a number of labels.txt',
+    ):
         layer_of(tree)
 
 
@@ -180,8 +214,9 @@ def test_broken_files_are_named(tree, place, damage):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize('file', ['context/labels.txt', 'context/59_labels.txt',
-                                  'pascal/VOC2010/ImageSets/Main/val.txt'])
+@pytest.mark.parametrize(
+    'file', ['context/labels.txt', 'context/59_labels.txt', 'pascal/VOC2010/ImageSets/Main/val.txt']
+)
 def test_missing_files_are_named(tree, file):
     (tree / file).unlink()
     with pytest.raises(CaffeError, match=f'{file}: no such file'):
@@ -189,12 +224,18 @@ def test_missing_files_are_named(tree, file):
 
 
 def test_official_prototxts_lead_to_this_layer(tree, tmp_path):
-    params = {'voc_dir': str(tree / 'pascal'), 'context_dir': str(tree / 'context'),
-              'split': 'val', 'seed': 1337}
+    params = {
+        'voc_dir': str(tree / 'pascal'),
+        'context_dir': str(tree / 'context'),
+        'split': 'val',
+        'seed': 1337,
+    }
     path = tmp_path / 'net.prototxt'
-    path.write_text('layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
-                    'module: "pascalcontext_layers" layer: "PASCALContextSegDataLayer" '
-                    f'param_str: "{params}" }} }}')
+    path.write_text(
+        'layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
+        'module: "pascalcontext_layers" layer: "PASCALContextSegDataLayer" '
+        f'param_str: "{params}" }} }}'
+    )
     net = caffe_port.Net(str(path), caffe_port.TEST)
     net.forward()
     assert net.blobs['label'].shape == (1, 1, HEIGHT, WIDTH)

@@ -29,16 +29,19 @@ def tree(tmp_path):
     for shift, name in enumerate(IDS):
         Image.fromarray(noise(name, HEIGHT, WIDTH, 3)).save(path_of(tmp_path, 'Images', name))
         for kind, labels in (('SemanticLabels', SEM), ('GeoLabels', GEO)):
-            scipy.io.savemat(path_of(tmp_path, kind, name), {
-                'names': np.array(['a', 'b'], object), 'S': np.roll(labels, shift)})
+            scipy.io.savemat(
+                path_of(tmp_path, kind, name),
+                {'names': np.array(['a', 'b'], object), 'S': np.roll(labels, shift)},
+            )
     for split in ('trainval', 'test'):
         (tmp_path / f'{split}.txt').write_text('\n'.join(IDS) + '\n')
     return tmp_path
 
 
 def layer_of(root, split='test', **params):
-    return make(siftflow.SIFTFlowSegDataLayer, 3, siftflow_dir=str(root), split=split, seed=1337,
-                **params)
+    return make(
+        siftflow.SIFTFlowSegDataLayer, 3, siftflow_dir=str(root), split=split, seed=1337, **params
+    )
 
 
 def test_tables_are_the_facts():
@@ -78,8 +81,9 @@ def test_official_param_strs_are_read(tree):
     found = official_params('siftflow_layers')
     assert len(found) == 6
     for params, tops in found:
-        layer, blobs = make(siftflow.SIFTFlowSegDataLayer, tops,
-                            **{**params, 'siftflow_dir': str(tree)})
+        layer, blobs = make(
+            siftflow.SIFTFlowSegDataLayer, tops, **{**params, 'siftflow_dir': str(tree)}
+        )
         assert step(layer, blobs) in IDS
 
 
@@ -99,17 +103,26 @@ def test_left_out_images_do_not_take_part_in_drawing(tree):
     assert len(set(plain)) == 3 and plain[:3] != IDS
 
 
-@pytest.mark.parametrize('kind, value, expected', [
-    ('SemanticLabels', 34, '0 .void. or 1..33'), ('SemanticLabels', -1, '0 .void. or 1..33'),
-    ('SemanticLabels', 255, '0 .void. or 1..33'), ('GeoLabels', 4, '-1 or 0 .void. or 1..3'),
-    ('GeoLabels', -2, '-1 or 0 .void. or 1..3'), ('GeoLabels', 0.5, '-1 or 0 .void. or 1..3')])
+@pytest.mark.parametrize(
+    'kind, value, expected',
+    [
+        ('SemanticLabels', 34, '0 .void. or 1..33'),
+        ('SemanticLabels', -1, '0 .void. or 1..33'),
+        ('SemanticLabels', 255, '0 .void. or 1..33'),
+        ('GeoLabels', 4, '-1 or 0 .void. or 1..3'),
+        ('GeoLabels', -2, '-1 or 0 .void. or 1..3'),
+        ('GeoLabels', 0.5, '-1 or 0 .void. or 1..3'),
+    ],
+)
 def test_labels_outside_the_classes_are_refused(tree, kind, value, expected):
     labels = np.ones((HEIGHT, WIDTH))
     labels[5, 2] = value
     path = path_of(tree, kind, IDS[0])
     scipy.io.savemat(path, {'S': labels})
-    with pytest.raises(CaffeError, match=f'{kind}/.*{IDS[0]} has label {value:g}.* at row 5, '
-                                         f'column 2; {expected} expected'):
+    with pytest.raises(
+        CaffeError,
+        match=f'{kind}/.*{IDS[0]} has label {value:g}.* at row 5, column 2; {expected} expected',
+    ):
         layer_of(tree)
 
 
@@ -146,9 +159,11 @@ def test_three_tops_are_expected(tree):
 def test_official_prototxts_lead_to_this_layer(tree, tmp_path):
     params = {'siftflow_dir': str(tree), 'split': 'test', 'seed': 1337}
     path = tmp_path / 'net.prototxt'
-    path.write_text('layer { name: "data" type: "Python" top: "data" top: "sem" top: "geo" '
-                    'python_param { module: "siftflow_layers" layer: "SIFTFlowSegDataLayer" '
-                    f'param_str: "{params}" }} }}')
+    path.write_text(
+        'layer { name: "data" type: "Python" top: "data" top: "sem" top: "geo" '
+        'python_param { module: "siftflow_layers" layer: "SIFTFlowSegDataLayer" '
+        f'param_str: "{params}" }} }}'
+    )
     net = caffe_port.Net(str(path), caffe_port.TEST)
     net.forward()
     assert net.blobs['geo'].shape == (1, 1, HEIGHT, WIDTH)

@@ -27,8 +27,11 @@ SIZES = {'2008_000003': (9, 6), '2008_000001': (5, 8), '2008_000007': (7, 7)}
 def picture(name):
     """H x W x 3 noise that belongs to an id."""
     width, height = SIZES[name]
-    return np.random.RandomState(len(SIZES) + int(name[-1])).randint(
-        0, 256, (height, width, 3)).astype(np.uint8)
+    return (
+        np.random.RandomState(len(SIZES) + int(name[-1]))
+        .randint(0, 256, (height, width, 3))
+        .astype(np.uint8)
+    )
 
 
 def labels_of(name):
@@ -52,9 +55,17 @@ def sbd(tmp_path):
         Image.fromarray(picture(name)).save(root / 'img' / f'{name}.jpg')
         boundaries = np.empty((20, 1), object)
         boundaries[:] = [[scipy.sparse.csc_matrix(np.eye(3))]] * 20
-        scipy.io.savemat(root / 'cls' / f'{name}.mat', {'GTcls': {
-            'Boundaries': boundaries, 'Segmentation': labels_of(name),
-            'CategoriesPresent': np.array([[1], [20]], np.uint8)}}, do_compression=True)
+        scipy.io.savemat(
+            root / 'cls' / f'{name}.mat',
+            {
+                'GTcls': {
+                    'Boundaries': boundaries,
+                    'Segmentation': labels_of(name),
+                    'CategoriesPresent': np.array([[1], [20]], np.uint8),
+                }
+            },
+            do_compression=True,
+        )
     for split in ('train', 'val'):
         (root / f'{split}.txt').write_text('\n'.join(IDS) + '\n')
     return root
@@ -86,13 +97,15 @@ def make(layer_class, **params):
 
 
 def sbd_layer(root, split='train', **params):
-    return make(voc.SBDDSegDataLayer, sbdd_dir=str(root), split=split, mean=voc.MEAN,
-                seed=1337, **params)
+    return make(
+        voc.SBDDSegDataLayer, sbdd_dir=str(root), split=split, mean=voc.MEAN, seed=1337, **params
+    )
 
 
 def voc_layer(root, split='val', **params):
-    return make(voc.VOCSegDataLayer, voc_dir=str(root), split=split, mean=voc.MEAN,
-                seed=1337, **params)
+    return make(
+        voc.VOCSegDataLayer, voc_dir=str(root), split=split, mean=voc.MEAN, seed=1337, **params
+    )
 
 
 def step(layer, tops):
@@ -109,6 +122,7 @@ def fed(layer, tops, count):
 
 # Tables.
 
+
 def test_classes_and_mean_are_the_facts():
     facts = json.loads((FACTS / 'datasets.json').read_text())['voc']
     assert list(voc.CLASSES) == facts['classes']
@@ -116,10 +130,29 @@ def test_classes_and_mean_are_the_facts():
 
 
 def test_palette_is_voc_s():
-    published = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128),
-                 (0, 128, 128), (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0),
-                 (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128),
-                 (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)]
+    published = [
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (0, 0, 128),
+        (128, 0, 128),
+        (0, 128, 128),
+        (128, 128, 128),
+        (64, 0, 0),
+        (192, 0, 0),
+        (64, 128, 0),
+        (192, 128, 0),
+        (64, 0, 128),
+        (192, 0, 128),
+        (64, 128, 128),
+        (192, 128, 128),
+        (0, 64, 0),
+        (128, 64, 0),
+        (0, 192, 0),
+        (128, 192, 0),
+        (0, 64, 128),
+    ]
     palette = voc.palette()
     assert palette.dtype == np.uint8 and palette.shape == (256, 3)
     assert palette[:21].tolist() == [list(colour) for colour in published]
@@ -129,8 +162,10 @@ def test_palette_is_voc_s():
 
 # What the tops hold.
 
-@pytest.mark.parametrize('make_layer, tree, folder', [(sbd_layer, 'sbd', 'img'),
-                                                      (voc_layer, 'voc_tree', 'JPEGImages')])
+
+@pytest.mark.parametrize(
+    'make_layer, tree, folder', [(sbd_layer, 'sbd', 'img'), (voc_layer, 'voc_tree', 'JPEGImages')]
+)
 def test_data_is_bgr_minus_mean_and_label_is_as_stored(make_layer, tree, folder, request):
     root = request.getfixturevalue(tree)
     layer, tops = make_layer(root)
@@ -168,19 +203,25 @@ def test_grey_and_cmyk_jpegs_become_rgb(sbd, mode):
 def test_official_param_strs_are_read(sbd, voc_tree):
     nets = json.loads((FACTS / 'official_nets.json').read_text())
     (voc_tree / 'ImageSets/Segmentation/seg11valid.txt').write_text(IDS[1])
-    layers = [layer['python_param'] for net in nets.values() for phase in ('train_net', 'test_net')
-              for layer in net[phase] if layer['type'] == 'Python'
-              and layer['python_param']['module'] == 'voc_layers']
+    layers = [
+        layer['python_param']
+        for net in nets.values()
+        for phase in ('train_net', 'test_net')
+        for layer in net[phase]
+        if layer['type'] == 'Python' and layer['python_param']['module'] == 'voc_layers'
+    ]
     assert len(layers) == 10
     for python_param in layers:
         params = dict(python_param['param_str'])
         params['sbdd_dir' if 'sbdd_dir' in params else 'voc_dir'] = str(
-            sbd if 'sbdd_dir' in params else voc_tree)
+            sbd if 'sbdd_dir' in params else voc_tree
+        )
         layer, tops = make(getattr(voc, python_param['layer']), **params)
         assert step(layer, tops) in IDS
 
 
 # The order of images.
+
 
 def test_first_picks_of_8498_images_are_the_published_ones(tmp_path):
     order, picks = Order(8498, True, 1337), []
@@ -282,10 +323,21 @@ def test_foreign_states_are_refused_and_change_nothing(sbd):
     layer, tops = sbd_layer(sbd, 'train')
     good = layer.state()
     words = good['random']
-    for bad in ({}, None, [1], {**good, 'count': 4}, {**good, 'index': 3}, {**good, 'index': -1},
-                {**good, 'index': True}, {**good, 'random': None}, {**good, 'random': words[:-1]},
-                {**good, 'random': words[:-1] + [9999]}, {**good, 'random': ['x'] * 625},
-                {**good, 'random': 5}, {**good, 'random': [-1] * 625}):
+    for bad in (
+        {},
+        None,
+        [1],
+        {**good, 'count': 4},
+        {**good, 'index': 3},
+        {**good, 'index': -1},
+        {**good, 'index': True},
+        {**good, 'random': None},
+        {**good, 'random': words[:-1]},
+        {**good, 'random': words[:-1] + [9999]},
+        {**good, 'random': ['x'] * 625},
+        {**good, 'random': 5},
+        {**good, 'random': [-1] * 625},
+    ):
         with pytest.raises(CaffeError, match='state of the data order'):
             layer.set_state(bad)
     assert layer.state() == good
@@ -293,10 +345,21 @@ def test_foreign_states_are_refused_and_change_nothing(sbd):
 
 # param_str.
 
-@pytest.mark.parametrize('param_str', [
-    "__import__('pathlib').Path({marker!r}).touch()",
-    "dict(split='train')", '{{', '', 'None', "['split']", '-' * 100_000 + '1', "{{'split': }}",
-    "{{'split': open({marker!r}, 'w')}}"])
+
+@pytest.mark.parametrize(
+    'param_str',
+    [
+        "__import__('pathlib').Path({marker!r}).touch()",
+        "dict(split='train')",
+        '{{',
+        '',
+        'None',
+        "['split']",
+        '-' * 100_000 + '1',
+        "{{'split': }}",
+        "{{'split': open({marker!r}, 'w')}}",
+    ],
+)
 def test_param_str_runs_no_code(tmp_path, param_str):
     marker = tmp_path / 'ran'
     with pytest.raises(CaffeError, match='SBDDSegDataLayer: param_str must be a dict literal'):
@@ -304,16 +367,20 @@ def test_param_str_runs_no_code(tmp_path, param_str):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize('changed, message', [
-    ({'split': 3}, "'split' must be a string, got 3"),
-    ({'split': '../train'}, "'../train' is not an id"),
-    ({'sbdd_dir': None}, "'sbdd_dir' must be a string, got None"),
-    ({'mean': (1, 2)}, "'mean' must be 3 numbers"),
-    ({'mean': (1, 2, float('1e999'))}, "param_str"),
-    ({'mean': 'abc'}, "'mean' must be 3 numbers, got 'abc'"),
-    ({'mean': (1, 2, True)}, "'mean' must be 3 numbers"),
-    ({'seed': '1337'}, "'seed' must be a whole number"),
-    ({'randomize': 'no'}, "'randomize' must be True or False")])
+@pytest.mark.parametrize(
+    'changed, message',
+    [
+        ({'split': 3}, "'split' must be a string, got 3"),
+        ({'split': '../train'}, "'../train' is not an id"),
+        ({'sbdd_dir': None}, "'sbdd_dir' must be a string, got None"),
+        ({'mean': (1, 2)}, "'mean' must be 3 numbers"),
+        ({'mean': (1, 2, float('1e999'))}, 'param_str'),
+        ({'mean': 'abc'}, "'mean' must be 3 numbers, got 'abc'"),
+        ({'mean': (1, 2, True)}, "'mean' must be 3 numbers"),
+        ({'seed': '1337'}, "'seed' must be a whole number"),
+        ({'randomize': 'no'}, "'randomize' must be True or False"),
+    ],
+)
 def test_wrong_params_are_named(sbd, changed, message):
     params = {'sbdd_dir': str(sbd), 'split': 'train', 'mean': voc.MEAN, 'seed': 1, **changed}
     with pytest.raises(CaffeError) as error:
@@ -339,6 +406,7 @@ def test_two_tops_and_no_bottom_are_expected(sbd, bottoms, tops):
 
 # seg11valid.
 
+
 def test_seg11valid_is_val_without_sbd_train_in_val_s_order(voc_tree, sbd):
     (sbd / 'train.txt').write_text(f'{IDS[1]}\nother')
     assert voc.seg11valid(voc_tree, sbd, expected=2) == [IDS[0], IDS[2]]
@@ -349,8 +417,11 @@ def test_seg11valid_of_another_count_is_refused(voc_tree, sbd):
     (sbd / 'train.txt').write_text(IDS[1])
     with pytest.raises(CaffeError) as error:
         voc.seg11valid(voc_tree, sbd)
-    for part in (str(voc_tree / 'ImageSets/Segmentation/val.txt'), str(sbd / 'train.txt'),
-                 'leaves 2 images, 736 expected'):
+    for part in (
+        str(voc_tree / 'ImageSets/Segmentation/val.txt'),
+        str(sbd / 'train.txt'),
+        'leaves 2 images, 736 expected',
+    ):
         assert part in str(error.value)
     (sbd / 'train.txt').write_text('\n'.join(IDS))
     with pytest.raises(CaffeError, match='leaves 0 images'):
@@ -359,7 +430,7 @@ def test_seg11valid_of_another_count_is_refused(voc_tree, sbd):
 
 def test_official_count_is_the_fact():
     facts = json.loads((FACTS / 'datasets.json').read_text())
-    assert voc.SEG11VALID_IMAGES == facts['seg11valid']['images']
+    assert facts['seg11valid']['images'] == voc.SEG11VALID_IMAGES
 
 
 def test_layer_takes_seg11valid_from_the_file_or_makes_it(voc_tree, sbd):
@@ -376,6 +447,7 @@ def test_layer_takes_seg11valid_from_the_file_or_makes_it(voc_tree, sbd):
 
 
 # Bad input.
+
 
 def test_missing_files_are_named(sbd, voc_tree, tmp_path, monkeypatch):
     with pytest.raises(CaffeError, match='none/train.txt: no such file'):
@@ -397,17 +469,25 @@ def test_missing_files_are_named(sbd, voc_tree, tmp_path, monkeypatch):
 
 
 GIF = b'GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;'
-BROKEN = {'empty': lambda whole: b'', 'truncated': lambda whole: whole[:len(whole) * 3 // 5],
-          'head only': lambda whole: whole[:20],
-          'random': lambda whole: np.random.RandomState(0).bytes(len(whole)),
-          'of another kind': lambda whole: GIF}
+BROKEN = {
+    'empty': lambda whole: b'',
+    'truncated': lambda whole: whole[: len(whole) * 3 // 5],
+    'head only': lambda whole: whole[:20],
+    'random': lambda whole: np.random.RandomState(0).bytes(len(whole)),
+    'of another kind': lambda whole: GIF,
+}
 
 
 @pytest.mark.parametrize('damage', BROKEN)
-@pytest.mark.parametrize('tree, make_layer, file', [
-    ('sbd', sbd_layer, f'img/{IDS[0]}.jpg'), ('sbd', sbd_layer, f'cls/{IDS[0]}.mat'),
-    ('voc_tree', voc_layer, f'JPEGImages/{IDS[0]}.jpg'),
-    ('voc_tree', voc_layer, f'SegmentationClass/{IDS[0]}.png')])
+@pytest.mark.parametrize(
+    'tree, make_layer, file',
+    [
+        ('sbd', sbd_layer, f'img/{IDS[0]}.jpg'),
+        ('sbd', sbd_layer, f'cls/{IDS[0]}.mat'),
+        ('voc_tree', voc_layer, f'JPEGImages/{IDS[0]}.jpg'),
+        ('voc_tree', voc_layer, f'SegmentationClass/{IDS[0]}.png'),
+    ],
+)
 def test_broken_files_are_named(tree, make_layer, file, damage, request):
     root = request.getfixturevalue(tree)
     whole = (root / file).read_bytes()
@@ -441,17 +521,21 @@ def test_label_outside_the_classes_is_refused(voc_tree, value):
         voc_layer(voc_tree)
 
 
-@pytest.mark.parametrize('content, message', [
-    ({'other': np.eye(3)}, 'it has no variable GTcls'),
-    ({'GTcls': np.eye(3)}, 'a struct with field Segmentation expected'),
-    ({'GTcls': {'CategoriesPresent': np.eye(3)}}, 'it has no field Segmentation'),
-    ({'GTcls': {'Segmentation': 'abc'}}, 'real numbers expected'),
-    ({'GTcls': {'Segmentation': np.ones((6, 9)) * 1j}}, 'real numbers expected'),
-    ({'GTcls': {'Segmentation': np.zeros((6, 9, 2))}}, 'two dimensions expected, there are 3'),
-    ({'GTcls': {'Segmentation': np.full((6, 9), 2.5)}}, f'image {IDS[0]} has label 2.5'),
-    ({'GTcls': {'Segmentation': np.full((6, 9), np.nan)}}, f'image {IDS[0]} has label nan'),
-    ({'GTcls': {'Segmentation': np.full((6, 9), -1, np.int8)}}, f'image {IDS[0]} has label -1'),
-    ({'GTcls': {'Segmentation': np.zeros((9, 6), np.uint8)}}, 'label of 9 x 6')])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ({'other': np.eye(3)}, 'it has no variable GTcls'),
+        ({'GTcls': np.eye(3)}, 'a struct with field Segmentation expected'),
+        ({'GTcls': {'CategoriesPresent': np.eye(3)}}, 'it has no field Segmentation'),
+        ({'GTcls': {'Segmentation': 'abc'}}, 'real numbers expected'),
+        ({'GTcls': {'Segmentation': np.ones((6, 9)) * 1j}}, 'real numbers expected'),
+        ({'GTcls': {'Segmentation': np.zeros((6, 9, 2))}}, 'two dimensions expected, there are 3'),
+        ({'GTcls': {'Segmentation': np.full((6, 9), 2.5)}}, f'image {IDS[0]} has label 2.5'),
+        ({'GTcls': {'Segmentation': np.full((6, 9), np.nan)}}, f'image {IDS[0]} has label nan'),
+        ({'GTcls': {'Segmentation': np.full((6, 9), -1, np.int8)}}, f'image {IDS[0]} has label -1'),
+        ({'GTcls': {'Segmentation': np.zeros((9, 6), np.uint8)}}, 'label of 9 x 6'),
+    ],
+)
 def test_mat_files_without_labels_are_refused(sbd, content, message):
     path = sbd / 'cls' / f'{IDS[0]}.mat'
     scipy.io.savemat(path, content)
@@ -462,21 +546,25 @@ def test_mat_files_without_labels_are_refused(sbd, content, message):
 
 # In a net.
 
+
 def net_file(folder, params):
     path = folder / 'net.prototxt'
-    path.write_text('layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
-                    f'module: "voc_layers" layer: "SBDDSegDataLayer" param_str: "{params}" }} }}')
+    path.write_text(
+        'layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
+        f'module: "voc_layers" layer: "SBDDSegDataLayer" param_str: "{params}" }} }}'
+    )
     return path
 
 
 def test_official_prototxts_lead_to_these_layers(sbd):
-    net = caffe_port.Net(str(net_file(sbd, {'sbdd_dir': str(sbd), 'split': 'val'})),
-                         caffe_port.TEST)
+    net = caffe_port.Net(
+        str(net_file(sbd, {'sbdd_dir': str(sbd), 'split': 'val'})), caffe_port.TEST
+    )
     for name in IDS + IDS[:1]:
         net.forward()
         np.testing.assert_array_equal(net.blobs['label'].data[0, 0], labels_of(name))
 
 
 def test_errors_bear_the_layer_s_name(sbd):
-    with pytest.raises(CaffeError, match=r"data \(Python\): SBDDSegDataLayer: param_str lacks"):
+    with pytest.raises(CaffeError, match=r'data \(Python\): SBDDSegDataLayer: param_str lacks'):
         caffe_port.Net(str(net_file(sbd, {'split': 'val'})), caffe_port.TEST)

@@ -9,12 +9,12 @@ import caffe_port as caffe
 from solve.run import counting, symptoms
 from tests.vectors import net_of
 
-TEXT = '''
+TEXT = """
 layer { name: "data" type: "Input" top: "score" top: "label" input_param {
         shape { dim: 1 dim: 5 dim: 4 dim: 6 } shape { dim: 1 dim: 1 dim: 4 dim: 6 } } }
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" top: "loss"
         loss_param { ignore_label: 255 %s } }
-'''
+"""
 MODES = ['normalize: false', 'normalize: true', 'normalization: FULL', 'normalization: NONE']
 
 

@@ -12,16 +12,19 @@ import solve.datasets  # noqa: F401  for the release's module names
 from caffe_port.errors import CaffeError
 from nets import nyud_fcn32s_color_d, pascalcontext_fcn32s, siftflow_fcn32s
 from solve.datasets import nyud, pascalcontext, siftflow
-from solve.samples import voc_data, other_data
-from solve.samples.drawings import ALL_PLACES, OBJECTS
 from solve.datasets.images import read_list, read_rgb
 from solve.datasets.matfile import read_mat
+from solve.samples import other_data, voc_data
+from solve.samples.drawings import ALL_PLACES, OBJECTS
 from solve.samples.scenes import compose
 from tests.solve.feeding import make
 
 SMALL = {'train': 8, 'test': 6, 'seed': 5}
-DRAW = {'nyud': other_data.draw_nyud, 'siftflow': other_data.draw_siftflow,
-        'pascalcontext': other_data.draw_pascalcontext}
+DRAW = {
+    'nyud': other_data.draw_nyud,
+    'siftflow': other_data.draw_siftflow,
+    'pascalcontext': other_data.draw_pascalcontext,
+}
 
 
 @pytest.fixture(scope='module')
@@ -35,9 +38,11 @@ def root_of(data):
 
 
 def files_of(folder):
-    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob('*'))
-            if path.is_file() and path.name != 'sample.json'}
+    return {
+        path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file() and path.name != 'sample.json'
+    }
 
 
 def feed_all(layer_class, count, **params):
@@ -55,21 +60,36 @@ def seen(maps):
 
 # Through the layers.
 
+
 def test_nyud_reads_through_its_layer(drawn):
     data = drawn['nyud']
     for split, count in (('trainval', 8), ('test', 6)):
-        fed = list(feed_all(nyud.NYUDSegDataLayer, 4, split=split,
-                            tops=['color', 'depth', 'hha', 'label'], **data.places))
+        fed = list(
+            feed_all(
+                nyud.NYUDSegDataLayer,
+                4,
+                split=split,
+                tops=['color', 'depth', 'hha', 'label'],
+                **data.places,
+            )
+        )
         assert len(fed) == count
         assert seen(label for *_, label in fed) == {*data.classes, 255}
-    assert [nyud.CLASSES[number] for number in data.classes] == ['wall', 'floor', 'television',
-                                                                 'otherprop']
+    assert [nyud.CLASSES[number] for number in data.classes] == [
+        'wall',
+        'floor',
+        'television',
+        'otherprop',
+    ]
 
 
 def test_siftflow_reads_through_its_layer(drawn):
     data = drawn['siftflow']
-    fed = [tops for split in ('trainval', 'test') for tops in feed_all(
-        siftflow.SIFTFlowSegDataLayer, 3, split=split, **data.places)]
+    fed = [
+        tops
+        for split in ('trainval', 'test')
+        for tops in feed_all(siftflow.SIFTFlowSegDataLayer, 3, split=split, **data.places)
+    ]
     assert len(fed) == 14
     assert seen(sem for _, sem, _ in fed) == {*data.classes, 255}
     assert seen(geo for _, _, geo in fed) == {0, 1, 2, 255}
@@ -78,17 +98,32 @@ def test_siftflow_reads_through_its_layer(drawn):
 
 def test_pascalcontext_reads_through_its_layer(drawn):
     data = drawn['pascalcontext']
-    fed = [tops for split in ('train', 'val') for tops in feed_all(
-        pascalcontext.PASCALContextSegDataLayer, 2, split=split, **data.places)]
+    fed = [
+        tops
+        for split in ('train', 'val')
+        for tops in feed_all(pascalcontext.PASCALContextSegDataLayer, 2, split=split, **data.places)
+    ]
     assert len(fed) == 14
     assert seen(label for _, label in fed) == set(data.classes)
     assert {pascalcontext.CLASSES[number] for number in data.classes} == {
-        'background', *OBJECTS, 'sky', 'grass', 'building', 'sidewalk', 'road'}
+        'background',
+        *OBJECTS,
+        'sky',
+        'grass',
+        'building',
+        'sidewalk',
+        'road',
+    }
 
 
-@pytest.mark.parametrize('name, split, net', [
-    ('nyud', 'trainval', nyud_fcn32s_color_d), ('siftflow', 'trainval', siftflow_fcn32s),
-    ('pascalcontext', 'train', pascalcontext_fcn32s)])
+@pytest.mark.parametrize(
+    'name, split, net',
+    [
+        ('nyud', 'trainval', nyud_fcn32s_color_d),
+        ('siftflow', 'trainval', siftflow_fcn32s),
+        ('pascalcontext', 'train', pascalcontext_fcn32s),
+    ],
+)
 def test_places_are_what_the_nets_ask_for(drawn, name, split, net):
     built = caffe.Net(net.fcn(split, **drawn[name].places, width=1, fc=2), caffe.TRAIN)
     built.forward()
@@ -97,14 +132,26 @@ def test_places_are_what_the_nets_ask_for(drawn, name, split, net):
 
 # What is in them.
 
+
 def test_semantic_and_geometric_labels_agree(drawn):
     root = Path(drawn['siftflow'].places['siftflow_dir'])
-    geometric = {'sky': {0}, 'grass': {1}, 'road': {1}, 'sidewalk': {1}, 'building': {2},
-                 'bus': {2}, 'cow': {2}, 'plant': {2}, 'sign': {2}}
+    geometric = {
+        'sky': {0},
+        'grass': {1},
+        'road': {1},
+        'sidewalk': {1},
+        'building': {2},
+        'bus': {2},
+        'cow': {2},
+        'plant': {2},
+        'sign': {2},
+    }
     stored = set()
     for name in read_list(root / 'trainval.txt'):
-        sem, geo = (root / kind / siftflow.SCENES / f'{name}.mat'
-                    for kind in ('SemanticLabels', 'GeoLabels'))
+        sem, geo = (
+            root / kind / siftflow.SCENES / f'{name}.mat'
+            for kind in ('SemanticLabels', 'GeoLabels')
+        )
         stored |= seen([read_mat(geo, 'S')])
         sem, geo = siftflow.read_semantic(sem), siftflow.read_geometric(geo)
         for number in np.unique(sem[sem != 255]):
@@ -120,8 +167,11 @@ def rooms(drawn):
         path = {top: root / file.format(name) for top, file in nyud.FILES.items()}
         with Image.open(path['depth']) as image:
             assert image.mode.startswith('I')
-        yield (nyud.read_labels(path['label']), nyud.read_depth(path['depth']).astype(float),
-               read_rgb(path['hha']).astype(float))
+        yield (
+            nyud.read_labels(path['label']),
+            nyud.read_depth(path['depth']).astype(float),
+            read_rgb(path['hha']).astype(float),
+        )
 
 
 def test_floor_recedes_to_the_wall_and_objects_stand_before_both(drawn):
@@ -150,8 +200,11 @@ def test_hha_is_disparity_height_and_angle(drawn):
 
 
 def test_regions_cover_a_place_from_top_to_bottom():
-    made_of = {'room': ['wall', 'floor'], 'meadow': ['sky', 'grass'],
-               'street': ['sky', 'building', 'sidewalk', 'road']}
+    made_of = {
+        'room': ['wall', 'floor'],
+        'meadow': ['sky', 'grass'],
+        'street': ['sky', 'building', 'sidewalk', 'road'],
+    }
     assert set(made_of) == set(ALL_PLACES)
     for place, names in made_of.items():
         for seed in range(3):
@@ -172,11 +225,13 @@ def test_front_objects_hide_those_behind():
 
 # The folders.
 
+
 @pytest.mark.parametrize('name', DRAW)
 def test_splits_are_apart(drawn, name):
     root = root_of(drawn[name])
-    lists = [read_list(path) for path in sorted(root.rglob('t*.txt')) + sorted(
-        root.rglob('val.txt'))]
+    lists = [
+        read_list(path) for path in sorted(root.rglob('t*.txt')) + sorted(root.rglob('val.txt'))
+    ]
     assert sorted(map(len, lists)) == [6, 8]
     assert not set(lists[0]) & set(lists[1])
 

@@ -10,9 +10,9 @@ from PIL import Image
 from caffe_port import Blob
 from caffe_port.errors import CaffeError
 from solve.datasets import voc
-from solve.samples import voc_data
 from solve.datasets.images import read_label_png, read_list
 from solve.datasets.matfile import read_mat
+from solve.samples import voc_data
 
 SMALL = {'train': 12, 'val': 6, 'seed': 5}
 
@@ -23,8 +23,11 @@ def drawn(tmp_path_factory):
 
 
 def files_of(folder):
-    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def root_of(data):
@@ -49,8 +52,15 @@ def test_sbd_tree_reads_through_the_sbd_layer(drawn):
 
 
 def test_voc_tree_reads_through_the_voc_layer(drawn):
-    fed = list(feed_all(voc.VOCSegDataLayer, voc_dir=str(drawn.voc_dir), split='seg11valid',
-                        sbdd_dir=str(drawn.sbdd_dir), expected=drawn.val))
+    fed = list(
+        feed_all(
+            voc.VOCSegDataLayer,
+            voc_dir=str(drawn.voc_dir),
+            split='seg11valid',
+            sbdd_dir=str(drawn.sbdd_dir),
+            expected=drawn.val,
+        )
+    )
     assert len(fed) == drawn.val == 6
     seen = set(np.unique(np.concatenate([label.ravel() for _, label in fed])))
     assert seen == {*drawn.classes, 255}
@@ -93,8 +103,9 @@ def test_images_lie_and_stand_and_objects_are_large(drawn):
         width, height = Image.open(path).size
         shapes.append(width > height)
         assert 140 < min(width, height) <= 160 < 180 < max(width, height) <= 200
-        rows, columns = np.nonzero(read_mat(drawn.sbdd_dir / 'cls' / f'{path.stem}.mat', 'GTcls',
-                                            'Segmentation'))
+        rows, columns = np.nonzero(
+            read_mat(drawn.sbdd_dir / 'cls' / f'{path.stem}.mat', 'GTcls', 'Segmentation')
+        )
         extents.append(max(np.ptp(rows), np.ptp(columns)))
     assert any(shapes) and not all(shapes)
     assert min(extents) > 60
