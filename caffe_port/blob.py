@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,11 @@ from torch import Tensor
 from caffe_port.errors import CaffeError
 
 MAX_COUNT = 2**31 - 1
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """Write a shape as Caffe's messages do: 21 x 4096 x 1 x 1."""
+    return ' x '.join(str(dim) for dim in shape) or 'scalar'
 
 
 def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:

@@ -40,3 +40,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise WriteError(f'{path}: not written: {error.strerror or error}') from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder and those above it, unless they are there.
+
+    Raises WriteError if it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f'{path}: cannot be made: {error.strerror}') from error
+    return Path(path)

@@ -168,7 +168,7 @@ class Net:
             for name, array in inputs.items():
                 self._fill(name, array)
         first, last = self._range(start, 0), self._range(end, len(self._nodes) - 1)
-        self._forward(first, last)
+        self.forward_range(first, last)
         wanted = self.outputs if end is None else self._nodes[last].tops
         return {name: self._blob(name).data for name in dict.fromkeys([*wanted, *(blobs or ())])}
 
@@ -184,9 +184,13 @@ class Net:
                 f'{blob.shape}; reshape the blob first'
             ) from error
 
-    def _forward(self, first: int, last: int) -> None:
-        """Run nodes first..last on the blobs, keeping what backward needs."""
-        self._follow_device()
+    def forward_range(self, first: int, last: int) -> None:
+        """Run the layers numbered first to last, both included, on the blobs as they stand.
+
+        `forward` is this with names for numbers and arrays in and out. Keeps what
+        backward needs.
+        """
+        self.follow_device()
         if first == 0:
             self._tape.clear()
         with self._in_place():
@@ -265,12 +269,12 @@ class Net:
                         f'the blob {self.blobs[name].shape}'
                     )
                 self.blobs[name].diff[...] = array
-        self._backward(first, last)
+        self.backward_range(first, last)
         wanted = self.inputs if end is None else self._nodes[last].bottoms
         return {name: self._blob(name).diff for name in dict.fromkeys([*wanted, *(diffs or ())])}
 
-    def _backward(self, first: int, last: int, keep: bool = True) -> None:
-        """Run backward over nodes first..last (first >= last).
+    def backward_range(self, first: int, last: int, keep: bool = True) -> None:
+        """Run backward over the layers numbered first down to last, both included.
 
         A blob's diff is the sum over its readers, or what stands in it where no reader
         took part. With `keep`, the same forward can be followed by another backward.
@@ -453,7 +457,7 @@ class Net:
             raise CaffeError(f'no layer "{layer}"; there are {", ".join(self._layer_names)}')
         return self._layer_names.index(layer)
 
-    def _follow_device(self) -> None:
+    def follow_device(self) -> None:
         """Move to where caffe_port.mode points, and send what was written on the host."""
         device = mode.device()
         if (

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from caffe_port import TEST, Net
-from caffe_port.errors import CaffeError, replacing
+from caffe_port.blob import shape_text
+from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import weights
 from solve.datasets import nyud, voc
 from solve.datasets.images import bgr_blob, existing, read_rgb
@@ -62,19 +63,18 @@ def infer(net: Net, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         expected = (1, net.blobs[top].channels, *first.shape[2:])
         if array.shape != expected:
             raise CaffeError(
-                f'input {top}: expected {weights.shape_text(expected)}, found '
-                f'{weights.shape_text(array.shape)}'
+                f'input {top}: expected {shape_text(expected)}, found {shape_text(array.shape)}'
             )
         net.blobs[top].reshape(*array.shape)
         net.blobs[top].data[...] = array
     with torch.no_grad():
-        net._forward(0, len(net.layers) - 1)
+        net.forward_range(0, len(net.layers) - 1)
     size = first.shape[2:]
     found = {name: predict(net, name) for name in net.outputs if net.blobs[name].shape[2:] == size}
     if not found:
         raise CaffeError(
             f'net "{net.name}": no output is of the image\'s size, '
-            f'{weights.shape_text(size)}; its outputs are {", ".join(net.outputs)}'
+            f'{shape_text(size)}; its outputs are {", ".join(net.outputs)}'
         )
     return found
 
@@ -131,7 +131,7 @@ def _infer(args: argparse.Namespace) -> None:
     mean = args.mean or getattr(data, 'MEAN', voc.MEAN)
     net = _net(args)
     pictures = _pictures(net, args.images, args.output)
-    output, written = trained.make_folder(args.output), set()
+    output, written = make_folder(args.output), set()
     for files in pictures:
         try:
             best = infer(

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from caffe_port import TEST, Net, parallel, prototxt, solver_rank
-from caffe_port.errors import CaffeError, replacing
+from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import weights
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 from solve.datasets import voc
@@ -141,10 +141,7 @@ class Scoring:
         if state.done == images:
             return state
         save_dirs = (
-            [
-                trained.make_folder(self.folder / f'predictions{self.suffix(task)}')
-                for task in self.tasks
-            ]
+            [make_folder(self.folder / f'predictions{self.suffix(task)}') for task in self.tasks]
             if predictions
             else []
         )
@@ -345,7 +342,7 @@ def prepared(args: argparse.Namespace) -> Scoring:
         args.weights.name.removesuffix(weights.kind_of(args.weights)),
         layer.split,
     )
-    folder = trained.make_folder(args.output or Path('output', 'score', '-'.join(named)))
+    folder = make_folder(args.output or Path('output', 'score', '-'.join(named)))
     print(
         f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
         f'output folder: {folder}',

@@ -20,8 +20,3 @@ def blobs_of(net: Any, layer: str) -> Sequence[Any]:
 
 def shape_of(blob: Any) -> tuple[int, ...]:
     return tuple(int(dim) for dim in blob.shape)
-
-
-def text(shape: tuple[int, ...]) -> str:
-    """A shape as Caffe's messages have it: 21 x 4096 x 1 x 1."""
-    return ' x '.join(str(dim) for dim in shape)

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from caffe_port.blob import shape_text
 from caffe_port.errors import CaffeError
-from surgery.blobs import blobs_of, shape_of, text
+from surgery.blobs import blobs_of, shape_of
 
 
 class Moved(NamedTuple):
@@ -84,8 +85,8 @@ def _check_count(moved: Moved) -> None:
     count, new_count = math.prod(moved.shape), math.prod(moved.new_shape)
     if count != new_count:
         raise CaffeError(
-            f'{moved.layer} {moved.index} of shape {text(moved.shape)} cannot be '
-            f'{moved.new_layer} of shape {text(moved.new_shape)}: a transplant may '
+            f'{moved.layer} {moved.index} of shape {shape_text(moved.shape)} cannot be '
+            f'{moved.new_layer} of shape {shape_text(moved.new_shape)}: a transplant may '
             f'change the shape but not the count, {count} and {new_count}'
         )
 
@@ -109,12 +110,12 @@ def expand_score(new_net: Any, new_layer: str, net: Any, layer: str) -> None:
     if (shape[:1], new_shape[:1]) != ((classes,), (new_classes,)):
         raise CaffeError(
             f'{layer} and {new_layer}: {classes} and {new_classes} biases for weights '
-            f'of shape {text(shape)} and {text(new_shape)}'
+            f'of shape {shape_text(shape)} and {shape_text(new_shape)}'
         )
     if shape[1:] != new_shape[1:] or classes > new_classes:
         raise CaffeError(
-            f'{layer} of shape {text(shape)} cannot be the first classes of '
-            f'{new_layer} of shape {text(new_shape)}'
+            f'{layer} of shape {shape_text(shape)} cannot be the first classes of '
+            f'{new_layer} of shape {shape_text(new_shape)}'
         )
     new_blobs[0].data[:classes] = blobs[0].data
     # Deviates: the release indexes biases as 1 x 1 x 1 x K. Only old files have those;
@@ -134,8 +135,8 @@ def color_to_color_depth(new_net: Any, new_layer: str, net: Any, layer: str) -> 
     shape, new_shape = shape_of(blobs[0]), shape_of(new_blobs[0])
     if len(shape) != 4 or new_shape != (shape[0], shape[1] + 1, *shape[2:]):
         raise CaffeError(
-            f'{layer} of shape {text(shape)} cannot begin {new_layer} of shape '
-            f'{text(new_shape)}: expected one input channel more, the depth'
+            f'{layer} of shape {shape_text(shape)} cannot begin {new_layer} of shape '
+            f'{shape_text(new_shape)}: expected one input channel more, the depth'
         )
     weight = blobs[0].data
     new_blobs[0].data[:, :-1] = weight

@@ -90,8 +90,8 @@ def main() -> None:
         for name, owner, method in (
             ('load', layer, 'reshape'),
             ('load', layer, 'forward'),
-            ('forward', solver.net, '_forward'),
-            ('backward', solver.net, '_backward'),
+            ('forward', solver.net, 'forward_range'),
+            ('backward', solver.net, 'backward_range'),
             ('update', solver, 'apply_update'),
             ('other', solver, 'step'),
         ):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from caffe_port.blob import shape_text
 from caffe_port.files.stored import LayerBlobs, StoredBlob
-from caffe_port.files.weights import shape_text
 from caffe_port.net import Net
 
 Shape = tuple[int, ...]

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from caffe_port.blob import shape_text
 from caffe_port.files.named import Read
 from caffe_port.files.stored import LayerBlobs
-from caffe_port.files.weights import blob_names, nbytes, shape_text
+from caffe_port.files.weights import blob_names, nbytes
 
 _CHUNK = 1 << 20
 _HEAD = ('layer', 'type', 'blob', 'shape', 'parameters', 'min', 'mean', 'max', 'std', '')

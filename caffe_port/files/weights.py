@@ -51,11 +51,6 @@ def kind_of(path: str | os.PathLike) -> str:
     raise CaffeError(f'{path}: expected a name that ends in {", ".join(SUFFIXES)}')
 
 
-def shape_text(shape: Iterable[int]) -> str:
-    """A shape as Caffe's messages have it: 21 x 4096 x 1 x 1."""
-    return ' x '.join(str(dim) for dim in shape) or 'scalar'
-
-
 def nbytes(layers: Iterable[LayerBlobs]) -> int:
     """The bytes of all values as float32."""
     return sum(4 * blob.count for layer in layers for blob in layer.blobs)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import math
 import re
 
 import torch
 from torch import Tensor
 
+from caffe_port import plugins
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.ops.base import Op, Shape
-
-# Installed packages offer layer modules under the names old prototxts use for them.
-ENTRY_POINTS = 'caffe_port.python_layers'
 
 
 class LayerBlobs(list):
@@ -72,16 +69,14 @@ def _find(module: str, layer: str) -> type[Layer]:
             raise CaffeError(
                 f'python_param: module {module} needs {error.name}, which is not installed'
             ) from error
-        points = [
-            p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == module
-        ]
-        if not points:
+        point = plugins.offered(plugins.PYTHON_LAYERS).get(module)
+        if point is None:
             raise CaffeError(
                 f'python_param: no module {module} on the path, and no installed '
                 'package offers one by that name (entry point group '
-                f'{ENTRY_POINTS})'
+                f'{plugins.PYTHON_LAYERS})'
             ) from error
-        loaded = points[0].load()
+        loaded = point.load()
     found = getattr(loaded, layer, None)
     if not (isinstance(found, type) and issubclass(found, Layer)):
         raise CaffeError(

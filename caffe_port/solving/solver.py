@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from caffe_port import mode, parallel, prototxt, rng
-from caffe_port.errors import CaffeError, WriteError
+from caffe_port.errors import CaffeError, WriteError, make_folder
 from caffe_port.files import caffemodel
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
@@ -189,7 +189,7 @@ class SGDSolver:
     def _get_in_step(self) -> None:
         """Begin with the parameters of rank 0 on every rank, as random fillers differ."""
         if not self._in_step and parallel.solver_count() > 1:
-            self.net._follow_device()
+            self.net.follow_device()
             parallel.broadcast([item.parameter.data for item in self.net.module.learnable])
             self.net.params_written()
         self._in_step = True
@@ -204,9 +204,9 @@ class SGDSolver:
         net, last = self.net, len(self.net.layers) - 1
         passes = []
         for _ in range(self.param.iter_size):
-            net._forward(0, last)
+            net.forward_range(0, last)
             passes.append((self._images(), net.loss()))
-            net._backward(last, 0, keep=False)
+            net.backward_range(last, 0, keep=False)
         return passes
 
     @property
@@ -359,10 +359,7 @@ class SGDSolver:
         model, state = f'{stem}.caffemodel{suffix}', Path(f'{stem}.solverstate{suffix}')
         if parallel.solver_rank():
             return state
-        try:
-            Path(stem).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f'{stem}: not written: {error.strerror}') from error
+        make_folder(Path(stem).parent)
         LOG.info('Snapshotting to %s', model)
         self.net.save(model, self._last_update() if p.snapshot_diff else None)
         resume.save(resume.beside(state), remembered)

@@ -171,7 +171,7 @@ def _count_image(
     net: Net, wanted: Sequence[Task], name: str, save_dirs: Sequence[Path]
 ) -> list[Count]:
     with torch.no_grad():
-        net._forward(0, len(net.layers) - 1)
+        net.forward_range(0, len(net.layers) - 1)
     best = [predict(net, task.layer) for task in wanted]
     for save_dir, labels in zip(save_dirs, best):
         save_prediction(labels, save_dir / f'{name}.png')

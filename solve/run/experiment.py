@@ -12,7 +12,7 @@ from typing import Any
 import caffe_port as caffe
 import surgery
 from caffe_port import parallel
-from caffe_port.errors import CaffeError, WriteError
+from caffe_port.errors import CaffeError, WriteError, make_folder
 from caffe_port.files import caffemodel
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_port.solving import resume
@@ -57,10 +57,7 @@ class Job:
         param.snapshot_prefix = str(self.prefix)
         if self.iterations:
             param.max_iter = self.iterations
-        try:
-            self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CaffeError(f'{self.prefix.parent}: cannot be made: {error.strerror}') from error
+        make_folder(self.prefix.parent)
         snapshots.sweep(self.prefix)
         solver = caffe.SGDSolver(param)
         _data_layer(solver.net).skip_bad = self.skip_bad_images

@@ -120,12 +120,3 @@ def class_names(data: ModuleType | None, count: int) -> list[str]:
         if len(names) == count:
             return list(names)
     return [str(number) for number in range(count)]
-
-
-def make_folder(folder: Path) -> Path:
-    """Make a folder for output, if it is not there; raises CaffeError where none can be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CaffeError(f'{folder}: cannot be made: {error.strerror}') from error
-    return folder

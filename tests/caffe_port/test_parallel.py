@@ -189,13 +189,13 @@ def step_as_rank(folder: str) -> None:
 
 def test_two_ranks_of_one_image_are_one_process_of_two_passes(ranks, caplog):
     one, vector = solver(2)
-    forward, passes = one.net._forward, iter(range(8))
+    forward, passes = one.net.forward_range, iter(range(8))
 
     def fed(*range_of_layers):
         feed(one, vector, next(passes) % len(vector['data']))
         forward(*range_of_layers)
 
-    one.net._forward = fed
+    one.net.forward_range = fed
     one.step(4)
     assert 'scaling down gradients' in caplog.text
     for rank in range(2):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe_port import prototxt
@@ -17,6 +17,7 @@ from caffe_port.files import caffemodel
 from caffe_port.files.upgrade import V1_TYPES
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter, V1LayerParameter
 from caffe_port.prototxt.__main__ import main
+from tests.examples import examples
 from tests.mutations import damaged
 from tests.vectors import GOLDEN, load
 
@@ -453,7 +454,7 @@ def test_a_huge_file_is_refused_unread(tmp_path):
     assert 'a prototxt has at most' in file_refused(path)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@examples(500)
 @given(damaged([LEGACY.read_bytes(), V0.encode(), V0_UPGRADED.encode()]))
 def test_damaged_prototxts_give_a_net_or_caffe_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / 'damaged.prototxt'
@@ -466,7 +467,7 @@ def test_damaged_prototxts_give_a_net_or_caffe_error(tmp_path_factory, data):
         prototxt.to_text(net)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@examples(300)
 @given(st.text(st.sampled_from('layernm{}<>[]:;,"\'\\#-.0159e \n\x00é'), max_size=60))
 def test_any_text_gives_a_net_or_caffe_error(text):
     for parse in (prototxt.parse_net, prototxt.parse_solver):

@@ -127,9 +127,11 @@ def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, r
 def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, capsys):
     data = other_data.draw_siftflow(tmp_path / 'data', train=2, test=4, size=(112, 112))
     path = save_random(siftflow_fcn8s.fcn('deploy', **NARROW), tmp_path / 'random.caffemodel')
-    forwards, forward = [], caffe.Net._forward
+    forwards, forward = [], caffe.Net.forward_range
     monkeypatch.setattr(
-        caffe.Net, '_forward', lambda net, *range_: (forwards.append(1), forward(net, *range_))[1]
+        caffe.Net,
+        'forward_range',
+        lambda net, *range_: (forwards.append(1), forward(net, *range_))[1],
     )
     out = tmp_path / 'out'
     assert (

@@ -5,12 +5,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from caffe_port import prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, wire
 from caffe_port.proto.caffe_pb2 import BlobProto, BlobShape, NetParameter, SolverState
+from tests.examples import examples
 from tests.mutations import damaged
 from tests.vectors import load
 from tests.weight_files import (
@@ -553,7 +554,7 @@ def test_binary_files_beyond_2_gib_are_refused_with_the_reason(tmp_path, read):
 ORIGINALS = [path.read_bytes() for path in (V1, V1_UPGRADED, MODEL, STATE, MEAN)]
 
 
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@examples(600)
 @given(damaged(ORIGINALS))
 def test_damaged_files_give_a_value_or_caffe_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / 'damaged'

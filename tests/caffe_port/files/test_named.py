@@ -11,11 +11,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from caffe_port.errors import CaffeError
 from caffe_port.files import weights
 from tests.conversion import bits, bits_of, refused, run, write_tiny
+from tests.examples import examples
 from tests.mutations import damaged
 from tests.vectors import GOLDEN
 
@@ -196,7 +197,7 @@ def written_files() -> list[bytes]:
         return [path.read_bytes() for path in paths]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@examples(150)
 @given(damaged(written_files()))
 def test_damaged_files_give_values_or_caffe_error(tmp_path_factory, data):
     for kind in ('.pth', '.npz', '.safetensors'):

@@ -123,7 +123,7 @@ def test_the_rate_shown_and_asked_for_is_that_of_the_update(caplog):
 
 def test_a_loss_that_is_not_finite_names_the_image_of_its_pass():
     solver = solver_of(VECTOR, iter_size=3)
-    forward, names = solver.net._forward, iter(['one', 'two', 'three'])
+    forward, names = solver.net.forward_range, iter(['one', 'two', 'three'])
     current = []
 
     def fed(*range_of_layers):
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_names_the_image_of_its_pass():
             solver.net.blobs['data'].data[...] = np.nan
         forward(*range_of_layers)
 
-    solver.net._forward, solver._images = fed, lambda: current[0]
+    solver.net.forward_range, solver._images = fed, lambda: current[0]
     with pytest.raises(caffe.CaffeError, match='iteration 0: the loss is nan on image two;'):
         solver.step(1)
 
