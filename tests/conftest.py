@@ -14,6 +14,12 @@ def pytest_addoption(parser):
         action='store_true',
         help='run only the tests with drawn input, and draw twenty times as many examples',
     )
+    parser.addoption(
+        '--fuzz', type=float, default=0, metavar='MINUTES', help='run the fuzzer for so long'
+    )
+    parser.addoption(
+        '--fuzz-seed', type=int, metavar='N', help="the fuzzer's seed, to run it again"
+    )
 
 
 def pytest_configure(config):
