@@ -70,10 +70,10 @@ def layer_module(name: str) -> ModuleType:
                 f'python_param: no module {name} on the path, and no installed package '
                 f'offers one by that name (entry point group {PYTHON_LAYERS})'
             ) from error
-        words = ' '.join(str(error).split())[:300]
-        raise CaffeError(
-            f'python_param: module {name} cannot be imported: {type(error).__name__}: {words}'
-        ) from error
+        words = f'cannot be imported: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        if isinstance(error, ModuleNotFoundError):
+            words = f'needs {error.name}, which is not installed'
+        raise CaffeError(f'python_param: module {name} {words}') from error
 
 
 def _import(name: str, point: EntryPoint | None) -> ModuleType:

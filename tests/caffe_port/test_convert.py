@@ -1,6 +1,7 @@
 """The converter: every pair of kinds bit for bit, nets held against files, errors in one line."""
 
 import functools
+import os
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import caffe_port as caffe
-from caffe_port import convert, prototxt
+from caffe_port import convert, plugins, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, weights
 from caffe_port.files.stored import StoredBlob, StoredLayer
@@ -336,7 +337,7 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, t
             tmp_path / 'text.pth',
             out / 'b.npz',
             [],
-            'text.pth: not a state_dict that torch.save wrote: ',
+            'text.pth: not a state_dict that torch',
         ),
         (tmp_path / 'text.caffemodel', out / 'b.npz', [], 'found text'),
         (path, tmp_path / 'folder.pth', ['--force'], 'expected a file, found a directory'),
@@ -383,9 +384,10 @@ def test_a_library_that_is_missing_is_named_with_what_to_install(
     assert f'b{kind}: needs {name}, which is not installed: pip install {name}, or' in line
 
 
-def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_file(tmp_path, tiny):
+def test_a_bare_checkout_run_in_any_folder_ends_in_one_line_with_status_2(tmp_path, tiny):
     (tmp_path / 'folder.pth').mkdir()
     before = sorted(tmp_path.iterdir())
+    bare = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     little_room = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (600, 600))
     running = [
         (
@@ -393,6 +395,7 @@ def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_fi
             subprocess.Popen(
                 [sys.executable, convert.__file__, *arguments.split()],
                 cwd=tmp_path,
+                env=bare,
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -402,6 +405,7 @@ def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_fi
         for arguments, words, limit in (
             ('tiny.caffemodel b.onnx', 'b.onnx: expected a name that ends in .caffemodel', None),
             ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
+            ('tiny.caffemodel b.pth --net os', '--net os: no such net; there are', None),
             ('none.pth b.npz', 'none.pth: No such file or directory', None),
             ('folder.pth b.npz', 'folder.pth: expected a file, found a directory', None),
             ('tiny.caffemodel b.pth', 'b.pth: not written: File too large', little_room),
@@ -413,3 +417,44 @@ def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_fi
         assert errors.startswith('error: ') and errors.count('\n') == 1
         assert ('missing: conv1/7x7_s2: 64 x 3 x 7 x 7, 64' in told) == ('fit the net' in words)
     assert sorted(tmp_path.iterdir()) == before
+
+
+# A stranger's prototxt.
+
+
+def test_a_strangers_prototxt_imports_registered_modules_only(tmp_path, capsys, tiny, monkeypatch):
+    (tmp_path / 'strange_layers.py').write_text('open("ran", "w")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = TINY + 'layer { type: "Python" name: "p" top: "p" python_param { module: "%s" layer: "L" } }'
+    for module in ('strange_layers', 'venv.__main__'):
+        proto = write_text(tmp_path / 'a.prototxt', text % module)
+        line = refused(capsys, tiny[0], tmp_path / 'b.pth', '--prototxt', proto)
+        assert f'module {module} is not registered' in line
+        assert 'entry point' in line and 'caffe_port.python_layers' in line
+    assert not (tmp_path / 'ran').exists() and 'strange_layers' not in sys.modules
+    # Registered modules are imported: it is their class that is asked for.
+    proto = write_text(tmp_path / 'a.prototxt', text % 'voc_layers')
+    line = refused(capsys, tiny[0], tmp_path / 'b.pth', '--prototxt', proto)
+    assert 'module voc_layers has no class L' in line
+    # In code any module on the path is.
+    with pytest.raises(CaffeError, match='module strange_layers has no class L'):
+        net_of(text % 'strange_layers')
+    assert (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+    'code, words',
+    [
+        ('raise SystemExit(3)', 'cannot be imported: SystemExit: 3'),
+        ('1 / 0', 'cannot be imported: ZeroDivisionError: division by zero'),
+        ('def', 'cannot be imported: SyntaxError: '),
+        ('import no_such_thing', 'needs no_such_thing, which is not installed'),
+    ],
+)
+def test_a_module_that_fails_on_import_is_an_error_in_one_line(tmp_path, monkeypatch, code, words):
+    (tmp_path / 'failing_layers.py').write_text(code + '\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CaffeError, match=f'module failing_layers {words}') as caught:
+        plugins.layer_module('failing_layers')
+    assert '\n' not in str(caught.value)
