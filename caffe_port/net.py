@@ -18,6 +18,7 @@ from caffe_port import debug, mode, prototxt
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
+from caffe_port.files.stored import without_padding
 from caffe_port.module import NetModule, Node
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
 
@@ -391,7 +392,7 @@ class Net:
                     f'found {len(layer.blobs)}'
                 )
             for i, (stored, blob) in enumerate(zip(layer.blobs, target)):
-                if not _same_shape(stored.shape, blob.shape):
+                if without_padding(stored.shape, len(blob.shape)) != blob.shape:
                     hint = (
                         (
                             '; the counts agree: run surgery.transplant from a net of the '
@@ -470,10 +471,3 @@ class Net:
             self._device = device
             self._tape.clear()
         self.module.flush()
-
-
-def _same_shape(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Equal, or equal after the 1s with which old files pad shapes to 4 axes."""
-    if len(stored) == 4 and len(shape) < 4:
-        shape = (1,) * (4 - len(shape)) + shape
-    return stored == shape

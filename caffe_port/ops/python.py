@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 
@@ -62,21 +61,7 @@ def _find(module: str, layer: str) -> type[Layer]:
     """The class a python_param names; it must derive from Layer, and nothing is evaluated."""
     if not re.fullmatch(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*', module):
         raise CaffeError(f'python_param: "{module}" is not the name of a module')
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.split('.')[0]:
-            raise CaffeError(
-                f'python_param: module {module} needs {error.name}, which is not installed'
-            ) from error
-        point = plugins.offered(plugins.PYTHON_LAYERS).get(module)
-        if point is None:
-            raise CaffeError(
-                f'python_param: no module {module} on the path, and no installed '
-                'package offers one by that name (entry point group '
-                f'{plugins.PYTHON_LAYERS})'
-            ) from error
-        loaded = point.load()
+    loaded = plugins.layer_module(module)
     found = getattr(loaded, layer, None)
     if not (isinstance(found, type) and issubclass(found, Layer)):
         raise CaffeError(

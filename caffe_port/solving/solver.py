@@ -90,7 +90,7 @@ class SGDSolver:
 
     def _resolve(self, name: str) -> Path:
         beside = self._folder / name
-        return beside if not Path(name).exists() and beside.exists() else Path(name)
+        return beside if not os.path.exists(name) and os.path.exists(beside) else Path(name)
 
     def _net(self, source: str | NetParameter, phase: int, state: NetState) -> Net:
         proto = self._resolve(source) if isinstance(source, str) else source
@@ -396,7 +396,7 @@ class SGDSolver:
             if state.learned_net:
                 named = Path(state.learned_net)
                 beside = Path(path).parent / named.name
-                self.net.copy_from(beside if beside.exists() else named)
+                self.net.copy_from(beside if os.path.exists(beside) else named)
         except CaffeError:
             resume.recall(before, self)
             raise
