@@ -81,7 +81,7 @@ def official_params(module, layer):
 # Data sets on disk.
 
 IDS = ['2008_000003', '2008_000001', '2010_000007']
-# Height and width. No two are equal, so that a shape tells whose it is; the numbers of all
+# Height and width. No two are equal, so that a shape identifies its image; the numbers of all
 # labels fit in.
 SIZES = dict(zip(IDS, [(20, 25), (23, 21), (24, 22)]))
 
