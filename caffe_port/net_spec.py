@@ -294,7 +294,7 @@ class Layers:
 class Parameters:
     """`params.<Type>.<VALUE>` is an enum value of that layer's message: params.Pooling.MAX."""
 
-    def __getattr__(self, type_name: str) -> type[Message]:
+    def __getattr__(self, type_name: str) -> Any:
         return getattr(caffe_pb2, type_name + 'Parameter')
 
 
