@@ -26,7 +26,7 @@ FED_TYPES = {
 
 
 class Input(Op):
-    """Declare the net's inputs, zero until somebody writes them, as input_layer.cpp."""
+    """Declare the net's inputs, which are 0 until written, as input_layer.cpp."""
 
     bottoms, tops = (0, 0), (1, math.inf)
 
@@ -46,7 +46,7 @@ class Input(Op):
 
 
 class DummyData(Op):
-    """Tops drawn by fillers, anew each time unless constant, as dummy_data_layer.cpp.
+    """Fill the tops by fillers in each forward, as dummy_data_layer.cpp.
 
     A constant top is filled once, when the net is built, and keeps what is written to it.
     """
@@ -69,7 +69,7 @@ class DummyData(Op):
         ]
 
     def _per_top(self, given: list, what: str) -> list:
-        """One entry per top: those given, or the only one for all."""
+        """Return one entry per top: those given, or the only one for all."""
         self.require(
             len(given) in (1, self.top_count),
             f'{len(given)} {what} for {self.top_count} tops: give one, or one each',

@@ -14,12 +14,12 @@ from caffe_port.ops.base import Op, Shape, axis_of, height_width, per_axis
 from caffe_port.proto.caffe_pb2 import LRNParameter, PoolingParameter, SPPParameter
 
 LOWEST = torch.finfo(torch.float32).min
-# Pads and strides that are laid out in memory; nets in use have less than 10.
+# The largest pad or stride that is laid out in memory; nets in use have less than 10.
 MAX_PAD = 1024
 
 
 class _Sliding(Op):
-    """A kernel that slides over the axes after the channels, as convolution_param says."""
+    """Base of layers whose kernel slides over the axes after the channels."""
 
     def _read_geometry(self, shape: Shape) -> None:
         p = self.param.convolution_param
@@ -50,7 +50,7 @@ class _Sliding(Op):
 
 
 class _Filters(_Sliding):
-    """What Convolution and Deconvolution share: weight, bias and batch."""
+    """Base of Convolution and Deconvolution: weight, bias and batch."""
 
     bottoms = tops = (1, math.inf)
 
@@ -77,7 +77,7 @@ class _Filters(_Sliding):
         return tuple(self._with_batch(bottom) for bottom in bottoms)
 
     def _with_batch(self, bottom: Tensor) -> Tensor:
-        """Axes before the channel axis count as the batch, whatever their number."""
+        """Filter a bottom, all of whose axes before the channels are the batch."""
         self.require(
             bottom.dim() > self.axis and bottom.shape[self.axis] == self.inputs,
             f'bottom {tuple(bottom.shape)} must have {self.inputs} channels on axis {self.axis}',
@@ -103,7 +103,7 @@ class Convolution(_Filters):
 
 
 class Deconvolution(_Filters):
-    """Convolution's transpose with weight I x O/g x kh x kw, as deconv_layer.cpp."""
+    """The transpose of Convolution, with weight I x O/g x kh x kw, as deconv_layer.cpp."""
 
     def _weight_shape(self, inputs: int, outputs: int) -> Shape:
         return inputs, outputs // self.group
@@ -116,7 +116,7 @@ class Deconvolution(_Filters):
 
 
 class Im2col(_Sliding):
-    """What the kernel sees at each place, as channels, as im2col_layer.cpp.
+    """Copy the pixels under the kernel at each place to channels, as im2col_layer.cpp.
 
     C x H x W becomes C kh kw x (places down) x (places across): channel (c kh + i) kw + j
     holds the kernel's pixel i, j of channel c.
@@ -139,14 +139,14 @@ class Im2col(_Sliding):
             starts = torch.arange(0, reach, s, device=top.device)
             places = torch.arange(0, d * k, d, device=top.device)[:, None] + starts
             top = top.index_select(at + 2 * i, places.flatten()).unflatten(at + 2 * i, places.shape)
-        # Now each spatial axis is two: the kernel's pixels, and the places it goes to.
-        kernels, starts = ([at + 2 * i + j for i in range(self.spatial)] for j in (0, 1))
-        top = top.permute(*range(at), *kernels, *starts)
+        # Each spatial axis has become two: the kernel's pixels, and its places.
+        pixels, shifts = ([at + 2 * i + j for i in range(self.spatial)] for j in (0, 1))
+        top = top.permute(*range(at), *pixels, *shifts)
         return top.flatten(self.axis, self.axis + self.spatial)
 
 
 class Windows(NamedTuple):
-    """Where a pooling looks, each as (h, w)."""
+    """The windows of a pooling, each field as (h, w)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -154,7 +154,7 @@ class Windows(NamedTuple):
 
 
 class _Pool(Op):
-    """What Pooling and SPP share: the maximum, with its mask, or the mean over windows."""
+    """Base of Pooling and SPP: the maximum, with its mask, or the mean over windows."""
 
     is_max: bool
     ceil = True
@@ -182,10 +182,10 @@ class _Pool(Op):
         return top, mask.to(bottom.dtype)
 
     def _padded(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
-        """What PyTorch refuses (strides past the window, pads past its half) or can't
-        export (rounding up): padding that is there, and no rounding.
+        """Pool with explicit padding and without rounding up, for what PyTorch refuses (strides
+        past the window, pads past its half) or cannot export (rounding up).
 
-        As many windows fit after stride - 1 more pixels as rounding up gives.
+        Rounding up gives as many windows as fit after stride - 1 more pixels.
         """
         kernel, stride, pad = windows
         size, extra = bottom.shape[2:], [s - 1 if self.ceil else 0 for s in stride]
@@ -213,7 +213,7 @@ class _Pool(Op):
 
 
 def _areas(bottom: Tensor, windows: Windows, top: Tensor) -> Tensor:
-    """The areas of the windows, clipped to the padded extent as Caffe clips them."""
+    """Return the areas of the windows, clipped to the padded extent as in Caffe."""
     sides = []
     for axis, (k, s, pad) in enumerate(zip(*windows), 2):
         starts = torch.arange(top.shape[axis], device=top.device) * s
@@ -223,9 +223,9 @@ def _areas(bottom: Tensor, windows: Windows, top: Tensor) -> Tensor:
 
 
 def _without_last(top: Tensor, bottom: Tensor, windows: Windows) -> Tensor:
-    """With any pad, a last window that starts past image and first pad is dropped."""
+    """Drop a last window that starts past the image and its first pad, if there is any pad."""
     for axis, (k, s, pad) in enumerate(zip(*windows), 2):
-        # Windows that reach back into the image whatever its size need no look at it.
+        # Windows of pad + stride <= kernel start in the image, whatever its size.
         if (
             any(windows.pad)
             and pad + s > k
@@ -281,7 +281,7 @@ class Pooling(_Pool):
         return self._whole(bottom) if self.is_global else self._pooled(bottom, self.windows)
 
     def _whole(self, bottom: Tensor) -> tuple[Tensor, ...]:
-        """The image as the only window."""
+        """Pool the whole image."""
         if not self.is_max:
             return (bottom.mean((2, 3), keepdim=True),)
         best, place = bottom.flatten(2).max(-1)
@@ -291,11 +291,12 @@ class Pooling(_Pool):
 
 class SPP(_Pool):
     """Spatial pyramid pooling, as spp_layer.cpp: level i of pyramid_height pools 2**i x 2**i
-    windows that tile the image; all levels' values in a row, N x (1 + 4 + 16 + ...) C.
+    windows that tile the image. The top is N x (1 + 4 + 16 + ...) C, or for one level
+    N x C x 1 x 1.
 
-    A window is as high as its share of the image, rounded up, and what the windows have
-    too much is padded, half of it, rounded up, on each side. As in Caffe an image is
-    refused for which that is a window or more. A pyramid of one level keeps N x C x 1 x 1.
+    A window's side is its share of the image, rounded up. The excess of all windows over
+    the image is padded, half on each side, rounded up; as in Caffe, an image whose pad
+    would be a window or more is refused.
     """
 
     def setup(self, shape: Shape) -> None:
@@ -342,7 +343,7 @@ class LRN(Op):
             # The mean divides by the window clipped to the padded extent, as AVE pooling.
             mean = F.avg_pool2d(squares, self.size, 1, half, count_include_pad=True)
             return bottom * (1 + self.alpha * mean) ** -self.beta
-        half = min(half, bottom.shape[1] - 1)  # further neighbours there are none
+        half = min(half, bottom.shape[1] - 1)  # no channel has neighbours further away
         planes = F.pad(squares.unsqueeze(1), (0, 0, 0, 0, half, half))
         mean = F.avg_pool3d(
             planes, (2 * half + 1, 1, 1), stride=1, divisor_override=self.size
@@ -370,7 +371,7 @@ class Crop(Op):
         for axis, offset in enumerate(self.offset, self.axis):
             size = like.shape[axis]
             if torch.compiler.is_exporting():
-                # The program exported must serve sizes that nobody can check yet.
+                # An exported program serves sizes that cannot be checked now.
                 places = torch.arange(size, device=top.device) + offset
                 top = top.index_select(axis, places)
                 continue

@@ -155,7 +155,7 @@ def test_global_pooling_takes_the_whole_image():
         check(
             'Pooling',
             f'pooling_param {{ pool: {pool} global_pooling: true }}',
-            lambda x: formula(x, (2, 3), keepdims=True),
+            lambda x, formula=formula: formula(x, (2, 3), keepdims=True),
             X,
         )
 
