@@ -1,4 +1,4 @@
-"""Caffe's random streams: one mt19937 that fillers and CPU dropout share."""
+"""Caffe's random streams: one mt19937 for all that is drawn on the CPU."""
 
 from __future__ import annotations
 
@@ -43,10 +43,17 @@ def keep_mask(shape: torch.Size, keep: float, device: torch.device) -> torch.Ten
     if device.type == 'cpu':
         mask = words(math.prod(shape)) <= keep * (2**32 - 1)
         return torch.from_numpy(mask.reshape(shape))
+    return uniform(shape, device) < keep
+
+
+def uniform(shape: torch.Size, device: torch.device) -> torch.Tensor:
+    """Draw float32 numbers from 0 to 1: on the CPU from one word each, in C order."""
+    if device.type == 'cpu':
+        values = words(math.prod(shape)) / np.float32(2**32 - 1)
+        return torch.from_numpy(values.astype(np.float32).reshape(shape))
     if device not in _device_streams:
         _device_streams[device] = torch.Generator(device).manual_seed(_device_seed)
-    generator = _device_streams[device]
-    return torch.rand(shape, generator=generator, device=device) < keep
+    return torch.rand(shape, generator=_device_streams[device], device=device)
 
 
 def get_state() -> dict:

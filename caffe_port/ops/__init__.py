@@ -5,7 +5,18 @@ write files of Caffe's own (data.FED_TYPES says what to use instead). Pooling ha
 STOCHASTIC.
 """
 
-from caffe_port.ops import common, data, loss, neuron, python, scaling, vision
+from caffe_port.ops import common, data, loss, neuron, pooling, python, scaling, vision
 from caffe_port.ops.base import LAYER_TYPES, Op
 
-__all__ = ['LAYER_TYPES', 'Op', 'common', 'data', 'loss', 'neuron', 'python', 'scaling', 'vision']
+__all__ = [
+    'LAYER_TYPES',
+    'Op',
+    'common',
+    'data',
+    'loss',
+    'neuron',
+    'pooling',
+    'python',
+    'scaling',
+    'vision',
+]

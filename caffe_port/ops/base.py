@@ -17,6 +17,8 @@ from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
 Shape = tuple[int, ...]
 LAYER_TYPES: dict[str, type[Op]] = {}
+# The largest pad or stride that is laid out in memory; nets in use have less than 10.
+MAX_PAD = 1024
 
 
 class Op(nn.Module):

@@ -79,8 +79,8 @@ def test_constant_dummy_data_stands_before_the_first_forward_and_keeps_what_is_w
         ('Pooling', 'pooling_param { kernel_size: 2 pad: 2 }', 'smaller than kernel'),
         (
             'Pooling',
-            'pooling_param { kernel_size: 2 pool: STOCHASTIC }',
-            'STOCHASTIC is not supported',
+            'pooling_param { kernel_size: 2 pad: 1 pool: STOCHASTIC }',
+            'STOCHASTIC takes no pad',
         ),
         ('Pooling', 'pooling_param { global_pooling: true kernel_size: 2 }', 'no kernel size'),
         ('Pooling', 'pooling_param { global_pooling: true pad: 1 }', 'pad 0 and stride 1'),

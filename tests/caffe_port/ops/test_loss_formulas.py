@@ -356,7 +356,9 @@ ALIKE = np.array([1, 0, 0, 2, 0, 0.5])  # the last counts as 0
     [('', 1, False), ('margin: 2.5', 2.5, False), ('margin: 6 legacy_version: true', 6, True)],
 )
 @pytest.mark.parametrize('shape', [(6, 3), (6, 3, 1, 1)])
-def test_contrastive_loss_pulls_alike_pairs_together_and_pushes_others_apart(settings, margin, legacy, shape):
+def test_contrastive_loss_pulls_alike_pairs_together_and_pushes_others_apart(
+    settings, margin, legacy, shape
+):
     def formula(a, b, _):
         squares = np.square(a - b).reshape(6, -1).sum(1)
         apart = (
