@@ -5,7 +5,7 @@ write files of Caffe's own (data.FED_TYPES says what to use instead). Pooling ha
 STOCHASTIC.
 """
 
-from caffe_port.ops import common, data, loss, neuron, pooling, python, scaling, vision
+from caffe_port.ops import common, data, loss, neuron, pooling, python, recurrent, scaling, vision
 from caffe_port.ops.base import LAYER_TYPES, Op
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     'neuron',
     'pooling',
     'python',
+    'recurrent',
     'scaling',
     'vision',
 ]

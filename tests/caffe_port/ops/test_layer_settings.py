@@ -114,7 +114,7 @@ def test_settings_that_caffe_refuses_are_refused(type_, settings, message):
 
 
 # Fields that choose between implementations of one result.
-HARMLESS = {'engine', 'force_nd_im2col', 'stable_prod_grad', 'share_in_parallel'}
+HARMLESS = {'engine', 'force_nd_im2col', 'stable_prod_grad', 'share_in_parallel', 'debug_info'}
 # Those of convolution_param that Caffe's Im2col has no use for.
 UNUSED = {'Im2col': {'num_output', 'bias_term', 'group', 'weight_filler', 'bias_filler'}}
 
@@ -126,6 +126,8 @@ def test_every_field_of_a_layers_parameter_is_read(type_):
         'SigmoidCrossEntropyLoss': ('Loss',),
         'Deconvolution': ('Convolution',),
         'Im2col': ('Convolution',),
+        'LSTM': ('Recurrent',),
+        'RNN': ('Recurrent',),
         'InfogainLoss': ('InfogainLoss', 'Loss'),
     }.get(type_, (type_,))
     rows = [line.split('\t') for line in (FACTS / 'caffe_schema.tsv').read_text().splitlines()]

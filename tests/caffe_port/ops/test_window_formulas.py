@@ -120,8 +120,10 @@ def elements_of(x, kernel, stride, ceil):
 
 
 def weighted(x, kernel, stride, ceil):
+    found = list(elements_of(x, kernel, stride, ceil))
+    size = found[0][0]
     values = []
-    for size, _, _, part in elements_of(x, kernel, stride, ceil):
+    for *_, part in found:
         sums = part.sum(-1)
         values.append(np.where(sums > 0, (part**2).sum(-1) / np.where(sums > 0, sums, 1), 0))
     return np.stack(values, -1).reshape(*x.shape[:2], *size)
