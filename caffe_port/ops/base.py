@@ -24,8 +24,9 @@ MAX_PAD = 1024
 class Op(nn.Module):
     """One layer: maps bottom tensors to top tensors, differentiably.
 
-    A subclass has the name of its Caffe type. It defines `setup`, which gets the shapes of
-    the bottoms, reads the parameter and adds blobs, and `forward`, which computes.
+    A subclass that is not `abstract` has the name of its Caffe type. It defines `setup`,
+    which gets the shapes of the bottoms, reads the parameter and adds blobs, and `forward`,
+    which computes.
     """
 
     bottoms: tuple[int, float] = (1, 1)  # how many it takes: least, most
@@ -34,9 +35,9 @@ class Op(nn.Module):
     # Per bottom, the last entry for all further ones: whether force_backward gives it a diff.
     forceable: tuple[bool, ...] = (True,)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith('_'):
+        if not abstract:
             LAYER_TYPES[cls.__name__] = cls
 
     def __init__(self, param: LayerParameter, phase: int, device: torch.device):

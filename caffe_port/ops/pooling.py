@@ -24,7 +24,7 @@ class Windows(NamedTuple):
     pad: tuple[int, int]
 
 
-class _Pool(Op):
+class _Pool(Op, abstract=True):
     """Base of Pooling and SPP: one value of each window, by MAX, AVE or STOCHASTIC.
 
     STOCHASTIC is for activations that are not negative. In TRAIN it picks one of the window

@@ -97,7 +97,7 @@ class LSTMUnit(Op):
         return _Cell.apply(c_prev, gates, cont.detach()[..., None])
 
 
-class _Recurrent(Op):
+class _Recurrent(Op, abstract=True):
     """Base of LSTM and RNN, as recurrent_layer.cpp.
 
     Bottoms: x (T x N x ...), cont (T x N: 0 where a sequence begins, else 1), on request a

@@ -13,7 +13,7 @@ from caffe_port.ops.base import Op, Shape, axis_of
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
 
-class _Broadcast(Op):
+class _Broadcast(Op, abstract=True):
     """Base of Scale and Bias, whose factor spans some axes of the bottom.
 
     The factor is the second bottom, or else the layer's first blob, which has the bottom's

@@ -12,7 +12,7 @@ from caffe_port.ops.base import MAX_PAD, Op, Shape, axis_of, height_width, per_a
 from caffe_port.proto.caffe_pb2 import LRNParameter
 
 
-class _Sliding(Op):
+class _Sliding(Op, abstract=True):
     """Base of layers whose kernel slides over the axes after the channels."""
 
     def _read_geometry(self, shape: Shape) -> None:
@@ -43,7 +43,7 @@ class _Sliding(Op):
         return per_axis(getattr(p, field), self.spatial, default, field)
 
 
-class _Filters(_Sliding):
+class _Filters(_Sliding, abstract=True):
     """Base of Convolution and Deconvolution: weight, bias and batch."""
 
     bottoms = tops = (1, math.inf)

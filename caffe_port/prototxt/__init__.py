@@ -17,7 +17,6 @@ from caffe_port.errors import CaffeError, replacing
 from caffe_port.files import wire
 from caffe_port.files.upgrade import V1_TYPES, upgrade_net, upgrade_solver
 from caffe_port.ops import LAYER_TYPES
-from caffe_port.ops.data import FED_TYPES
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 
 __all__ = [
@@ -133,7 +132,7 @@ def _with_layer(error: text_format.ParseError, text: str) -> str:
     layer = _layer_at(text, error.GetLine(), error.GetColumn())
     type_ = layer.get('type', '')
     who = f'{layer["name"]}: ' if 'name' in layer else ''
-    if ' has no ' not in words or V1_TYPES.get(type_, type_) in {'', *LAYER_TYPES, *FED_TYPES}:
+    if ' has no ' not in words or V1_TYPES.get(type_, type_) in {'', *LAYER_TYPES}:
         return f'{place}: {who}{words}'
     return f'{place}: {who}no layer type "{type_}" ({words.rstrip(".")}); there are ' + ', '.join(
         sorted(LAYER_TYPES)
