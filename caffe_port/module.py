@@ -16,7 +16,6 @@ from caffe_port.blob import ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op, fillers
 from caffe_port.ops.base import Shape, as_tuple
-from caffe_port.ops.data import FED_TYPES
 from caffe_port.proto.caffe_pb2 import (
     LayerParameter,
     NetParameter,
@@ -202,9 +201,8 @@ class NetModule(nn.Module):
         if not own.HasField('phase'):
             own.phase = phase
         if own.type not in LAYER_TYPES:
-            hint = f'; {own.type} {FED_TYPES[own.type]}' if own.type in FED_TYPES else ''
             raise CaffeError(
-                f'{own.name}: no layer type "{own.type}"{hint}; there are '
+                f'{own.name}: no layer type "{own.type}"; there are '
                 + ', '.join(sorted(LAYER_TYPES))
             )
         op_type = LAYER_TYPES[own.type]

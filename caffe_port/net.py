@@ -20,6 +20,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
 from caffe_port.files.stored import without_padding
 from caffe_port.module import NetModule, Node
+from caffe_port.ops.data import MemoryData
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
 
 LOG = logging.getLogger('caffe_port')
@@ -172,6 +173,19 @@ class Net:
         self.forward_range(first, last)
         wanted = self.outputs if end is None else self._nodes[last].tops
         return {name: self._blob(name).data for name in dict.fromkeys([*wanted, *(blobs or ())])}
+
+    def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Feed the net's first layer, a MemoryData layer, from arrays.
+
+        Raises CaffeError if it is of another type, or the arrays do not fit it.
+        """
+        node = self._nodes[0]
+        if not isinstance(node.op, MemoryData):
+            raise CaffeError(
+                f'set_input_arrays: the first layer must be MemoryData, {node.name} is {node.type}'
+            )
+        with node.named_in_errors():
+            node.op.set_arrays(data, labels)
 
     def _fill(self, name: str, array: np.ndarray) -> None:
         blob, array = self.blobs[name], np.asarray(array)

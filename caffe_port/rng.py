@@ -1,4 +1,4 @@
-"""Caffe's random streams: one mt19937 that fillers and CPU dropout share."""
+"""Caffe's random streams: one mt19937 for all that is drawn on the CPU."""
 
 from __future__ import annotations
 
@@ -43,10 +43,50 @@ def keep_mask(shape: torch.Size, keep: float, device: torch.device) -> torch.Ten
     if device.type == 'cpu':
         mask = words(math.prod(shape)) <= keep * (2**32 - 1)
         return torch.from_numpy(mask.reshape(shape))
+    return uniform(shape, device) < keep
+
+
+def uniform(shape: torch.Size, device: torch.device) -> torch.Tensor:
+    """Draw float32 numbers from 0 to 1: on the CPU from one word each, in C order."""
+    if device.type == 'cpu':
+        values = words(math.prod(shape)) / np.float32(2**32 - 1)
+        return torch.from_numpy(values.astype(np.float32).reshape(shape))
     if device not in _device_streams:
         _device_streams[device] = torch.Generator(device).manual_seed(_device_seed)
-    generator = _device_streams[device]
-    return torch.rand(shape, generator=generator, device=device) < keep
+    return torch.rand(shape, generator=_device_streams[device], device=device)
+
+
+class Stream:
+    """A stream apart, an mt19937 that the next word of the host stream seeds.
+
+    Caffe's data layers have such streams, which their threads draw from.
+    """
+
+    def __init__(self) -> None:
+        self._stream = np.random.RandomState(int(words(1)[0]))
+
+    def words(self, count: int) -> np.ndarray:
+        """Draw the next `count` 32-bit words (uint32)."""
+        return self._stream.randint(0, 2**32, size=count, dtype=np.uint32)
+
+    def below(self, bound: int) -> int:
+        """Draw a number from 0 to bound - 1: a word modulo the bound."""
+        return int(self.words(1)[0]) % bound
+
+    def state(self) -> list:
+        """Return where the stream stands, as JSON can hold it."""
+        state = self._stream.get_state(legacy=False)['state']
+        return [state['key'].tolist(), int(state['pos'])]
+
+    def set_state(self, state: list) -> None:
+        """Go on from a state(); raises CaffeError, and changes nothing, if it is not one."""
+        stream = np.random.RandomState()
+        try:
+            key, position = state
+            stream.set_state(('MT19937', np.array(key, np.uint32), int(position), 0, 0.0))
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise CaffeError(f'not a state of a random stream: {error}') from error
+        self._stream = stream
 
 
 def get_state() -> dict:

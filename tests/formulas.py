@@ -1,7 +1,7 @@
-"""How a layer is held against its formula, computed apart from the package in float64.
+"""Compare a layer with its formula, computed in float64 without the package.
 
 Values: numpy or scipy from the formula. Gradients: central differences of the same
-formula, against what Net.backward gives for a drawn gradient of the tops.
+formula, compared with what Net.backward gives for a random gradient of the tops.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def check(
     tolerance=1e-5,
     slope=1e-3,
 ):
-    """Hold values and gradients of a layer against `formula`(*bottoms, *params).
+    """Compare values and gradients of a layer with `formula`(*bottoms, *params).
 
-    The formula returns an array, or a tuple of `tops`. `fixed` numbers the bottoms
-    that have no gradient (labels); `slope` bounds the gradients' error.
+    The formula returns an array, or a tuple of `tops`. `fixed` lists the numbers of bottoms
+    without gradient (labels); `slope` bounds the error of gradients.
     """
     net = run(type_, settings, *bottoms, tops=tops, params=params, phase=phase)
     inputs = [np.asarray(a, np.float64) for a in (*bottoms, *params)]

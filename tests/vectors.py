@@ -1,4 +1,4 @@
-"""Golden vectors recorded from Caffe, and how nets are held against them."""
+"""Golden vectors recorded from Caffe, and how nets are compared with them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float, what
 
 
 def check_layer(name: str, tolerance: float = 1e-5) -> None:
-    """Hold forward, bottom diffs and param diffs of a one-layer net against Caffe's."""
+    """Compare forward, bottom diffs and param diffs of a one-layer net with Caffe's."""
     vector = load(f'layers/{name}.npz')
     phase = caffe.TRAIN if str(vector['phase']) == 'TRAIN' else caffe.TEST
     net = net_of(str(vector['prototxt']), phase)

@@ -1,11 +1,36 @@
-"""The layer types, grouped as Caffe's catalogue groups them.
+"""The layer types, grouped as Caffe's catalogue groups them: all of Caffe 1.0's."""
 
-All of Caffe 1.0's but these: the recurrent ones (LSTM, RNN), and those that read or
-write files of Caffe's own (data.FED_TYPES says what to use instead). Pooling has no
-STOCHASTIC.
-"""
-
-from caffe_port.ops import common, data, loss, neuron, python, scaling, vision
+from caffe_port.ops import (
+    common,
+    data,
+    databases,
+    hdf5_data,
+    image_data,
+    loss,
+    neuron,
+    pooling,
+    python,
+    recurrent,
+    scaling,
+    vision,
+    window_data,
+)
 from caffe_port.ops.base import LAYER_TYPES, Op
 
-__all__ = ['LAYER_TYPES', 'Op', 'common', 'data', 'loss', 'neuron', 'python', 'scaling', 'vision']
+__all__ = [
+    'LAYER_TYPES',
+    'Op',
+    'common',
+    'data',
+    'databases',
+    'hdf5_data',
+    'image_data',
+    'loss',
+    'neuron',
+    'pooling',
+    'python',
+    'recurrent',
+    'scaling',
+    'vision',
+    'window_data',
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,55 +17,58 @@ from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
 Shape = tuple[int, ...]
 LAYER_TYPES: dict[str, type[Op]] = {}
+# The largest pad or stride that is laid out in memory; nets in use have less than 10.
+MAX_PAD = 1024
 
 
 class Op(nn.Module):
     """One layer: maps bottom tensors to top tensors, differentiably.
 
-    A subclass bears the name of its type in Caffe and says how many bottoms and
-    tops it takes as (least, most). `setup` reads the parameter and adds blobs,
-    `forward` computes.
+    A subclass that is not `abstract` has the name of its Caffe type. It defines `setup`,
+    which gets the shapes of the bottoms, reads the parameter and adds blobs, and `forward`,
+    which computes.
     """
 
-    bottoms: tuple[int, float] = (1, 1)
+    bottoms: tuple[int, float] = (1, 1)  # how many it takes: least, most
     tops: tuple[int, float] = (1, 1)
-    loss = False  # a loss layer: its first top weighs 1 unless told otherwise
-    forceable = (True,)  # per bottom (the last for all further): has a gradient
+    loss = False  # whether the first top has loss_weight 1 by default
+    # Per bottom, the last entry for all further ones: whether force_backward gives it a diff.
+    forceable: tuple[bool, ...] = (True,)
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith('_'):
+        if not abstract:
             LAYER_TYPES[cls.__name__] = cls
 
     def __init__(self, param: LayerParameter, phase: int, device: torch.device):
         super().__init__()
         self.param, self.phase = param, phase
-        # Plain values for forward: compilers of PyTorch do not see into messages.
+        # Copied for forward: torch.compile cannot read a protobuf message.
         self.top_count = len(param.top)
         self.in_place = list(param.bottom) == list(param.top)
-        # Where the layer is, as Module.to moves it; it has no other use.
+        # An empty buffer, which Module.to moves: it knows the layer's device.
         self.register_buffer(
             'place', torch.empty(0, dtype=torch.uint8, device=device), persistent=False
         )
         self.blob_names: list[str] = []
         self.views: dict[str, Shape] = {}
-        # Tops that a layer without bottoms keeps itself; a net shows these very blobs.
+        # Blobs of tops that the layer owns, which a net shows in place of its own.
         self.kept_tops: list[Blob | None] = []
 
-    def __getattr__(self, name: str):
-        value = super().__getattr__(name)
-        # A permissively shared param keeps the owner's memory in this layer's shape.
+    def __getattr__(self, name: str) -> Any:
+        value: Any = super().__getattr__(name)
+        # A param shared with PERMISSIVE has the owner's memory in this layer's shape.
         return value.view(self.views[name]) if name in self.__dict__.get('views', ()) else value
 
     @property
     def device(self) -> torch.device:
         return self.place.device
 
-    def setup(self, *shapes: Shape) -> None:
-        """Read the layer's parameter and add its blobs, given its bottoms' shapes."""
+    def _need_no_setup(self, *shapes: Shape) -> None:
+        """Do nothing: the layer has neither settings nor blobs."""
 
-    def top_shapes(self, *shapes: Shape) -> list[Shape]:
-        """The shapes of the tops for bottoms of `shapes`.
+    def _shapes_by_forward(self, *shapes: Shape) -> list[Shape]:
+        """Return the shapes of the tops for bottoms of `shapes`.
 
         Runs `forward` on tensors without memory: there is no second formula for shapes.
         """
@@ -78,6 +82,10 @@ class Op(nn.Module):
             tops = torch.func.functional_call(self, own, bottoms)
         return [tuple(top.shape) for top in as_tuple(tops)]
 
+    # Each layer names its own bottoms, hence Callable[...], as torch types Module.forward.
+    setup: Callable[..., None] = _need_no_setup
+    top_shapes: Callable[..., list[Shape]] = _shapes_by_forward
+
     def add_blob(
         self,
         name: str,
@@ -85,7 +93,7 @@ class Op(nn.Module):
         filler: FillerParameter | None = None,
         learned: bool = True,
     ) -> None:
-        """Add a parameter blob, filled as `filler` says (zero without one)."""
+        """Add a parameter blob and fill it by `filler`, or with 0."""
         shape = checked_shape(shape, f'param {name}')
         if filler is None or (filler.type == 'constant' and filler.value == 0):
             values = zeros(shape).to(self.device)
@@ -95,13 +103,14 @@ class Op(nn.Module):
         self.blob_names.append(name)
 
     def blobs(self) -> list[nn.Parameter]:
-        """The parameter blobs in Caffe's order."""
-        return [self._parameters[name] for name in self.blob_names]
+        """Return the parameter blobs in Caffe's order."""
+        own = (self._parameters[name] for name in self.blob_names)
+        return [parameter for parameter in own if parameter is not None]
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
     ) -> None:
-        # NetModule names what is unexpected: keys of a layer "a.b" look so to a layer "a".
+        # NetModule reports unexpected keys: to a layer "a" those of a layer "a.b" would be some.
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, [], errors
         )
@@ -113,14 +122,15 @@ class Op(nn.Module):
 
 
 def as_tuple(tops: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the tops of any layer as a tuple."""
     return tops if isinstance(tops, tuple) else (tops,)
 
 
 def zeros(shape: Shape) -> Tensor:
-    """Zeros that take no memory until they are written, if they are many.
+    """Return zeros, which take no memory until written if there are many.
 
-    A net's weights usually come from a file right after, and a prototxt alone
-    should not be able to fill the machine's memory.
+    Weights usually come from a file next, and a prototxt alone must not be able to fill
+    the machine's memory.
     """
     count = math.prod(shape)
     if count < 2**18:
@@ -129,14 +139,20 @@ def zeros(shape: Shape) -> Tensor:
 
 
 def axis_of(axis: int, axes: int, what: str = 'axis') -> int:
-    """The axis as 0..axes-1, counting from the end if negative; CaffeError outside."""
+    """Return the axis as 0..axes-1; a negative one counts from the end.
+
+    Raises CaffeError outside.
+    """
     if not -axes <= axis < axes:
         raise CaffeError(f'{what} {axis} is outside a blob of {axes} axes')
     return axis % axes
 
 
 def indices(values: Tensor, size: int, what: str) -> Tensor:
-    """Whole numbers that a blob keeps as floats, as indices; CaffeError outside 0..size-1."""
+    """Return whole numbers, which a blob holds as floats, as indices.
+
+    Raises CaffeError outside 0..size-1.
+    """
     whole = values.detach().long()
     if whole.numel() and not (whole.is_meta or torch.compiler.is_compiling()):
         low, high = (int(end) for end in whole.aminmax())
@@ -146,34 +162,35 @@ def indices(values: Tensor, size: int, what: str) -> Tensor:
 
 
 def per_axis(values: Sequence[int], axes: int, default: int | None, what: str) -> Shape:
-    """A repeated field as one number per spatial axis: none, one for all, or all.
+    """Return a repeated field as one number per spatial axis; the field has none, one or all.
 
-    Raises CaffeError for another count, or none without a default.
+    Raises CaffeError for another count, or for none without a default.
     """
-    if not values and default is None:
-        raise CaffeError(f'{what} is not given')
-    values = list(values) or [default]
+    if not values:
+        if default is None:
+            raise CaffeError(f'{what} is not given')
+        values = (default,)
     if len(values) not in (1, axes):
         raise CaffeError(f'{len(values)} values of {what} for {axes} spatial axes')
-    return tuple(values * axes if len(values) == 1 else values)
+    return tuple(values) * (axes if len(values) == 1 else 1)
 
 
 def height_width(
     param, name: str, default: int | None, plain: Callable[[], Sequence[int]]
 ) -> tuple[int, int]:
-    """Two spatial numbers from `<name>_h` and `<name>_w`, or else from the plain field.
+    """Return height and width from `<name>_h` and `<name>_w`, or else from the plain field.
 
     Raises CaffeError if both forms are given, or only one of the two.
     """
-    high, wide = f'{name}_h', f'{name}_w'
-    given = [param.HasField(field) for field in (high, wide)]
+    fields = f'{name}_h', f'{name}_w'
+    given = [field for field in fields if param.HasField(field)]
     values = plain()
-    if not any(given):
-        return per_axis(values, 2, default, name)
+    if not given:
+        high, wide = per_axis(values, 2, default, name)
+        return high, wide
     if values:
-        raise CaffeError(f'{name}: give either one number or {high} and {wide}, not both')
-    if not all(given) and default is None:
-        raise CaffeError(f'{high} and {wide} go together')
-    return tuple(
-        getattr(param, field) if has else default for field, has in zip((high, wide), given)
-    )
+        raise CaffeError(f'{name}: give either one number or {" and ".join(fields)}, not both')
+    if len(given) < 2 and default is None:
+        raise CaffeError(f'{" and ".join(fields)} go together')
+    high, wide = (getattr(param, field) if field in given else default or 0 for field in fields)
+    return high, wide

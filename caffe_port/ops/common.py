@@ -41,18 +41,18 @@ class Eltwise(Op):
         if self.operation == EltwiseParameter.PROD:
             return functools.reduce(operator.mul, bottoms)
         if self.operation == EltwiseParameter.MAX:
-            # Caffe gives a tie wholly to one bottom: of the first two to the second,
-            # later to the earlier. torch.maximum would share its gradient.
+            # Caffe gives the gradient of a tie to one bottom: of the first two to the second,
+            # later to the earlier. torch.maximum would share it.
             first, second, *others = bottoms
             top = torch.where(first > second, first, second)
             return functools.reduce(lambda a, b: torch.where(b > a, b, a), others, top)
         if self.coeff:
-            bottoms = [coeff * bottom for coeff, bottom in zip(self.coeff, bottoms)]
+            bottoms = tuple(coeff * bottom for coeff, bottom in zip(self.coeff, bottoms))
         return functools.reduce(operator.add, bottoms)
 
 
 def _either_axis(param, legacy: str, axes: int) -> int:
-    """The axis of Concat and Slice, by its own name or by its older one."""
+    """Return the axis of Concat or Slice, from `axis` or the older field."""
     if not param.HasField(legacy):
         return axis_of(param.axis, axes)
     if param.HasField('axis'):
@@ -61,7 +61,7 @@ def _either_axis(param, legacy: str, axes: int) -> int:
 
 
 class Concat(Op):
-    """Bottoms one after the other along an axis, as concat_layer.cpp."""
+    """Join the bottoms along an axis, as concat_layer.cpp."""
 
     bottoms = (1, math.inf)
 
@@ -69,7 +69,7 @@ class Concat(Op):
         self.axis = _either_axis(self.param.concat_param, 'concat_dim', len(shapes[0]))
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        for bottom in bottoms:  # torch.cat passes over empty vectors, whatever their axes
+        for bottom in bottoms:  # torch.cat ignores empty vectors, whatever their axes
             self.require(
                 bottom.dim() == bottoms[0].dim(),
                 f'bottoms differ: {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}',
@@ -105,7 +105,7 @@ class Slice(Op):
 
 
 class Split(Op):
-    """The bottom, once for each top, as split_layer.cpp."""
+    """Copy the bottom to each top, as split_layer.cpp."""
 
     tops = (1, math.inf)
 
@@ -114,7 +114,7 @@ class Split(Op):
 
 
 class Silence(Op):
-    """Take bottoms and make nothing, as silence_layer.cpp."""
+    """Take bottoms and give no top, so that they are no outputs, as silence_layer.cpp."""
 
     bottoms, tops = (1, math.inf), (0, 0)
 
@@ -123,7 +123,7 @@ class Silence(Op):
 
 
 class Tile(Op):
-    """The bottom repeated along an axis, as tile_layer.cpp."""
+    """Repeat the bottom along an axis, as tile_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.tile_param
@@ -137,7 +137,7 @@ class Tile(Op):
 
 
 class Flatten(Op):
-    """Axes `axis` to `end_axis` as one, as flatten_layer.cpp."""
+    """Make axes `axis` to `end_axis` one, as flatten_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.flatten_param
@@ -149,7 +149,7 @@ class Flatten(Op):
 
 
 class Reshape(Op):
-    """Other dims for some axes: 0 keeps one, -1 follows from the count, as reshape_layer.cpp."""
+    """Replace the dims of some axes, as reshape_layer.cpp: 0 keeps a dim, -1 is inferred."""
 
     def setup(self, shape: Shape) -> None:
         p, axes = self.param.reshape_param, len(shape)
@@ -184,8 +184,8 @@ class Reshape(Op):
 
 
 class InnerProduct(Op):
-    """Fully connected: weight O x I (I x O if transpose) times all axes from `axis` on,
-    as inner_product_layer.cpp."""
+    """Multiply all axes from `axis` on by a weight O x I (I x O if transpose), as
+    inner_product_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.inner_product_param
@@ -214,8 +214,8 @@ class InnerProduct(Op):
 
 
 class Embed(Op):
-    """Row i of the weight (input_dim x num_output), plus the bias, for each i in the bottom,
-    as embed_layer.cpp: the top has one axis more."""
+    """Look up row i of the weight (input_dim x num_output) for each i in the bottom, and add
+    the bias, as embed_layer.cpp. The top has one axis more than the bottom."""
 
     forceable = (False,)
 
@@ -237,8 +237,7 @@ class Embed(Op):
 
 
 class BatchReindex(Op):
-    """Items of the first bottom in the order of the second's indices, each as often as it
-    is named there, as batch_reindex_layer.cpp."""
+    """Select items of the first bottom by the second's indices, as batch_reindex_layer.cpp."""
 
     bottoms = (2, 2)
     forceable = (True, False)
@@ -249,9 +248,9 @@ class BatchReindex(Op):
 
 
 class Filter(Op):
-    """The items of each bottom for which the last bottom is not 0, as filter_layer.cpp.
+    """Keep the items of each bottom where the last bottom is not 0, as filter_layer.cpp.
 
-    How many there are shows in forward; until then the tops have the bottoms' shapes.
+    Until the first forward the tops have the bottoms' shapes.
     """
 
     bottoms, tops = (2, math.inf), (1, math.inf)
@@ -263,27 +262,27 @@ class Filter(Op):
         )
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
-        *shapes, selector = shapes
+        *items, selector = shapes
         self.require(
             len(selector) > 0 and math.prod(selector[1:]) == 1,
             f'selector {selector} must hold one value per item',
         )
-        for shape in shapes:
+        for shape in items:
             self.require(
                 shape[:1] == selector[:1],
                 f'{selector[0]} values in the selector for bottom {shape}',
             )
-        return shapes
+        return items
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         self.top_shapes(*(tuple(bottom.shape) for bottom in bottoms))
-        *bottoms, selector = bottoms
+        *items, selector = bottoms
         kept = selector.detach().flatten().nonzero().flatten()
-        return tuple(bottom.index_select(0, kept) for bottom in bottoms)
+        return tuple(item.index_select(0, kept) for item in items)
 
 
 class Parameter(Op):
-    """A learned blob as a top, as parameter_layer.hpp."""
+    """Give a learned blob as a top, as parameter_layer.hpp."""
 
     bottoms = (0, 0)
 
@@ -305,11 +304,11 @@ class Softmax(Op):
 
 
 class ArgMax(Op):
-    """Where the top_k largest values lie, as argmax_layer.cpp; it has no gradient.
+    """Find the indices of the top_k largest values, as argmax_layer.cpp; there is no gradient.
 
-    Along `axis`, or over everything but the first axis: then N x 1 x top_k, with
-    out_max_val N x 2 x top_k (places, values). With both, values alone. Of equals
-    the later comes first.
+    Along `axis` the top holds indices, or with out_max_val values. Without `axis`, over all
+    but the first axis, it is N x 1 x top_k, or with out_max_val N x 2 x top_k (indices,
+    values). Of equal values the later comes first.
     """
 
     forceable = (False,)
@@ -339,8 +338,8 @@ class ArgMax(Op):
 
 
 class Reduction(Op):
-    """Sum, absolute sum, sum of squares or mean over all axes from `axis` on,
-    times coeff, as reduction_layer.cpp."""
+    """Take the sum, absolute sum, sum of squares or mean over all axes from `axis` on, times
+    coeff, as reduction_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.reduction_param

@@ -1,32 +1,25 @@
-"""Where blobs come from: Input, DummyData; and what to use in place of databases and files."""
+"""Blobs that come from no file: Input, DummyData, MemoryData."""
 
 from __future__ import annotations
 
+import logging
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.blob import Blob, checked_shape
+from caffe_port.blob import Blob, checked_shape, shape_text
+from caffe_port.errors import CaffeError
 from caffe_port.ops import fillers
 from caffe_port.ops.base import Op, Shape
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
-# Types that nothing here stands in for: what each does, and what to do instead.
-FED_TYPES = {
-    **dict.fromkeys(
-        ('Data', 'ImageData', 'HDF5Data', 'WindowData'),
-        "reads a database or files of Caffe's own: feed the net through an Input "
-        'or a Python layer instead',
-    ),
-    'MemoryData': 'takes its values from the program: feed the net through an Input or a '
-    'DummyData layer instead',
-    'HDF5Output': 'writes a file: take the blobs from net.blobs instead',
-}
+LOG = logging.getLogger('caffe_port')
 
 
 class Input(Op):
-    """Declare the net's inputs, zero until somebody writes them, as input_layer.cpp."""
+    """Declare the net's inputs, which are 0 until written, as input_layer.cpp."""
 
     bottoms, tops = (0, 0), (1, math.inf)
 
@@ -46,7 +39,7 @@ class Input(Op):
 
 
 class DummyData(Op):
-    """Tops drawn by fillers, anew each time unless constant, as dummy_data_layer.cpp.
+    """Fill the tops by fillers in each forward, as dummy_data_layer.cpp.
 
     A constant top is filled once, when the net is built, and keeps what is written to it.
     """
@@ -69,7 +62,7 @@ class DummyData(Op):
         ]
 
     def _per_top(self, given: list, what: str) -> list:
-        """One entry per top: those given, or the only one for all."""
+        """Return one entry per top: those given, or the only one for all."""
         self.require(
             len(given) in (1, self.top_count),
             f'{len(given)} {what} for {self.top_count} tops: give one, or one each',
@@ -86,3 +79,78 @@ class DummyData(Op):
             )
             for filler, shape, kept in zip(self.fillers, self.shapes, self.kept_tops)
         )
+
+
+class MemoryData(Op):
+    """Feed arrays of the program, a batch after the other, as memory_data_layer.cpp.
+
+    They come from set_arrays, which Net.set_input_arrays calls, and begin anew after their
+    end; a forward sees what has been written to them. As in Caffe transform_param does not
+    change them.
+    """
+
+    bottoms, tops = (0, 0), (2, 2)
+
+    def setup(self) -> None:
+        p = self.param.memory_data_param
+        self.shape = checked_shape((p.batch_size, p.channels, p.height, p.width), 'data')
+        self.require(
+            min(self.shape) > 0,
+            'memory_data_param: batch_size, channels, height and width must be positive, found '
+            + shape_text(self.shape),
+        )
+        self.arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self.position = 0
+
+    def set_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Feed data (N x channels x height x width) and N labels, float32, from their begin.
+
+        Raises CaffeError for another type or shape, and where N is no multiple of batch_size.
+        """
+        labels = labels.reshape(-1, 1, 1, 1) if labels.ndim == 1 else labels
+        for what, array, shape in (('data', data, self.shape[1:]), ('labels', labels, (1, 1, 1))):
+            self.require(
+                array.dtype == np.float32 and array.flags.c_contiguous,
+                f'{what}: expected a C-contiguous float32 array, found {array.dtype}'
+                + ('' if array.flags.c_contiguous else ', not contiguous'),
+            )
+            self.require(
+                array.ndim == 4 and array.shape[1:] == shape,
+                f'{what}: expected N x {shape_text(shape)}, found {shape_text(array.shape)}',
+            )
+        self.require(
+            len(data) == len(labels), f'{len(data)} images and {len(labels)} labels: must agree'
+        )
+        self.require(
+            len(data) > 0 and len(data) % self.shape[0] == 0,
+            f'{len(data)} images: expected a multiple of batch_size {self.shape[0]}',
+        )
+        if self.param.HasField('transform_param'):
+            LOG.warning('%s: transform_param does not change arrays', self.param.name)
+        self.arrays, self.position = (data, labels), 0
+
+    def _top_shapes(self) -> list[Shape]:
+        return [self.shape, (self.shape[0], 1, 1, 1)]
+
+    top_shapes = _top_shapes
+
+    def forward(self) -> tuple[Tensor, ...]:
+        if self.arrays is None:
+            raise CaffeError('no arrays to feed: call set_input_arrays')
+        begin, end = self.position, self.position + self.shape[0]
+        self.position = end % len(self.arrays[0])
+        # Copied, as an array that somebody holds of a top is overwritten by the next forward.
+        batch = (array[begin:end].copy() for array in self.arrays)
+        return tuple(torch.from_numpy(array).to(self.device) for array in batch)
+
+    def state(self) -> dict:
+        """Return the place in the arrays, which belong to the program."""
+        return {'position': self.position}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from a state(); raises CaffeError, and stays, if it does not fit the arrays."""
+        position = state.get('position') if isinstance(state, dict) else None
+        count = len(self.arrays[0]) if self.arrays else 2**31
+        if type(position) is not int or not 0 <= position < count or position % self.shape[0]:
+            raise CaffeError(f'state of {self.param.name}: place {position} in {count} images')
+        self.position = position

@@ -1,4 +1,4 @@
-"""How a blob's first values are drawn: the filler types of Caffe's filler.hpp."""
+"""Fill new blobs: the filler types of Caffe's filler.hpp."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from caffe_port import rng
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
-# A few lines of prototxt should not fill the machine's memory: what a net draws in all (1.2 GB).
-# The largest official one, FCN-32s on colour and HHA, has 275 million parameters.
+# The most values that one net draws (1.2 GB), so that a few lines of prototxt cannot fill the
+# machine's memory. The largest official net, FCN-32s on colour and HHA, has 275 million.
 MAX_COUNT = 300_000_000
-# Values drawn at once: the stream gives float64, which would take twice the blob's memory.
+# How many values to draw at once: the stream gives float64, twice the blob's memory.
 _CHUNK = 2**20
 _spent: ContextVar[list[int] | None] = ContextVar('spent', default=None)
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let all that is filled within, the params of a net, share the bound of MAX_COUNT values."""
+    """Make all params filled in the block, those of a net, share the bound of MAX_COUNT values."""
     token = _spent.set([0])
     try:
         yield
@@ -32,13 +32,13 @@ def bounded() -> Iterator[None]:
 
 
 def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw a float32 array of `shape` as `filler` says; its default is constant 0.
+    """Return a float32 array of `shape` filled by `filler`; its default is constant 0.
 
-    Random types draw from the stream of rng.py. The distributions are Caffe's;
-    the numbers are not, for Caffe's depend on the version of boost it was built with.
+    Random types draw from the stream of rng.py. The distributions are Caffe's, the numbers
+    are not: Caffe's depend on the boost it was built with.
 
-    Raises CaffeError for an unknown type, a shape the type does not fit, and more than
-    MAX_COUNT values, with those drawn before in a `bounded` net.
+    Raises CaffeError for an unknown type, for a shape that does not fit the type, and for
+    more than MAX_COUNT values, all params of a `bounded` net taken together.
     """
     if filler.type not in _FILLERS:
         raise CaffeError(
@@ -51,7 +51,7 @@ def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _spend(kind: str, shape: tuple[int, ...]) -> None:
-    """Note what a blob takes of the bound."""
+    """Count a blob's values against the bound."""
     spent, count = _spent.get() or [0], math.prod(shape)
     if spent[0] + count > MAX_COUNT:
         raise CaffeError(
@@ -67,7 +67,7 @@ def _constant(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _drawn(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> np.ndarray:
-    """An array of `shape` from draw(count), called for one stretch after the other."""
+    """Return an array of `shape`, drawn by draw(count) one stretch at a time."""
     values = np.empty(shape, np.float32)
     for part in _stretches(values):
         part[...] = draw(part.size)
@@ -87,7 +87,7 @@ def _uniform(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _gaussian(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
-    """With `sparse` k, an output's weights are non-zero with probability k / outputs."""
+    """Draw normal values; with `sparse` k each stays with probability k / outputs, else is 0."""
     if not filler.std >= 0:
         raise CaffeError(f'filler gaussian: std is {filler.std:g}, must not be negative')
     values = _drawn(shape, lambda n: rng.stream().normal(filler.mean, filler.std, n))
@@ -104,7 +104,7 @@ def _gaussian(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _positive_unitball(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
-    """Positive weights that add up to 1 for each output."""
+    """Draw positive weights that sum to 1 for each output."""
     values = _drawn(shape, lambda n: rng.stream().uniform(size=n))
     axes = tuple(range(1, len(shape)))
     values /= values.sum(axes, keepdims=True, dtype=np.float64)
@@ -112,7 +112,7 @@ def _positive_unitball(filler: FillerParameter, shape: tuple[int, ...]) -> np.nd
 
 
 def _fan(filler: FillerParameter, shape: tuple[int, ...]) -> float:
-    """Inputs of an output, outputs of an input, or their mean, as variance_norm says."""
+    """Return the number of inputs, of outputs, or their mean, by variance_norm."""
     count = math.prod(shape)
     fan_in = count / shape[0] if shape and shape[0] else 1
     fan_out = count / shape[1] if len(shape) > 1 and shape[1] else count
@@ -135,7 +135,7 @@ def _msra(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _bilinear(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
-    """The upsampling kernel in every plane, diagonal or not, as Caffe fills it."""
+    """Return the upsampling kernel in every plane, on the diagonal or not, as Caffe does."""
     if len(shape) != 4 or shape[2] != shape[3] or not shape[3]:
         raise CaffeError(f'filler bilinear: {shape} is not a stack of square filters')
     factor = math.ceil(shape[3] / 2)

@@ -13,38 +13,32 @@ from caffe_port.files import caffemodel
 from caffe_port.ops.base import Op, Shape, axis_of, indices
 from caffe_port.proto.caffe_pb2 import HingeLossParameter, LossParameter
 
-# -log of the smallest normal float32, below which Caffe's loss does not see a probability.
+# -log of the smallest normal float32, at which Caffe's loss clamps a probability.
 LARGEST_NLL = -math.log(1.17549435e-38)
-# InfogainLoss and MultinomialLogisticLoss see none below this.
+# The bound at which InfogainLoss and MultinomialLogisticLoss clamp it.
 LEAST_PROBABILITY = 1e-20
 
 
 def normalization_of(param: LossParameter, fallback: int = LossParameter.VALID) -> int:
-    """The mode of a loss_param: `normalization`, or what the legacy `normalize` means."""
+    """Return the mode of a loss_param, from `normalization` or the legacy `normalize`."""
     if param.HasField('normalization') or not param.HasField('normalize'):
         return param.normalization if param.HasField('normalization') else fallback
     return LossParameter.VALID if param.normalize else LossParameter.BATCH_SIZE
 
 
-def divisor(mode: int, full: int, batch: int, valid: Tensor | int) -> Tensor | float:
-    """What a loss is divided by in a normalization mode; at least 1."""
-    if mode == LossParameter.VALID and isinstance(valid, Tensor):
-        return valid.clamp(min=1)
-    return max(
-        1,
-        {
-            LossParameter.FULL: full,
-            LossParameter.VALID: valid,
-            LossParameter.BATCH_SIZE: batch,
-            LossParameter.NONE: 1,
-        }[mode],
-    )
+def divisor(mode: int, full: int, batch: int, valid: Tensor | int) -> Tensor | int:
+    """Return the number that divides a loss in a normalization mode; at least 1."""
+    if mode == LossParameter.VALID:
+        return valid.clamp(min=1) if isinstance(valid, Tensor) else max(valid, 1)
+    if mode == LossParameter.NONE:
+        return 1
+    return max(full if mode == LossParameter.FULL else batch, 1)
 
 
 def labels_along(labels: Tensor, scores: Tensor, axis: int) -> Tensor:
-    """The label of every position, whole, in the scores' shape without `axis`.
+    """Return the labels as whole numbers, in the scores' shape without `axis`.
 
-    Raises CaffeError for another number of labels than positions.
+    Raises CaffeError unless there is one label per position.
     """
     rest = scores.shape[:axis] + scores.shape[axis + 1 :]
     if labels.numel() != rest.numel():
@@ -56,12 +50,12 @@ def labels_along(labels: Tensor, scores: Tensor, axis: int) -> Tensor:
 
 
 class SoftmaxWithLoss(Op):
-    """Multinomial logistic loss of the softmax over an axis, as softmax_loss_layer.cpp.
+    """Take the multinomial logistic loss of the softmax over an axis, as
+    softmax_loss_layer.cpp.
 
     Bottoms: scores N x C x ..., labels with one integer per position. Tops: the loss,
-    a scalar, and on request the probabilities, without gradient. The loss sees no
-    probability below 1.17549435e-38, its gradient sees all; an image of ignored labels
-    only gives 0.
+    a scalar, and if there are two the probabilities, without gradient. The loss clamps a
+    probability at 1.17549435e-38, its gradient does not. If all labels are ignored it is 0.
     """
 
     bottoms, tops = (2, 2), (1, 2)
@@ -82,7 +76,7 @@ class SoftmaxWithLoss(Op):
         if valid is not None:
             target = target.where(valid, 0)
         nll = -log_prob.gather(self.axis, target.unsqueeze(self.axis))
-        # The clamp shows in the value only; the gradient passes as if it were not there.
+        # The clamp changes the value but not the gradient.
         nll = nll + (nll.clamp(max=LARGEST_NLL) - nll).detach()
         count: Tensor | int = positions
         if valid is not None:
@@ -93,8 +87,8 @@ class SoftmaxWithLoss(Op):
 
 
 class MultinomialLogisticLoss(Op):
-    """-log of the label's probability, mean over the batch, as
-    multinomial_logistic_loss_layer.cpp; no probability below 1e-20 is seen.
+    """Take -log of the label's probability, mean over the batch, as
+    multinomial_logistic_loss_layer.cpp; a probability is clamped at 1e-20.
 
     Bottoms: probabilities N x C (with 1 x 1), labels N.
     """
@@ -109,19 +103,19 @@ class MultinomialLogisticLoss(Op):
             f'{labels.numel()} labels for a batch of {prob.shape[0]}',
         )
         true = prob.flatten(1).gather(1, labels.detach().reshape(-1, 1).long())
-        # The clamp counts for the gradient's value, but lets it pass.
+        # The gradient is 1 / the clamped value, below the clamp too.
         true = true + (true.clamp(min=LEAST_PROBABILITY) - true).detach()
         return -true.log().sum() / prob.shape[0]
 
 
 class InfogainLoss(Op):
-    """Sum of -H[label, k] log p_k over the classes k, with p the softmax of the scores over
-    an axis, as infogain_loss_layer.cpp; H = 1 on the diagonal makes it SoftmaxWithLoss.
+    """Sum -H[label, k] log p_k over the classes k, with p the softmax of the scores over
+    an axis, as infogain_loss_layer.cpp; the identity H gives SoftmaxWithLoss.
 
     Bottoms: scores N x C x ..., labels with one integer per position, and H (C x C) unless
-    the .binaryproto `source` holds it. Tops: the loss, a scalar, and on request the
-    probabilities, without gradient. The loss sees no probability below 1e-20, its
-    gradient sees all.
+    the .binaryproto `source` holds it. Tops: the loss, a scalar, and if there are two the
+    probabilities, without gradient. The loss clamps a probability at 1e-20, its gradient
+    does not.
     """
 
     bottoms, tops = (2, 3), (1, 2)
@@ -140,7 +134,7 @@ class InfogainLoss(Op):
         if not matrix:
             self.require(
                 p.HasField('source'),
-                'the matrix is neither a third bottom nor in a file that source names',
+                'the matrix must be the third bottom, or in the file that source names',
             )
             self.register_buffer(
                 'matrix',
@@ -172,8 +166,8 @@ class InfogainLoss(Op):
 
 
 class HingeLoss(Op):
-    """Sum of max(0, 1 - s x), or with norm L2 of its squares, over the batch size, where s is
-    1 for the score of the label and -1 for the others, as hinge_loss_layer.cpp.
+    """Sum max(0, 1 - s x), or with norm L2 its squares, over the batch size, where s is 1 for
+    the score of the label and -1 for the others, as hinge_loss_layer.cpp.
 
     Bottoms: scores N x C (with 1 x 1), labels N.
     """
@@ -197,12 +191,12 @@ class HingeLoss(Op):
 
 
 class ContrastiveLoss(Op):
-    """Half the mean over pairs at distance d of d ** 2 where they are alike, and else of
-    max(0, margin - d) ** 2, or with legacy_version max(0, margin - d ** 2), as
+    """Take half the mean over pairs of a loss in their distance d, as
     contrastive_loss_layer.cpp.
 
-    Bottoms: two blobs N x C (with 1 x 1), and N labels, not 0 where a pair is alike. For
-    the gradient Caffe divides by d + 1e-4 in place of d.
+    It is d ** 2 for a pair that is alike, and else max(0, margin - d) ** 2, or with
+    legacy_version max(0, margin - d ** 2). Bottoms: two blobs N x C (with 1 x 1), and N
+    labels, not 0 where a pair is alike. The gradient divides by d + 1e-4 in place of d.
     """
 
     bottoms = (3, 3)
@@ -226,13 +220,13 @@ class ContrastiveLoss(Op):
         d2, alike = squares.detach(), labels.detach().flatten().trunc() != 0
         gap = (self.margin - (d2 if self.legacy else d2.sqrt())).clamp(min=0)
         value, slope = (gap, -gap.sign()) if self.legacy else (gap * gap, -gap / (d2.sqrt() + 1e-4))
-        # The value, and a derivative along the squared distance that is finite at 0.
+        # Its value, and its derivative along the squared distance, which is finite at 0.
         losses = value.where(~alike, d2) + slope.where(~alike, 1) * (squares - d2)
         return losses.sum() / (2 * one.shape[0])
 
 
 class EuclideanLoss(Op):
-    """Sum of squared differences over twice the batch size, as euclidean_loss_layer.cpp."""
+    """Sum squared differences over twice the batch size, as euclidean_loss_layer.cpp."""
 
     bottoms = (2, 2)
     loss = True
@@ -248,8 +242,8 @@ class EuclideanLoss(Op):
 
 
 class SigmoidCrossEntropyLoss(Op):
-    """Cross-entropy of sigmoid(x) against targets in [0, 1], as
-    sigmoid_cross_entropy_loss_layer.cpp; by default divided by the batch size.
+    """Take the cross-entropy of sigmoid(x) against targets in [0, 1], as
+    sigmoid_cross_entropy_loss_layer.cpp; by default it is divided by the batch size.
 
     Targets whose integer part is ignore_label do not count.
     """
@@ -278,10 +272,10 @@ class SigmoidCrossEntropyLoss(Op):
 
 
 class Accuracy(Op):
-    """The part of labels among the top_k best scores, as accuracy_layer.cpp.
+    """Give the part of labels among the top_k best scores, as accuracy_layer.cpp.
 
     A score equal to the label's counts as better. The second top holds the part per
-    class, 0 for a class without labels. It has no gradient.
+    class, 0 for a class without labels. There is no gradient.
     """
 
     bottoms, tops = (2, 2), (1, 2)

@@ -26,15 +26,15 @@ class ReLU(Op):
 
 
 class Dropout(Op):
-    """In TRAIN zero elements with probability dropout_ratio and scale the others by
-    1 / (1 - ratio), as dropout_layer.cpp; in TEST the identity."""
+    """Zero elements with probability dropout_ratio and scale the others by 1 / (1 - ratio),
+    as dropout_layer.cpp; in TEST pass them on."""
 
     def setup(self, shape: Shape) -> None:
         self.ratio = self.param.dropout_param.dropout_ratio
         self.require(0 <= self.ratio < 1, f'dropout_ratio {self.ratio:g} must lie in [0, 1)')
 
     def forward(self, bottom: Tensor) -> Tensor:
-        if self.phase != TRAIN or bottom.is_meta:  # on meta only shapes are asked for: draw nothing
+        if self.phase != TRAIN or bottom.is_meta:  # meta asks for shapes alone: draw nothing
             return bottom if self.in_place else bottom.clone()
         mask = rng.keep_mask(bottom.shape, 1 - self.ratio, bottom.device)
         return bottom * mask * (1 / (1 - self.ratio))
@@ -55,7 +55,7 @@ class BNLL(Op):
 
 
 class Clip(Op):
-    """min(max(x, min), max); the gradient passes on the bounds too, as clip_layer.cpp."""
+    """min(max(x, min), max), as clip_layer.cpp; the gradient passes on the bounds too."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.clip_param
@@ -78,7 +78,7 @@ class ELU(Op):
 
 
 def _log_of_base(base: float) -> float:
-    """The natural logarithm of a base field, where -1 stands for e."""
+    """Return the natural logarithm of a base field, where -1 stands for e."""
     if base == -1:
         return 1.0
     if not 0 < base < math.inf:
@@ -110,11 +110,11 @@ class Log(Op):
 
 
 class Power(Op):
-    """(shift + scale * x) ** power, as power_layer.cpp; with a power or scale of 0
-    the constant shift ** power, whatever x is.
+    """(shift + scale * x) ** power, as power_layer.cpp; if power or scale is 0, the constant
+    shift ** power.
 
-    Deviates: where shift + scale * x is 0, Caffe divides by it for the gradient of
-    powers but 1 and 2, and gets NaN; here it is the true limit.
+    Deviates: where shift + scale * x is 0, Caffe's gradient of powers other than 1 and 2
+    divides by it and is NaN; ours is the true limit.
     """
 
     def setup(self, shape: Shape) -> None:
@@ -168,7 +168,7 @@ class TanH(Op):
 
 
 class Threshold(Op):
-    """1 where x > threshold, else 0, as threshold_layer.cpp; it has no gradient."""
+    """1 where x > threshold, else 0, as threshold_layer.cpp; there is no gradient."""
 
     forceable = (False,)
 

@@ -13,11 +13,11 @@ from caffe_port.ops.base import Op, Shape, axis_of
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
 
-class _Broadcast(Op):
-    """What Scale and Bias share: a factor laid along some axes of the bottom.
+class _Broadcast(Op, abstract=True):
+    """Base of Scale and Bias, whose factor spans some axes of the bottom.
 
-    The factor is the second bottom, or else the layer's own first blob with the
-    bottom's dims from `axis` over `num_axes` axes (-1: to the end; 0: a scalar).
+    The factor is the second bottom, or else the layer's first blob, which has the bottom's
+    dims from `axis` over `num_axes` axes (-1: to the end; 0: a scalar).
     """
 
     bottoms = (1, 2)
@@ -44,7 +44,7 @@ class _Broadcast(Op):
         end = self.axis + factor.dim()
         self.require(
             bottom.shape[self.axis : end] == factor.shape,
-            f'{tuple(factor.shape)} does not lie along axis {self.axis} of {tuple(bottom.shape)}',
+            f'{tuple(factor.shape)} does not match {tuple(bottom.shape)} from axis {self.axis} on',
         )
         return factor.reshape(factor.shape + (1,) * (bottom.dim() - end))
 
@@ -80,9 +80,9 @@ class Bias(_Broadcast):
 class BatchNorm(Op):
     """(x - mean) / sqrt(variance + eps) per channel, as batch_norm_layer.cpp.
 
-    Blobs: mean and variance, both times scale_factor, which counts the batches they
-    hold. In TRAIN the batch's own statistics serve, and are added to the blobs, which
-    fade by moving_average_fraction; in TEST, or with use_global_stats, the blobs serve.
+    Blobs: mean and variance, both times scale_factor, which counts the batches in them.
+    TRAIN uses the statistics of the batch, and adds them to the blobs, which it first
+    multiplies by moving_average_fraction. TEST, or use_global_stats, uses the blobs.
     """
 
     def setup(self, shape: Shape) -> None:
@@ -130,8 +130,8 @@ class MVN(Op):
     """(x - mean) / (deviation + eps) per channel, or per sample across channels, as
     mvn_layer.cpp; without normalize_variance only the mean is removed.
 
-    The gradient is Caffe's, which takes the divisor s = deviation + eps for the root
-    of variance plus a constant: ds = d variance / (2 s).
+    The gradient is Caffe's: it differentiates the divisor s = deviation + eps as if s were
+    the root of variance plus a constant, ds = d variance / (2 s).
     """
 
     def setup(self, shape: Shape) -> None:
@@ -146,7 +146,7 @@ class MVN(Op):
         if self.normalize:
             variance = top.square().mean(-1, keepdim=True)
             divisor = variance.detach().sqrt() + self.eps
-            # 1 in value, and of the derivative of the divisor's inverse.
+            # Its value is 1; its derivative is that of the divisor's inverse.
             passing = 1 + (variance.detach() - variance) / (2 * divisor * divisor)
             top = top / divisor * passing
         return top.reshape(shape)

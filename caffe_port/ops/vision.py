@@ -1,25 +1,19 @@
-"""Layers that look at neighbourhoods: Convolution, Deconvolution, Im2col, Pooling, SPP, LRN,
-Crop."""
+"""Layers that look at neighbourhoods: Convolution, Deconvolution, Im2col, LRN, Crop."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.ops.base import Op, Shape, axis_of, height_width, per_axis
-from caffe_port.proto.caffe_pb2 import LRNParameter, PoolingParameter, SPPParameter
-
-LOWEST = torch.finfo(torch.float32).min
-# Pads and strides that are laid out in memory; nets in use have less than 10.
-MAX_PAD = 1024
+from caffe_port.ops.base import MAX_PAD, Op, Shape, axis_of, height_width, per_axis
+from caffe_port.proto.caffe_pb2 import LRNParameter
 
 
-class _Sliding(Op):
-    """A kernel that slides over the axes after the channels, as convolution_param says."""
+class _Sliding(Op, abstract=True):
+    """Base of layers whose kernel slides over the axes after the channels."""
 
     def _read_geometry(self, shape: Shape) -> None:
         p = self.param.convolution_param
@@ -49,8 +43,8 @@ class _Sliding(Op):
         return per_axis(getattr(p, field), self.spatial, default, field)
 
 
-class _Filters(_Sliding):
-    """What Convolution and Deconvolution share: weight, bias and batch."""
+class _Filters(_Sliding, abstract=True):
+    """Base of Convolution and Deconvolution: weight, bias and batch."""
 
     bottoms = tops = (1, math.inf)
 
@@ -77,7 +71,7 @@ class _Filters(_Sliding):
         return tuple(self._with_batch(bottom) for bottom in bottoms)
 
     def _with_batch(self, bottom: Tensor) -> Tensor:
-        """Axes before the channel axis count as the batch, whatever their number."""
+        """Filter a bottom, all of whose axes before the channels are the batch."""
         self.require(
             bottom.dim() > self.axis and bottom.shape[self.axis] == self.inputs,
             f'bottom {tuple(bottom.shape)} must have {self.inputs} channels on axis {self.axis}',
@@ -103,7 +97,7 @@ class Convolution(_Filters):
 
 
 class Deconvolution(_Filters):
-    """Convolution's transpose with weight I x O/g x kh x kw, as deconv_layer.cpp."""
+    """The transpose of Convolution, with weight I x O/g x kh x kw, as deconv_layer.cpp."""
 
     def _weight_shape(self, inputs: int, outputs: int) -> Shape:
         return inputs, outputs // self.group
@@ -116,7 +110,7 @@ class Deconvolution(_Filters):
 
 
 class Im2col(_Sliding):
-    """What the kernel sees at each place, as channels, as im2col_layer.cpp.
+    """Copy the pixels under the kernel at each place to channels, as im2col_layer.cpp.
 
     C x H x W becomes C kh kw x (places down) x (places across): channel (c kh + i) kw + j
     holds the kernel's pixel i, j of channel c.
@@ -139,187 +133,10 @@ class Im2col(_Sliding):
             starts = torch.arange(0, reach, s, device=top.device)
             places = torch.arange(0, d * k, d, device=top.device)[:, None] + starts
             top = top.index_select(at + 2 * i, places.flatten()).unflatten(at + 2 * i, places.shape)
-        # Now each spatial axis is two: the kernel's pixels, and the places it goes to.
-        kernels, starts = ([at + 2 * i + j for i in range(self.spatial)] for j in (0, 1))
-        top = top.permute(*range(at), *kernels, *starts)
+        # Each spatial axis has become two: the kernel's pixels, and its places.
+        pixels, shifts = ([at + 2 * i + j for i in range(self.spatial)] for j in (0, 1))
+        top = top.permute(*range(at), *pixels, *shifts)
         return top.flatten(self.axis, self.axis + self.spatial)
-
-
-class Windows(NamedTuple):
-    """Where a pooling looks, each as (h, w)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pad: tuple[int, int]
-
-
-class _Pool(Op):
-    """What Pooling and SPP share: the maximum, with its mask, or the mean over windows."""
-
-    is_max: bool
-    ceil = True
-
-    def _read_method(self, shape: Shape, method: str) -> None:
-        self.require(len(shape) == 4, f'bottom {shape} must have 4 axes')
-        self.require(
-            method != 'STOCHASTIC', 'pool STOCHASTIC is not supported; there are MAX and AVE'
-        )
-        self.is_max = method == 'MAX'
-
-    def _pooled(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
-        if not torch.compiler.is_exporting() and all(
-            s <= k and 2 * pad <= k for k, s, pad in zip(*windows)
-        ):
-            return self._pool(bottom, windows, self.ceil)
-        return self._padded(bottom, windows)
-
-    def _pool(self, bottom: Tensor, windows: Windows, ceil: bool) -> tuple[Tensor, ...]:
-        if not self.is_max:
-            return (F.avg_pool2d(bottom, *windows, ceil, True),)
-        if self.top_count == 1:
-            return (F.max_pool2d(bottom, *windows, ceil_mode=ceil),)
-        top, mask = F.max_pool2d(bottom, *windows, ceil_mode=ceil, return_indices=True)
-        return top, mask.to(bottom.dtype)
-
-    def _padded(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
-        """What PyTorch refuses (strides past the window, pads past its half) or can't
-        export (rounding up): padding that is there, and no rounding.
-
-        As many windows fit after stride - 1 more pixels as rounding up gives.
-        """
-        kernel, stride, pad = windows
-        size, extra = bottom.shape[2:], [s - 1 if self.ceil else 0 for s in stride]
-        (high, wide), (low, right) = pad, [p + e for p, e in zip(pad, extra)]
-        for axis in (0, 1):
-            reach = size[axis] + 2 * pad[axis] + extra[axis]
-            self.require(
-                reach >= kernel[axis],
-                f'kernel {kernel} exceeds padded bottom {tuple(bottom.shape)}',
-            )
-            self.require(
-                max(pad[axis], extra[axis]) <= MAX_PAD,
-                f'pad {pad} or stride {stride} exceeds {MAX_PAD}',
-            )
-        padded = F.pad(bottom, (wide, right, high, low), value=LOWEST if self.is_max else 0)
-        tops = self._pool(padded, windows._replace(pad=(0, 0)), False)
-        if not self.is_max:
-            area = kernel[0] * kernel[1]
-            tops = (tops[0] * area / _areas(bottom, windows, tops[0]),)
-        elif len(tops) == 2:
-            rows, columns = tops[1] // padded.shape[3] - high, tops[1] % padded.shape[3] - wide
-            inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
-            tops = tops[0], torch.where(inside, rows * size[1] + columns, -1)
-        return tuple(_without_last(top, bottom, windows).contiguous() for top in tops)
-
-
-def _areas(bottom: Tensor, windows: Windows, top: Tensor) -> Tensor:
-    """The areas of the windows, clipped to the padded extent as Caffe clips them."""
-    sides = []
-    for axis, (k, s, pad) in enumerate(zip(*windows), 2):
-        starts = torch.arange(top.shape[axis], device=top.device) * s
-        ends = (starts + k).clamp(max=bottom.shape[axis] + 2 * pad)
-        sides.append((ends - starts).to(top.dtype))
-    return sides[0][:, None] * sides[1]
-
-
-def _without_last(top: Tensor, bottom: Tensor, windows: Windows) -> Tensor:
-    """With any pad, a last window that starts past image and first pad is dropped."""
-    for axis, (k, s, pad) in enumerate(zip(*windows), 2):
-        # Windows that reach back into the image whatever its size need no look at it.
-        if (
-            any(windows.pad)
-            and pad + s > k
-            and ((top.shape[axis] - 1) * s >= bottom.shape[axis] + pad)
-        ):
-            top = top.narrow(axis, 0, top.shape[axis] - 1)
-    return top
-
-
-class Pooling(_Pool):
-    """Maximum or mean over windows, as pooling_layer.cpp; a second top of MAX is the mask.
-
-    Output = ceil((in + 2 pad - kernel) / stride) + 1 (floor on request); with pad, a
-    last window that would start in the far padding is dropped. AVE divides by the
-    window clipped to the padded extent. The mask holds the winner's h * W + w.
-    """
-
-    tops = (1, 2)
-
-    def setup(self, shape: Shape) -> None:
-        p = self.param.pooling_param
-        self._read_method(shape, PoolingParameter.PoolMethod.Name(p.pool))
-        self.require(self.top_count == 1 or self.is_max, 'only MAX has a second top')
-        self.is_global = p.global_pooling
-        self.ceil = p.round_mode == PoolingParameter.CEIL
-
-        def plain(field: str):
-            return lambda: [getattr(p, field)] if p.HasField(field) else []
-
-        stride = height_width(p, 'stride', 1, plain('stride'))
-        pad = height_width(p, 'pad', 0, plain('pad'))
-        if self.is_global:
-            self.require(
-                not (p.HasField('kernel_size') or p.HasField('kernel_h') or p.HasField('kernel_w')),
-                'global_pooling takes no kernel size',
-            )
-            self.require(
-                pad == (0, 0) and stride == (1, 1), 'global_pooling goes with pad 0 and stride 1'
-            )
-            return
-        kernel = height_width(p, 'kernel', None, plain('kernel_size'))
-        self.require(
-            min(kernel) > 0 and min(stride) > 0,
-            f'kernel {kernel} and stride {stride} must be positive',
-        )
-        self.require(
-            all(one < k for one, k in zip(pad, kernel)),
-            f'pad {pad} must be smaller than kernel {kernel}',
-        )
-        self.windows = Windows(kernel, stride, pad)
-
-    def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
-        return self._whole(bottom) if self.is_global else self._pooled(bottom, self.windows)
-
-    def _whole(self, bottom: Tensor) -> tuple[Tensor, ...]:
-        """The image as the only window."""
-        if not self.is_max:
-            return (bottom.mean((2, 3), keepdim=True),)
-        best, place = bottom.flatten(2).max(-1)
-        tops = best, place.to(bottom.dtype)
-        return tuple(top[:, :, None, None] for top in tops[: self.top_count])
-
-
-class SPP(_Pool):
-    """Spatial pyramid pooling, as spp_layer.cpp: level i of pyramid_height pools 2**i x 2**i
-    windows that tile the image; all levels' values in a row, N x (1 + 4 + 16 + ...) C.
-
-    A window is as high as its share of the image, rounded up, and what the windows have
-    too much is padded, half of it, rounded up, on each side. As in Caffe an image is
-    refused for which that is a window or more. A pyramid of one level keeps N x C x 1 x 1.
-    """
-
-    def setup(self, shape: Shape) -> None:
-        p = self.param.spp_param
-        self._read_method(shape, SPPParameter.PoolMethod.Name(p.pool))
-        self.levels = p.pyramid_height
-        self.require(self.levels > 0, 'pyramid_height must be positive')
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        tops = [
-            self._pooled(bottom, self._windows(bottom, level))[0] for level in range(self.levels)
-        ]
-        return tops[0] if len(tops) == 1 else torch.cat([top.flatten(1) for top in tops], 1)
-
-    def _windows(self, bottom: Tensor, level: int) -> Windows:
-        size, count = tuple(bottom.shape[2:]), 2**level
-        kernel = tuple(-(-length // count) for length in size)
-        pad = tuple((k * count - length + 1) // 2 for k, length in zip(kernel, size))
-        self.require(
-            all(p < k for p, k in zip(pad, kernel)),
-            f'level {level} of the pyramid does not fit {size[0]} x {size[1]}: '
-            f'pad {pad} must be smaller than kernel {kernel}',
-        )
-        return Windows(kernel, kernel, pad)
 
 
 class LRN(Op):
@@ -342,7 +159,7 @@ class LRN(Op):
             # The mean divides by the window clipped to the padded extent, as AVE pooling.
             mean = F.avg_pool2d(squares, self.size, 1, half, count_include_pad=True)
             return bottom * (1 + self.alpha * mean) ** -self.beta
-        half = min(half, bottom.shape[1] - 1)  # further neighbours there are none
+        half = min(half, bottom.shape[1] - 1)  # no channel has neighbours further away
         planes = F.pad(squares.unsqueeze(1), (0, 0, 0, 0, half, half))
         mean = F.avg_pool3d(
             planes, (2 * half + 1, 1, 1), stride=1, divisor_override=self.size
@@ -370,7 +187,7 @@ class Crop(Op):
         for axis, offset in enumerate(self.offset, self.axis):
             size = like.shape[axis]
             if torch.compiler.is_exporting():
-                # The program exported must serve sizes that nobody can check yet.
+                # An exported program serves sizes that cannot be checked now.
                 places = torch.arange(size, device=top.device) + offset
                 top = top.index_select(axis, places)
                 continue

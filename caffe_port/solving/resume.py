@@ -14,7 +14,7 @@ import torch
 
 from caffe_port import mode, parallel, rng
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.ops.python import Layer, Python
+from caffe_port.ops.python import Python
 
 if TYPE_CHECKING:
     from caffe_port.solving.solver import SGDSolver
@@ -29,12 +29,13 @@ def beside(state: str | os.PathLike) -> Path:
     return Path(state).with_name(f'{name}.memory.json')
 
 
-def _layers(solver: SGDSolver) -> Iterator[tuple[str, Layer]]:
-    """Python layers that have a state of their own, by net and name."""
+def _layers(solver: SGDSolver) -> Iterator[tuple[str, Any]]:
+    """The layers that have a state of their own, by net and name."""
     for number, net in enumerate([solver.net, *solver.test_nets]):
         for node in net.module.nodes:
-            if isinstance(node.op, Python) and hasattr(node.op.layer, 'set_state'):
-                yield f'{number}:{node.name}', node.op.layer
+            layer = node.op.layer if isinstance(node.op, Python) else node.op
+            if hasattr(layer, 'set_state'):
+                yield f'{number}:{node.name}', layer
 
 
 def collect(solver: SGDSolver) -> dict:

@@ -22,7 +22,7 @@ def fill(shape=SHAPE, seed=1, **fields) -> np.ndarray:
     return fillers.fill(FillerParameter(**fields), shape)
 
 
-def test_constant_is_0_unless_told():
+def test_constant_is_0_by_default():
     assert not fill((2, 3)).any()
     assert (fill((2, 3), type='constant', value=-1.5) == -1.5).all()
 
@@ -45,7 +45,7 @@ def test_gaussian_has_its_mean_and_deviation():
 def test_sparse_is_the_expected_number_of_weights_per_output():
     outputs, inputs, sparse = 100, 500, 15
     values = fill((outputs, inputs), type='gaussian', std=1, sparse=sparse)
-    # Each weight lives with probability sparse / outputs, as Caffe draws it.
+    # Each weight is kept with probability sparse / outputs, as Caffe draws it.
     assert abs((values != 0).mean() - sparse / outputs) < 0.01
     assert not fill((4, 5), type='gaussian', sparse=0).any()
     assert fill((4, 5), type='gaussian', sparse=4).all()
@@ -123,7 +123,7 @@ def test_a_net_draws_a_bounded_number_of_values_in_all(monkeypatch):
                 match='1 values after 1000 of other params, at most 1000 are drawn',
             ):
                 fill((1,), value=1)
-    for _ in range(2):  # blobs that belong to no net
+    for _ in range(2):  # blobs outside any net
         fill((30, 20), type='xavier')
 
 

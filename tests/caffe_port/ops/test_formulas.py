@@ -265,7 +265,7 @@ def test_eltwise_of_three(operation, formula, stable):
     )
 
 
-def test_eltwise_passes_over_the_coeff_of_a_maximum_and_refuses_that_of_a_product():
+def test_eltwise_ignores_the_coeff_of_a_maximum_and_refuses_that_of_a_product():
     a, b = draw(2, 3), draw(2, 3, seed=1)
     check('Eltwise', 'eltwise_param { operation: MAX coeff: 2 coeff: 3 }', np.maximum, a, b)
     with pytest.raises(caffe.CaffeError, match='coeff does not go with operation PROD'):
@@ -314,7 +314,7 @@ def test_embed_gives_a_row_of_the_weight_per_index(bias, shape):
     )
 
 
-def test_embed_fills_weight_and_bias_as_told():
+def test_embed_fills_weight_and_bias_by_their_fillers():
     net = run(
         'Embed',
         'embed_param { num_output: 3 input_dim: 5 weight_filler { value: 2 } '
@@ -341,7 +341,7 @@ def test_batch_reindex_takes_items_in_an_order_and_adds_their_gradients_up(order
     ],
 )
 @pytest.mark.parametrize('index', [-1, 5, np.nan])
-def test_an_index_that_is_none_is_named(type_, settings, bottoms, size, index):
+def test_an_index_outside_is_named(type_, settings, bottoms, size, index):
     extra = [np.eye(3)] if type_ == 'InfogainLoss' else []
     with pytest.raises(
         caffe.CaffeError,
@@ -466,7 +466,10 @@ def test_batch_norm_in_train_uses_and_remembers_the_batch():
 
 def test_batch_norm_in_test_uses_the_blobs_over_their_factor():
     mean, variance, factor = draw(3), draw(3, low=1, high=2), np.float32(4)
-    formula = lambda x: (x - mean[:, None, None] / 4) / np.sqrt(variance[:, None, None] / 4 + 1e-5)
+
+    def formula(x):
+        return (x - mean[:, None, None] / 4) / np.sqrt(variance[:, None, None] / 4 + 1e-5)
+
     settings = ('', caffe.TEST), ('batch_norm_param { use_global_stats: true }', caffe.TRAIN)
     for text, phase in settings:
         net = layer_net('BatchNorm', text, [X], phase=phase)

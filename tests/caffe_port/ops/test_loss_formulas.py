@@ -87,7 +87,7 @@ def test_a_loss_weight_scales_the_gradient_not_the_value():
         ('SigmoidCrossEntropyLoss', 'loss_param { ignore_label: 255 normalization: VALID }'),
     ],
 )
-def test_an_all_ignored_image_costs_nothing(type_, settings):
+def test_an_image_of_ignored_labels_has_loss_0(type_, settings):
     shape = X.shape if type_.startswith('Sig') else LABELS.shape
     net = run(type_, settings, X, np.full(shape, 255, np.float32))
     assert net.blobs['t0'].data == 0 and not net.backward()['b0'].any()
@@ -165,13 +165,13 @@ def test_multinomial_logistic_loss_is_the_mean_nll():
     )
 
 
-def test_multinomial_logistic_loss_sees_no_probability_below_1e_20():
+def test_multinomial_logistic_loss_clamps_a_probability_at_1e_20():
     net = run('MultinomialLogisticLoss', '', np.array([[0, 1]]), np.zeros(1))
     assert net.blobs['t0'].data == pytest.approx(-np.log(1e-20))
     assert net.backward()['b0'][0, 0] == pytest.approx(-1e20)
 
 
-def test_losses_weigh_1_and_others_0_unless_told():
+def test_losses_weigh_1_by_default_and_other_tops_0():
     net = run('EuclideanLoss', '', X, X)
     assert net.blobs['t0'].diff == 1
     assert run('Reduction', '', X).blobs['t0'].diff == 0
@@ -302,7 +302,7 @@ def test_infogain_loss_of_the_unit_matrix_is_the_softmax_loss():
     assert not one.blobs['b2'].diff.any()
 
 
-def test_infogain_loss_sees_no_probability_below_1e_20_and_its_gradient_does():
+def test_infogain_loss_clamps_a_probability_at_1e_20_and_its_gradient_does_not():
     scores = np.array([[0, 1000]], np.float32)
     net = run('InfogainLoss', '', scores, np.zeros(1), np.array([[2, 1], [0, 0]]))
     assert net.blobs['t0'].data == pytest.approx(-2 * np.log(1e-20))
@@ -312,7 +312,7 @@ def test_infogain_loss_sees_no_probability_below_1e_20_and_its_gradient_does():
 def test_infogain_loss_says_what_is_wrong_with_its_matrix(matrix_file):
     source = f'infogain_loss_param {{ source: "{matrix_file}" }}'
     for settings, bottoms, message in (
-        ('', [X, LABELS], 'neither a third bottom nor in a file'),
+        ('', [X, LABELS], 'must be the third bottom, or in the file'),
         ('infogain_loss_param { source: "none.binaryproto" }', [X, LABELS], 'none.binaryproto'),
         (source, [X, LABELS[:1]], 'labels for scores'),
         (source, [draw(2, 4), np.zeros(2)], 'for 4 classes, expected 4 x 4'),
@@ -343,7 +343,7 @@ def test_hinge_loss_is_one_against_all(settings, power, shape):
     check('HingeLoss', settings, formula, draw(*shape), labels, fixed=[1])
 
 
-def test_hinge_loss_has_no_gradient_where_the_margin_is_just_kept():
+def test_hinge_loss_has_no_gradient_exactly_at_the_margin():
     net = run('HingeLoss', '', np.array([[1, -1, 0]]), np.zeros(1))
     assert net.backward()['b0'].tolist() == [[0, 0, 1]]
 
@@ -356,7 +356,9 @@ ALIKE = np.array([1, 0, 0, 2, 0, 0.5])  # the last counts as 0
     [('', 1, False), ('margin: 2.5', 2.5, False), ('margin: 6 legacy_version: true', 6, True)],
 )
 @pytest.mark.parametrize('shape', [(6, 3), (6, 3, 1, 1)])
-def test_contrastive_loss_draws_pairs_together_and_others_apart(settings, margin, legacy, shape):
+def test_contrastive_loss_pulls_alike_pairs_together_and_pushes_others_apart(
+    settings, margin, legacy, shape
+):
     def formula(a, b, _):
         squares = np.square(a - b).reshape(6, -1).sum(1)
         apart = (

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
-from tests.formulas import RANDOM, X, check, draw, run
+from caffe_port import rng
+from tests.formulas import RANDOM, X, check, draw, layer_net, run
 from tests.vectors import assert_close
 
 # Windows.
@@ -99,6 +100,107 @@ def test_gradients_of_pooling_go_back_to_their_windows(kernel, stride, pad):
     )
 
 
+POSITIVE = draw(2, 3, 5, 6, low=0, high=1)
+STOCHASTIC = [  # kernel, stride, round mode
+    ((2, 2), (2, 2), 'CEIL'),
+    ((3, 2), (1, 2), 'FLOOR'),
+    ((3, 3), (2, 2), 'CEIL'),
+    ((2, 2), (3, 4), 'CEIL'),
+    ((1, 1), (4, 4), 'CEIL'),
+    ((1, 1), (3, 5), 'FLOOR'),
+]
+
+
+def elements_of(x, kernel, stride, ceil):
+    """Row and column ranges of each window, and its elements n x c x k, in C order."""
+    rows, columns = (windows(x.shape[2 + i], kernel[i], stride[i], 0, ceil, False) for i in (0, 1))
+    for (i, (a, b)), (j, (c, d)) in itertools.product(enumerate(rows), enumerate(columns)):
+        part = x[:, :, a : min(b, x.shape[2]), c : min(d, x.shape[3])]
+        yield (len(rows), len(columns)), (i, j), (a, c, d), part.reshape(*x.shape[:2], -1)
+
+
+def weighted(x, kernel, stride, ceil):
+    found = list(elements_of(x, kernel, stride, ceil))
+    size = found[0][0]
+    values = []
+    for *_, part in found:
+        sums = part.sum(-1)
+        values.append(np.where(sums > 0, (part**2).sum(-1) / np.where(sums > 0, sums, 1), 0))
+    return np.stack(values, -1).reshape(*x.shape[:2], *size)
+
+
+@pytest.mark.parametrize('kernel, stride, mode', STOCHASTIC)
+def test_stochastic_pooling_in_test_weighs_each_value_by_itself(kernel, stride, mode):
+    settings = pooling(kernel, stride, (0, 0), f'pool: STOCHASTIC round_mode: {mode}')
+    check('Pooling', settings, lambda x: weighted(x, kernel, stride, mode == 'CEIL'), POSITIVE)
+
+
+@pytest.mark.parametrize('kernel, stride, mode', STOCHASTIC)
+def test_stochastic_pooling_in_train_picks_by_one_uniform_number_per_window(kernel, stride, mode):
+    settings = pooling(kernel, stride, (0, 0), f'pool: STOCHASTIC round_mode: {mode}')
+    net = layer_net('Pooling', settings, [POSITIVE], phase=caffe.TRAIN)
+    caffe.set_random_seed(3)
+    net.forward()
+    top = net.blobs['t0'].data
+    caffe.set_random_seed(3)
+    numbers = (rng.words(top.size) / (2**32 - 1)).reshape(top.shape)
+    given = draw(*top.shape, seed=4)
+    net.backward(t0=given)
+    diff = np.zeros(POSITIVE.shape)
+    for size, (i, j), (a, c, d), part in elements_of(POSITIVE, kernel, stride, mode == 'CEIL'):
+        assert top.shape[2:] == size
+        width = max(min(d, POSITIVE.shape[3]) - c, 0)
+        for n, k in np.ndindex(top.shape[:2]):
+            if not part.shape[-1]:
+                assert top[n, k, i, j] == 0
+                continue
+            sums = np.cumsum(part[n, k].astype(np.float64))
+            pick = int(np.argmax(sums >= numbers[n, k, i, j] * sums[-1]))
+            assert top[n, k, i, j] == part[n, k, pick]
+            diff[n, k, a + pick // width, c + pick % width] += given[n, k, i, j]
+    assert_close(net.blobs['b0'].diff, diff, 1e-6)
+
+
+def test_stochastic_pooling_picks_a_value_as_often_as_it_is_large():
+    x = np.broadcast_to(np.float32([[1, 2], [5, 0]]), (1, 20000, 2, 2))
+    caffe.set_random_seed(1)
+    for settings in ('kernel_size: 2', 'global_pooling: true'):
+        net = run(
+            'Pooling', f'pooling_param {{ pool: STOCHASTIC {settings} }}', x, phase=caffe.TRAIN
+        )
+        values, counts = np.unique(net.blobs['t0'].data, return_counts=True)
+        assert values.tolist() == [1, 2, 5]
+        assert np.allclose(counts / 20000, [1 / 8, 2 / 8, 5 / 8], atol=0.015)
+
+
+def test_stochastic_pooling_of_zeros_is_0():
+    for phase in (caffe.TRAIN, caffe.TEST):
+        net = run(
+            'Pooling',
+            'pooling_param { pool: STOCHASTIC kernel_size: 2 stride: 2 }',
+            np.zeros((1, 1, 4, 4)),
+            phase=phase,
+        )
+        net.backward(t0=np.ones((1, 1, 2, 2)))
+        assert not net.blobs['t0'].data.any() and np.isfinite(net.blobs['b0'].diff).all()
+
+
+def test_spp_pools_stochastically_at_levels_that_need_no_pad():
+    x = draw(1, 2, 8, 4, low=0, high=1)
+    check(
+        'SPP',
+        'spp_param { pyramid_height: 3 pool: STOCHASTIC }',
+        lambda x: np.concatenate(
+            [
+                weighted(x, (8 // n, 4 // n), (8 // n, 4 // n), True).reshape(1, -1)
+                for n in (1, 2, 4)
+            ],
+            1,
+        ),
+        x,
+    )
+
+
 def test_a_tie_of_max_pooling_goes_to_the_first():
     net = run('Pooling', 'pooling_param { kernel_size: 2 }', np.ones((1, 1, 2, 2)), tops=2)
     assert net.blobs['t1'].data == 0
@@ -142,7 +244,7 @@ def test_spp_gives_as_many_values_for_images_of_any_size():
         ('', 'pyramid_height must be positive'),
         ('pyramid_height: 3', r'level 2 of the pyramid does not fit 5 x 6: pad \(2, 1\) must be'),
         ('pyramid_height: 4294967295', 'level 2 of the pyramid does not fit'),
-        ('pyramid_height: 1 pool: STOCHASTIC', 'STOCHASTIC is not supported'),
+        ('pyramid_height: 2 pool: STOCHASTIC', 'STOCHASTIC takes no pad'),
     ],
 )
 def test_spp_refuses_what_caffe_does(settings, message):
@@ -155,7 +257,7 @@ def test_global_pooling_takes_the_whole_image():
         check(
             'Pooling',
             f'pooling_param {{ pool: {pool} global_pooling: true }}',
-            lambda x: formula(x, (2, 3), keepdims=True),
+            lambda x, formula=formula: formula(x, (2, 3), keepdims=True),
             X,
         )
 
