@@ -108,7 +108,7 @@ def test_a_state_of_another_type_of_solver_is_refused(tmp_path):
     assert other.iter == 0
     history = [np.zeros(1, np.float32)] * (2 * len(other.net.module.learnable))
     caffemodel.write_state(tmp_path / 'adam.solverstate', 2, '', history, 0)
-    with pytest.raises(caffe.CaffeError, match='twice as many are kept by AdaDelta and Adam'):
+    with pytest.raises(caffe.CaffeError, match='AdaDelta and Adam keep two for each'):
         other.restore(tmp_path / 'adam.solverstate')
 
 
@@ -171,7 +171,7 @@ def test_each_of_as_many_ranks_goes_on_at_its_own_place(tmp_path, monkeypatch, r
     monkeypatch.setattr(resume, '_layers', lambda _: [('0:data', layer)])
     monkeypatch.setattr(parallel, 'solver_rank', lambda: rank)
     monkeypatch.setattr(parallel, 'solver_count', lambda: count)
-    resume.recall(content, solver_of(VECTOR))
+    resume.apply(content, solver_of(VECTOR), 'x')
     assert layer.place == place
 
 
@@ -184,7 +184,7 @@ def test_a_memory_of_rank_0s_place_alone_is_every_ranks(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, '_layers', lambda _: [('0:data', layer)])
     monkeypatch.setattr(parallel, 'solver_rank', lambda: 1)
     monkeypatch.setattr(parallel, 'solver_count', lambda: 2)
-    resume.recall(resume.load(path, 0), solver_of(VECTOR))
+    resume.apply(resume.load(path, 0), solver_of(VECTOR), path)
     assert layer.place == 3
 
 
@@ -193,5 +193,5 @@ def test_a_memory_whose_layers_are_none_is_refused(tmp_path, monkeypatch, broken
     remembered_of_two_ranks(tmp_path, monkeypatch)
     path = tmp_path / 'x.memory.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))
-    with pytest.raises(caffe.CaffeError, match='not the memory of a snapshot'):
+    with pytest.raises(caffe.CaffeError, match='not a resume file'):
         resume.load(path, 0)
