@@ -86,9 +86,9 @@ def check_state(state: Any) -> tuple[np.random.RandomState, dict[torch.device, t
     try:
         position, has_gauss, gauss = state['position'], state['has_gauss'], state['gauss']
         seed, saved = state['device_seed'], state['devices']
-        key = _numbers(state['key'], np.uint32)
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise CaffeError(f'{what}: {error!r}') from error
+        key = _numbers('key', state['key'], np.uint32)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CaffeError(f'{what}: {str(error) or type(error).__name__}') from error
     # NumPy takes any position and reads beyond its words.
     for name, good in {
         'key': key.shape == (_WORDS,),
@@ -105,21 +105,21 @@ def check_state(state: Any) -> tuple[np.random.RandomState, dict[torch.device, t
     devices = {}
     for name, numbers in saved.items():
         try:
-            device, values = torch.device(name), _numbers(numbers, np.uint8)
+            device, values = torch.device(name), _numbers(name, numbers, np.uint8)
             if (device.index or 0) < torch.cuda.device_count():
                 devices[device] = torch.Generator(device)
                 devices[device].set_state(torch.from_numpy(values))
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise CaffeError(f'{what}: device {name[:40]}: {str(error)[:200]}') from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CaffeError(f'{what}: devices: {str(error)[:200]}') from error
     return host, devices
 
 
-def _numbers(values: Any, dtype: type) -> np.ndarray:
+def _numbers(name: str, values: Any, dtype: type) -> np.ndarray:
     """Return an array or list of integers as an array of `dtype`; ValueError if it is none."""
     found = np.array(values)
-    info = np.iinfo(dtype)
+    bits = np.iinfo(dtype).bits
     if found.ndim != 1 or (found.size and found.dtype.kind not in 'iu'):
-        raise ValueError(f'expected integers, found {str(values)[:40]}')
-    if found.size and not info.min <= int(found.min()) <= int(found.max()) <= info.max:
-        raise ValueError(f'expected integers of {info.bits} bits, found {found.min()}')
+        raise ValueError(f'{name}: expected integers, found {str(values)[:40]}')
+    if found.size and not 0 <= int(found.min()) <= int(found.max()) < 2**bits:
+        raise ValueError(f'{name}: expected integers of {bits} bits, found {str(values)[:40]}')
     return found.astype(dtype)

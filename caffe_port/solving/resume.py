@@ -188,8 +188,12 @@ def _check(content: Any) -> None:
     for kind, value in content[_DIGESTS].items():
         if not isinstance(value, str):
             raise CaffeError(f'{_DIGESTS}: {kind}: expected a string, found {_short(value)}')
-    for streams in [content['streams'], *content['streams_of_other_ranks']]:
-        rng.check_state(streams)
+    rng.check_state(content['streams'])
+    for rank, streams in enumerate(content['streams_of_other_ranks'], 1):
+        try:
+            rng.check_state(streams)
+        except CaffeError as error:
+            raise CaffeError(f'streams_of_other_ranks: rank {rank}: {error}') from error
 
 
 def _short(value: Any) -> str:

@@ -28,6 +28,10 @@ class Step:
     iteration: int
 
 
+def _accept(param: SolverParameter, where: str) -> None:
+    """Accept all settings."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """A type of solver.
@@ -39,12 +43,13 @@ class Rule:
 
     `history_is_update` says that the history holds past updates, so that it stays 0 where
     the rate is 0; other types keep squares of gradients, weight decay included.
+    `check(param, where)` raises CaffeError for settings that the type cannot take.
     """
 
     update: Callable[..., None]
     histories: int = 1
     history_is_update: bool = False
-    check: Callable[[SolverParameter, str], None] = lambda param, where: None
+    check: Callable[[SolverParameter, str], None] = _accept
 
 
 def sgd(step: Step, diffs: Tensors, history: Tensors) -> None:
