@@ -13,7 +13,15 @@ from caffe_port.net_spec import NetSpec, layers, params, to_proto
 from caffe_port.ops.python import Layer
 from caffe_port.parallel import solver_count, solver_rank
 from caffe_port.rng import set_random_seed
-from caffe_port.solving.solver import SGDSolver, get_solver
+from caffe_port.solving.solver import (
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    NesterovSolver,
+    RMSPropSolver,
+    SGDSolver,
+    get_solver,
+)
 
 # So that `import caffe_port.io` and `from caffe_port.io import ...` work too.
 sys.modules[__name__ + '.io'] = io
@@ -31,11 +39,16 @@ def layer_type_list() -> list[str]:
 
 
 __all__ = [
+    'AdaDeltaSolver',
+    'AdaGradSolver',
+    'AdamSolver',
     'Blob',
     'CaffeError',
     'Layer',
     'Net',
+    'NesterovSolver',
     'NetSpec',
+    'RMSPropSolver',
     'SGDSolver',
     'TEST',
     'TRAIN',
