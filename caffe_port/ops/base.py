@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from caffe_port.blob import Blob, checked_shape
+from caffe_port.blob import Blob, ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import fillers
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
@@ -21,14 +21,13 @@ LAYER_TYPES: dict[str, type[Op]] = {}
 class Op(nn.Module):
     """One layer: maps bottom tensors to top tensors, differentiably.
 
-    A subclass bears the name of its type in Caffe and says how many bottoms and
-    tops it takes as (least, most). `setup` reads the parameter and adds blobs,
-    `forward` computes.
+    A subclass is named as its type in Caffe, and `bottoms` and `tops` are the least and
+    the most that it takes. `setup` reads the parameter and adds blobs, `forward` computes.
     """
 
     bottoms: tuple[int, float] = (1, 1)
     tops: tuple[int, float] = (1, 1)
-    loss = False  # a loss layer: its first top weighs 1 unless told otherwise
+    loss = False  # a loss layer: the default loss_weight of its first top is 1
     forceable = (True,)  # per bottom (the last for all further): has a gradient
 
     def __init_subclass__(cls, **kwargs):
@@ -39,22 +38,25 @@ class Op(nn.Module):
     def __init__(self, param: LayerParameter, phase: int, device: torch.device):
         super().__init__()
         self.param, self.phase = param, phase
-        # Plain values for forward: compilers of PyTorch do not see into messages.
+        # Plain values for forward: PyTorch's compilers cannot read messages.
         self.top_count = len(param.top)
         self.in_place = list(param.bottom) == list(param.top)
-        # Where the layer is, as Module.to moves it; it has no other use.
+        # Module.to moves this buffer, so it shows the layer's device; it has no other use.
         self.register_buffer(
             'place', torch.empty(0, dtype=torch.uint8, device=device), persistent=False
         )
         self.blob_names: list[str] = []
+        self.param_blobs: list[ParamBlob] = []  # the same params as pycaffe shows them
         self.views: dict[str, Shape] = {}
-        # Tops that a layer without bottoms keeps itself; a net shows these very blobs.
+        # Tops that a layer without bottoms owns; a net shows these very blobs.
         self.kept_tops: list[Blob | None] = []
 
     def __getattr__(self, name: str):
         value = super().__getattr__(name)
-        # A permissively shared param keeps the owner's memory in this layer's shape.
-        return value.view(self.views[name]) if name in self.__dict__.get('views', ()) else value
+        # A permissively shared param is the owner's memory in this layer's shape.
+        if isinstance(value, Tensor) and name in self.__dict__.get('views', ()):
+            return value.view(self.views[name])
+        return value
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +66,7 @@ class Op(nn.Module):
         """Read the layer's parameter and add its blobs, given its bottoms' shapes."""
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
-        """The shapes of the tops for bottoms of `shapes`.
+        """Return the shapes of the tops for bottoms of `shapes`.
 
         Runs `forward` on tensors without memory: there is no second formula for shapes.
         """
@@ -78,6 +80,19 @@ class Op(nn.Module):
             tops = torch.func.functional_call(self, own, bottoms)
         return [tuple(top.shape) for top in as_tuple(tops)]
 
+    def retrace(self, bottoms: Sequence[Tensor], tops: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return tops that lead back to `bottoms`, as if they had just been computed.
+
+        `tops` are the values as they stand. What forward keeps, such as BatchNorm's
+        statistics, stays; Dropout draws a mask.
+        """
+        kept = {
+            name: parameter.detach().clone()
+            for name, parameter in self._parameters.items()
+            if parameter is not None and not parameter.requires_grad
+        }
+        return as_tuple(torch.func.functional_call(self, kept, tuple(bottoms)))
+
     def add_blob(
         self,
         name: str,
@@ -85,23 +100,25 @@ class Op(nn.Module):
         filler: FillerParameter | None = None,
         learned: bool = True,
     ) -> None:
-        """Add a parameter blob, filled as `filler` says (zero without one)."""
+        """Add a parameter blob, filled by `filler` (zeros without one)."""
         shape = checked_shape(shape, f'param {name}')
         if filler is None or (filler.type == 'constant' and filler.value == 0):
             values = zeros(shape).to(self.device)
         else:
             values = torch.from_numpy(fillers.fill(filler, shape)).to(self.device)
-        self.register_parameter(name, nn.Parameter(values, requires_grad=learned))
+        parameter = nn.Parameter(values, requires_grad=learned)
+        self.register_parameter(name, parameter)
         self.blob_names.append(name)
+        self.param_blobs.append(ParamBlob(parameter))
 
     def blobs(self) -> list[nn.Parameter]:
-        """The parameter blobs in Caffe's order."""
-        return [self._parameters[name] for name in self.blob_names]
+        """Return the parameters in Caffe's order."""
+        return [blob.parameter for blob in self.param_blobs]
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
     ) -> None:
-        # NetModule names what is unexpected: keys of a layer "a.b" look so to a layer "a".
+        # NetModule reports unexpected keys: to a layer "a", those of a layer "a.b" look so too.
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, [], errors
         )
@@ -117,10 +134,10 @@ def as_tuple(tops: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def zeros(shape: Shape) -> Tensor:
-    """Zeros that take no memory until they are written, if they are many.
+    """Return zeros; where they are many, they take no memory until they are written.
 
-    A net's weights usually come from a file right after, and a prototxt alone
-    should not be able to fill the machine's memory.
+    A net's weights usually come from a file right after, and a prototxt alone must
+    not fill the machine's memory.
     """
     count = math.prod(shape)
     if count < 2**18:
@@ -129,14 +146,14 @@ def zeros(shape: Shape) -> Tensor:
 
 
 def axis_of(axis: int, axes: int, what: str = 'axis') -> int:
-    """The axis as 0..axes-1, counting from the end if negative; CaffeError outside."""
+    """Return the axis as 0..axes-1, a negative one counted from the end; CaffeError outside."""
     if not -axes <= axis < axes:
         raise CaffeError(f'{what} {axis} is outside a blob of {axes} axes')
     return axis % axes
 
 
 def indices(values: Tensor, size: int, what: str) -> Tensor:
-    """Whole numbers that a blob keeps as floats, as indices; CaffeError outside 0..size-1."""
+    """Return whole numbers that a blob keeps as floats as indices; CaffeError outside 0..size-1."""
     whole = values.detach().long()
     if whole.numel() and not (whole.is_meta or torch.compiler.is_compiling()):
         low, high = (int(end) for end in whole.aminmax())
@@ -146,22 +163,23 @@ def indices(values: Tensor, size: int, what: str) -> Tensor:
 
 
 def per_axis(values: Sequence[int], axes: int, default: int | None, what: str) -> Shape:
-    """A repeated field as one number per spatial axis: none, one for all, or all.
+    """Return one number per spatial axis from a repeated field of none, one or all of them.
 
-    Raises CaffeError for another count, or none without a default.
+    Raises CaffeError for another count, or for none without a default.
     """
-    if not values and default is None:
-        raise CaffeError(f'{what} is not given')
-    values = list(values) or [default]
+    if not values:
+        if default is None:
+            raise CaffeError(f'{what} is not given')
+        return (default,) * axes
     if len(values) not in (1, axes):
         raise CaffeError(f'{len(values)} values of {what} for {axes} spatial axes')
-    return tuple(values * axes if len(values) == 1 else values)
+    return tuple(values) * (axes if len(values) == 1 else 1)
 
 
 def height_width(
     param, name: str, default: int | None, plain: Callable[[], Sequence[int]]
 ) -> tuple[int, int]:
-    """Two spatial numbers from `<name>_h` and `<name>_w`, or else from the plain field.
+    """Return two spatial numbers, from `<name>_h` and `<name>_w` or else from the plain field.
 
     Raises CaffeError if both forms are given, or only one of the two.
     """
@@ -169,11 +187,14 @@ def height_width(
     given = [param.HasField(field) for field in (high, wide)]
     values = plain()
     if not any(given):
-        return per_axis(values, 2, default, name)
+        both = per_axis(values, 2, default, name)
+        return both[0], both[1]
     if values:
         raise CaffeError(f'{name}: give either one number or {high} and {wide}, not both')
     if not all(given) and default is None:
         raise CaffeError(f'{high} and {wide} go together')
-    return tuple(
-        getattr(param, field) if has else default for field, has in zip((high, wide), given)
+    fallback = 0 if default is None else default  # where default is None, both are given
+    return (
+        getattr(param, high) if given[0] else fallback,
+        getattr(param, wide) if given[1] else fallback,
     )
