@@ -165,7 +165,7 @@ class Net:
             ) from error
 
     def forward_range(self, first: int = 0, last: int | None = None) -> None:
-        """Run the layers numbered `first` to `last`, both included (default: all).
+        """Run the layers from number `first` up to `last`, both included (default: all).
 
         This is `forward` without arrays in and out: it reads and sets the blobs, on the
         device, and keeps what backward needs unless PyTorch's gradients are off.
@@ -235,7 +235,7 @@ class Net:
         return {name: self._blob(name).diff for name in dict.fromkeys([*wanted, *(diffs or ())])}
 
     def backward_range(self, first: int | None = None, last: int = 0, keep: bool = True) -> None:
-        """Run backward over the layers numbered `first` down to `last`, both included (default: all).
+        """Run backward over the layers from number `first` down to `last` (default: all).
 
         This is `backward` without arrays in and out. A blob's diff becomes the sum over
         its readers; if no reader takes part, the diff that is there is used. A layer that

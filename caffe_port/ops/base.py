@@ -86,12 +86,9 @@ class Op(nn.Module):
         `tops` are the values as they stand. What forward keeps, such as BatchNorm's
         statistics, stays; Dropout draws a mask.
         """
-        kept = {
-            name: parameter.detach().clone()
-            for name, parameter in self._parameters.items()
-            if parameter is not None and not parameter.requires_grad
-        }
-        return as_tuple(torch.func.functional_call(self, kept, tuple(bottoms)))
+        # Forward may write to clones, which lead back to the params.
+        clones = {name: getattr(self, name).clone() for name in self.blob_names}
+        return as_tuple(torch.func.functional_call(self, clones, tuple(bottoms)))
 
     def add_blob(
         self,
