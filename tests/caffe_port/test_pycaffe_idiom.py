@@ -278,19 +278,19 @@ layer { name: "conv" type: "InnerProduct" bottom: "data" top: "ip" inner_product
 layer { name: "split" type: "Split" bottom: "ip" top: "a" top: "b" }
 layer { name: "tanh" type: "TanH" bottom: "a" top: "a" }
 layer { name: "flat" type: "Flatten" bottom: "b" top: "flat" }
-layer { name: "half" type: "Power" bottom: "flat" top: "flat" power_param { scale: 0.5 } }
 layer { name: "slice" type: "Slice" bottom: "b" top: "left" top: "right" slice_param { axis: 0 } }
-layer { name: "elu" type: "ELU" bottom: "right" top: "right" }
+layer { name: "bias" type: "Parameter" top: "bias" param { name: "p" }
+        parameter_param { shape { dim: 3 dim: 4 } } }
+layer { name: "half" type: "Power" bottom: "flat" top: "flat" power_param { scale: 0.5 } }
+layer { name: "elu" type: "ELU" bottom: "left" top: "left" }
 layer { name: "join" type: "Concat" bottom: "left" bottom: "right" top: "join"
         concat_param { axis: 0 } }
 layer { name: "crop" type: "Crop" bottom: "join" bottom: "a" top: "crop" crop_param { axis: 1 } }
 layer { name: "sigmoid" type: "Sigmoid" bottom: "crop" top: "crop" }
 layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "flat" bottom: "join" bottom: "crop"
-        top: "sum" }
+        bottom: "b" top: "sum" }
 layer { name: "same" type: "Reshape" bottom: "sum" top: "same" reshape_param {
         shape { dim: 3 dim: -1 } } }
-layer { name: "bias" type: "Parameter" top: "bias" param { name: "p" }
-        parameter_param { shape { dim: 3 dim: 4 } } }
 layer { name: "shift" type: "Power" bottom: "bias" top: "bias" power_param { shift: 1 } }
 layer { name: "out" type: "Eltwise" bottom: "same" bottom: "bias" top: "out" }
 """
@@ -308,9 +308,15 @@ def test_to_hold_arrays_changes_no_value(after):
             each.blobs['data'].data[...] = value * image(value)[:2, :3, :4]
             each.clear_param_diffs()
         if not held:
-            if after != 'nothing':
-                net.forward(end='crop' if after == 'part' else None)
+            if after == 'part':
+                net.forward(end='bias')
+            if after == 'all':
+                net.forward()
+                net.blobs['out'].diff[...] = 1
+                net.backward()
+                net.clear_param_diffs()
             held = {name: (blob.data, blob.diff) for name, blob in net.blobs.items()}
+            params = [(blob.data, blob.diff) for blob in sum(net.params.values(), [])]
         for each in (net, fresh):
             each.forward()
             each.forward(start='sum')
@@ -321,10 +327,9 @@ def test_to_hold_arrays_changes_no_value(after):
             assert data is net.blobs[name].data and diff is net.blobs[name].diff
             assert np.array_equal(data, fresh.blobs[name].data), name
             assert np.array_equal(diff, fresh.blobs[name].diff), name
-        for name, blobs in net.params.items():
-            for one, other in zip(blobs, fresh.params[name]):
-                assert np.array_equal(one.diff, other.diff) and one.diff.any()
-                assert np.array_equal(one.data, other.data)
+        for (data, diff), blob in zip(params, sum(fresh.params.values(), [])):
+            assert np.array_equal(data, blob.data)
+            assert diff.any() and np.array_equal(diff, blob.diff)
 
 
 def test_an_array_that_nobody_holds_costs_no_copy():

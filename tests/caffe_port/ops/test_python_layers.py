@@ -131,9 +131,11 @@ class Tenfold(caffe.Layer):
 
     def forward(self, bottom, top):
         self.runs += 1
+        self.held = bottom[0].data
         top[0].data[...] = 10 * bottom[0].data
 
     def backward(self, top, propagate_down, bottom):
+        self.held_diff = bottom[0].diff
         bottom[0].diff[...] = 10 * top[0].diff + bottom[0].data + top[0].data
 
 
