@@ -31,7 +31,7 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
         shape = tuple(operator.index(dim) for dim in shape)
     except TypeError as error:
         raise CaffeError(
-            f'{what}: shape {tuple(shape)}: every dim must be a whole number'
+            f'{what}: {tuple(shape)} is no shape: every dim must be a whole number'
         ) from error
     if len(shape) > 32:
         raise CaffeError(f'{what}: {len(shape)} axes, at most 32')
@@ -109,14 +109,13 @@ def _writes(tensor: Tensor) -> int:
 
 def _filled(store: _Store | None, tensor: Tensor) -> _Store:
     """Return a store of `tensor`: copied into the array that a user holds, if it fits."""
-    if store is None or not store.is_shown():
-        return _Store(tensor.contiguous())
-    old = store.tensor
-    if old.data_ptr() != tensor.data_ptr():
-        if (old.shape, old.dtype, old.device) != (tensor.shape, tensor.dtype, tensor.device):
-            return _Store(tensor.contiguous())
-        torch.from_numpy(store.array()).copy_(tensor)
-    return store
+    if store is not None and store.is_shown():
+        old = store.tensor
+        if (old.shape, old.dtype, old.device) == (tensor.shape, tensor.dtype, tensor.device):
+            if old.data_ptr() != tensor.data_ptr():
+                torch.from_numpy(store.array()).copy_(tensor)
+            return store
+    return _Store(tensor.contiguous())
 
 
 def _over(store: _Store | None, tensor: Tensor) -> _Store:

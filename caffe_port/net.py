@@ -374,13 +374,9 @@ class Net:
             for i, (stored, blob) in enumerate(zip(layer.blobs, target)):
                 if not _same_shape(stored.shape, blob.shape):
                     hint = (
-                        (
-                            '; the counts agree: run surgery.transplant from a net of the '
-                            "file's shapes"
-                        )
-                        if stored.count == blob.count
-                        else ''
+                        "; the counts agree: run surgery.transplant from a net of the file's shapes"
                     )
+                    hint = hint if stored.count == blob.count else ''
                     raise CaffeError(
                         f'{weights}: {layer.name}: blob {i}: expected {blob.shape}, '
                         f'found {stored.shape}{hint}'
@@ -449,7 +445,8 @@ class Net:
         """Move to the device of caffe_port.mode, and send it what was written on the host."""
         device = mode.device()
         param = next(self.module.param_blobs(), None)
-        if device != self._device or param is not None and param.parameter.device != device:
+        moved = param is not None and param.parameter.device != device
+        if moved or device != self._device:
             self.module.to(device)
             for blob in self.blobs.values():
                 blob.to(device)

@@ -16,7 +16,7 @@ def _kilobytes(name: str) -> int:
 
 @contextmanager
 def at_most(megabytes: float) -> Iterator[None]:
-    """Fail if resident memory comes to more than `megabytes` above what it is now, at any moment."""
+    """Fail if resident memory ever comes to more than `megabytes` above what it is now."""
     try:
         CLEAR.write_text('5')  # the peak starts again from here
     except OSError:

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe_port.coord_map import (
@@ -19,6 +19,7 @@ from caffe_port.coord_map import (
 )
 from caffe_port.errors import CaffeError
 from caffe_port.net_spec import layers as L
+from tests.examples import examples
 
 WINDOWS = st.fixed_dictionaries(
     dict(kernel_size=st.integers(1, 9), stride=st.integers(1, 5), pad=st.integers(0, 6))
@@ -62,8 +63,8 @@ def offsets(top):
 
 
 def law(*strategies):
-    """For all values, the same ones in every run and however slow the machine."""
-    return lambda test: settings(derandomize=True, deadline=None)(given(*strategies)(test))
+    """Hold a test for all values of the strategies."""
+    return lambda test: examples(100)(given(*strategies)(test))
 
 
 # Windows counted out.

@@ -185,8 +185,8 @@ POOL = 'Pooling" pooling_param { kernel_size: 3 '
     'layer',
     [
         'Convolution" convolution_param { num_output: 4294967295 kernel_size: 3 }',
-        'Convolution" convolution_param { num_output: 70000000 kernel_size: 3 weight_filler { type: '
-        '"msra" } }',
+        'Convolution" convolution_param { num_output: 70000000 kernel_size: 3 '
+        'weight_filler { type: "msra" } }',
         'Convolution" convolution_param { num_output: 4 kernel_size: 0 }',
         'Convolution" convolution_param { num_output: 4 kernel_size: 4294967295 }',
         'Convolution" convolution_param { num_output: 4 }',

@@ -69,7 +69,7 @@ def test_gradients_of_a_blob_read_twice_add_up(net):
     assert np.array_equal(net.blobs['conv'].diff == 5, net.blobs['conv'].data > 0)
 
 
-def test_partial_forward_takes_up_what_stands_in_the_blobs(net):
+def test_partial_forward_starts_from_what_the_blobs_hold(net):
     net.forward()
     net.blobs['conv'].data[...] = 7
     out = net.forward(start='one', end='two')
@@ -382,7 +382,7 @@ def test_a_copy_of_a_net_goes_on_by_itself(copied, net):
 def test_a_shape_is_of_whole_numbers(net, dims):
     for blob in (net.blobs['data'], net.params['conv'][0]):
         shape = blob.shape
-        with pytest.raises(caffe.CaffeError, match='^reshape: shape .* must be a whole number'):
+        with pytest.raises(caffe.CaffeError, match='^reshape: .* must be a whole number'):
             blob.reshape(*dims)
         assert blob.shape == shape
     net.blobs['data'].reshape(*np.array([1, 3, 9, 9]))

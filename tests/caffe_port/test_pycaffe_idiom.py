@@ -63,7 +63,7 @@ def files(tmp_path):
     (tmp_path / 'val.prototxt').write_text(str(fcn()))
     (tmp_path / 'deploy.prototxt').write_text(str(fcn(loss=False)))
     (tmp_path / 'solver.prototxt').write_text(
-        """
+        f"""
         train_net: "train.prototxt"
         test_net: "val.prototxt"
         test_iter: 1
@@ -78,10 +78,9 @@ def files(tmp_path):
         weight_decay: 0.0005
         random_seed: 1337
         snapshot: 4
-        snapshot_prefix: "%s/snap"
+        snapshot_prefix: "{tmp_path}/snap"
         test_initialization: false
     """
-        % tmp_path
     )
     return tmp_path
 
@@ -125,7 +124,7 @@ def compute_hist(net, count, layer='score', gt='label'):
 def test_solve_as_the_release_does(files):
     caffe.set_mode_cpu()
     solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
-    interp_layers = [k for k in solver.net.params.keys() if 'up' in k]
+    interp_layers = [k for k in solver.net.params.keys() if 'up' in k]  # noqa: SIM118
     assert interp_layers == ['upscore']
     interp(solver.net, interp_layers)
     feed(solver.net)
@@ -454,7 +453,8 @@ layer { type: "DummyData" name: "data" top: "data" top: "label" dummy_data_param
         data_filler { type: "gaussian" std: 1 } data_filler { type: "constant" } } }
 layer { type: "Convolution" name: "conv" bottom: "data" top: "conv" convolution_param {
         num_output: 11 kernel_size: 2 pad: 3 weight_filler { type: "gaussian" std: 1 }
-        bias_filler { type: "constant" value: 2 } } param { decay_mult: 1 } param { decay_mult: 0 } }
+        bias_filler { type: "constant" value: 2 } }
+        param { decay_mult: 1 } param { decay_mult: 0 } }
 layer { type: "InnerProduct" name: "ip" bottom: "conv" top: "ip_blob" inner_product_param {
         num_output: 13 weight_filler { type: "gaussian" std: 2.5 }
         bias_filler { type: "constant" value: -3 } } }

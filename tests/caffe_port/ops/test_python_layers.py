@@ -232,7 +232,7 @@ def test_backward_without_a_forward_runs_no_forward():
     assert np.array_equal(net.blobs['top'].data, 7 * Y)
 
 
-def test_the_module_keeps_its_hands_off_tensors_it_was_given():
+def test_the_module_does_not_overwrite_the_tensors_it_is_given():
     module = net_of('force_backward: true\n' + DATA + python('ten', 'Tenfold', 'x', 'top')).module
     y, first = torch.zeros(2, 3), torch.ones(2, 3)
     out = module(x=first, y=y)['top']
@@ -332,7 +332,7 @@ def test_each_forward_of_the_module_keeps_its_own_values():
     assert module.get_parameter('ip.weight').grad.tolist() == [[1 + 2]]
 
 
-def test_tops_hold_what_setup_and_others_wrote_before_the_first_forward():
+def test_tops_hold_what_was_written_before_the_first_forward():
     net = net_of(python('fed', 'Fed', '', 'x'))
     assert net.blobs['x'].data.tolist() == [5, 5]
     net.blobs['x'].data[1] = 6
