@@ -6,7 +6,7 @@ import numpy as np
 
 import caffe_port as caffe
 import surgery
-from solve.run import trained
+from solve.run import options
 
 NARROW = dict(width=2, fc=8)
 
@@ -28,7 +28,7 @@ def save_random(param, path, seed=0):
 def call(monkeypatch, main, *arguments):
     """Run a command in this process, on the CPU; its exit status."""
     monkeypatch.setattr(sys, 'argv', ['command', *map(str, arguments)])
-    monkeypatch.setattr(trained.options, 'choose_device', lambda gpu: None)
+    monkeypatch.setattr(options, 'choose_device', lambda gpu: None)
     try:
         main()
     except SystemExit as exit:

@@ -117,7 +117,7 @@ def test_nyud_nets_see_what_their_data_layer_would_show_them(
     assert ((best == expected.argmax(0)) | (gap[-1] - gap[-2] < 1e-4 * abs(expected).max())).all()
     assert len(np.unique(best)) > 1
     for top, file in zip(inputs, files):
-        read = infer.reader(name, top, nyud.MEAN)(folder / file)
+        read = infer.make_reader(name, top, nyud.MEAN)(folder / file)
         assert read.dtype == np.float32
         np.testing.assert_allclose(read, raw[inputs[top]], rtol=1e-5, atol=1e-5)
 
@@ -162,7 +162,7 @@ def test_an_overlay_does_not_take_the_place_of_another_picture(folder, monkeypat
         ('voc_fcn8s w.caffemodel none.jpg', 'none.jpg: no such file'),
         ('voc_fcn8s w.caffemodel a.png b.jpg w.caffemodel', 'w.caffemodel: not a JPEG or PNG file'),
         ('voc_fcn8s w.caffemodel a.png a.png', 'two pictures named a: one would replace the other'),
-        ('voc_fcn8s w.caffemodel a.png --output .', 'a.png: lies in the output folder'),
+        ('voc_fcn8s w.caffemodel a.png --output .', 'a.png: is in the output folder'),
         ('voc_fcn8s w.caffemodel a.png --output b.jpg', 'b.jpg: cannot be made'),
         ('voc_fcn16s w.caffemodel a.png', 'w.caffemodel: does not fit the net: 1 layers missing'),
         ('train.prototxt w.caffemodel a.png', 'train.prototxt: no Input layer'),

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
+import surgery
 from caffe_port import parallel
 from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
-from solve import voc_fcn32s
+from solve import launch, voc_fcn32s
 from solve.datasets import voc
 from solve.datasets.layer import Order, SegDataLayer
-from solve.run import counting, experiment, options, snapshots
+from solve.run import counting, pictures, snapshots
+from solve.run.job import Job
 from solve.samples import voc_data
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
@@ -48,11 +50,9 @@ def places(data: Path) -> dict[str, str]:
     )
 
 
-def job_in(
-    folder: Path, data: Path, drop: float = 0.5, passes: int = 1, **changes
-) -> experiment.Job:
+def job_in(folder: Path, data: Path, drop: float = 0.5, passes: int = 1, **changes) -> Job:
     folder.mkdir(exist_ok=True)
-    return experiment.Job(
+    return Job(
         'ranks',
         folder,
         [data / 'vgg.caffemodel'],
@@ -95,7 +95,7 @@ def watched_feed():
 
 def act_as_rank(data: str, folder: str) -> None:
     data, folder = Path(data), Path(folder)
-    experiment.pictures.panel = lambda *_: None  # takes longer than all else here
+    pictures.draw_panel = lambda *_: None  # takes longer than all else here
     written, write = [], caffemodel.write_state
     caffemodel.write_state = lambda path, *rest: (written.append(path.name), write(path, *rest))
     parallel.join()
@@ -117,16 +117,16 @@ def state_of(folder: Path, iteration: int) -> Path:
     return folder / f'snapshot/train_iter_{iteration}.solverstate'
 
 
-def stopped(job: experiment.Job) -> str:
+def stopped(job: Job) -> str:
     """What a run says that is stopped on rank 1 alone."""
-    solver = job.solver(
-        voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
-    )
+    solver = job.make_solver(voc_fcn32s.SOLVER, net_file.fcn, 'train', 'seg11valid')
+    job.load_weights(solver.net)
+    surgery.interp(solver.net, ['upscore'])
     if parallel.solver_rank() == 1:
         solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
     try:
-        for iterations in job.rounds(solver, 1, 4):
-            solver.step(iterations)
+        with job.watch(solver, 1, 4) as rounds:
+            solver.step(rounds[0])
     except KeyboardInterrupt as stop:
         return str(stop)
 
@@ -135,7 +135,7 @@ def scored(folder: Path, data: Path) -> dict:
     """Scores of the straight run's end, and where the data layer stands before and after."""
     net = caffe.Net(
         net_file.fcn('seg11valid', **places(data), width=2, fc=8),
-        str(snapshots.model_of(state_of(folder / 'straight', 4))),
+        str(snapshots.weights_of(state_of(folder / 'straight', 4))),
         caffe.TEST,
     )
     layer = net.module.nodes[0].op.layer
@@ -182,8 +182,8 @@ def test_two_ranks_are_one_process_of_two_passes(data, ranks, tmp_path):
         two, one = (
             state_of(folder, iteration) for folder in (ranks[0] / 'plain', tmp_path / 'one')
         )
-        expected = arrays(snapshots.model_of(one))
-        for name, found in arrays(snapshots.model_of(two)).items():
+        expected = arrays(snapshots.weights_of(one))
+        for name, found in arrays(snapshots.weights_of(two)).items():
             assert_close(found, expected[name], 1e-6, name)
         pairs = zip(caffemodel.read_state(two).history, caffemodel.read_state(one).history)
         for found, expected in pairs:
@@ -212,7 +212,7 @@ def test_ranks_draw_each_from_a_stream_of_their_own(ranks):
 
 
 def last(folder: Path) -> bytes:
-    return snapshots.model_of(state_of(folder, 4)).read_bytes()
+    return snapshots.weights_of(state_of(folder, 4)).read_bytes()
 
 
 def test_resumed_with_as_many_ranks_the_end_is_the_same_to_the_bit(ranks):
@@ -230,7 +230,7 @@ def test_resumed_by_one_process_the_data_order_goes_on(data, ranks, tmp_path):
 
 def test_stopped_on_one_rank_all_stop_after_the_same_iteration(ranks):
     assert [told['stopped'] for told in ranks[1]] == ['stopped at iteration 1'] * 2
-    assert list(snapshots.states(ranks[0] / 'stopped/snapshot/train')) == [1]
+    assert list(snapshots.list_states(ranks[0] / 'stopped/snapshot/train')) == [1]
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_digit_for_digit(data, ranks):
@@ -290,7 +290,7 @@ def run_command(data: str, folder: str) -> None:
         '--iterations=4',
         f'--output={folder}',
     ]
-    options.run(solve, '', voc, 'none.caffemodel')
+    launch.run(solve, '', voc, 'none.caffemodel')
 
 
 def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_path):
@@ -339,6 +339,6 @@ def test_killed_and_restarted_by_torchrun_the_end_is_the_same_to_the_bit(data, r
     finally:
         torchrun.terminate()  # which ends the ranks too
     assert torchrun.returncode == 0, error
-    assert f'Going on from {state_of(tmp_path / "out-2", 2)}' in out
+    assert f'Resuming from {state_of(tmp_path / "out-2", 2)}' in out
     assert last(tmp_path / 'out-2') == last(ranks[0] / 'straight')
     assert not (tmp_path / 'out-3').exists() and len(list((tmp_path / 'out').iterdir())) == 1

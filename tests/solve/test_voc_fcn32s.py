@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,12 @@ from caffe_port import rng
 from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
-from solve import voc_fcn32s
+from solve import launch, voc_fcn32s
 from solve.datasets import voc
-from solve.run import experiment, options, snapshots
+from solve.run import snapshots
+from solve.run.job import LATEST, Job
 from solve.samples import voc_data
 from tests.solve.feeding import random_classifier
-from tests.vectors import FACTS
 
 WIDTH, FC = 2, 8
 
@@ -38,11 +37,11 @@ def places(tmp_path_factory):
     )
 
 
-def job_in(folder, places, **changes) -> experiment.Job:
+def job_in(folder, places, **changes) -> Job:
     data, weights = places
     folder.mkdir(exist_ok=True)
     constants = dict(snapshot=2, display=1, random_seed=5)
-    return experiment.Job(
+    return Job(
         'test',
         folder,
         [weights],
@@ -52,12 +51,6 @@ def job_in(folder, places, **changes) -> experiment.Job:
         step=2,
         **changes,
     )
-
-
-def test_solver_constants_are_the_published_ones():
-    facts = json.loads((FACTS / 'official_nets.json').read_text())['voc-fcn32s']['solver']
-    assert facts == voc_fcn32s.SOLVER
-    assert voc_fcn32s.ROUNDS * voc_fcn32s.STEP == facts['max_iter'] == 100000
 
 
 def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, capsys):
@@ -103,14 +96,10 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
     voc_fcn32s.solve(straight)
 
     job = job_in(tmp_path / 'stopped', places)
-    train, test = (net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
-    solver = job.solver(voc_fcn32s.SOLVER, train, test)
-    experiment.load_weights(solver.net, *job.weights)
-    surgery.interp(solver.net, ['upscore'])
+    solver = solver_in(job)
     solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt, match='iteration 1'):
-        for iterations in job.rounds(solver, 2, 2):
-            solver.step(iterations)
+    with pytest.raises(KeyboardInterrupt, match='iteration 1'), job.watch(solver, 2, 2) as rounds:
+        solver.step(rounds[0])
 
     state = tmp_path / 'stopped/snapshot/train_iter_1.solverstate'
     assert caffemodel.read_state(state).iter == 1
@@ -124,10 +113,9 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
 
 
 def solver_in(job):
-    solver = job.solver(
-        voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
-    )
-    experiment.load_weights(solver.net, job.weights[0])
+    solver = job.make_solver(voc_fcn32s.SOLVER, net_file.fcn, 'train', 'seg11valid')
+    job.load_weights(solver.net)
+    surgery.interp(solver.net, ['upscore'])
     return solver
 
 
@@ -135,30 +123,34 @@ def test_what_is_scored_is_saved_before_also_between_intervals(places, tmp_path)
     job = job_in(tmp_path / 'run', places)
     job.iterations, job.step, job.constants['snapshot'] = 3, 2, 1000
     solver = solver_in(job)
-    for iterations in job.rounds(solver, 2, 2):
-        solver.step(iterations)
-        assert solver.iter in snapshots.states(job.prefix)
-    assert snapshots.latest(job.prefix).name == 'train_iter_3.solverstate'
+    with job.watch(solver, 2, 2) as rounds:
+        assert rounds == [2, 1]
+        for iterations in rounds:
+            solver.step(iterations)
+            assert solver.iter in snapshots.list_states(job.prefix)
+    assert snapshots.find_latest(job.prefix).name == 'train_iter_3.solverstate'
 
 
 def test_a_stop_signal_while_scoring_stops_at_once(places, tmp_path):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
-    with pytest.raises(KeyboardInterrupt, match='iteration 2, which is saved'):
-        for iterations in job.rounds(solver, 2, 2):
-            solver.step(iterations)
-            os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(1000):
-                pass
-            pytest.fail('scoring went on')
+    with (
+        pytest.raises(KeyboardInterrupt, match='iteration 2, which is saved'),
+        job.watch(solver, 2, 2) as rounds,
+    ):
+        solver.step(rounds[0])
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+        pytest.fail('scoring went on')
 
 
 def test_a_log_that_the_disk_refuses_does_not_end_the_run(places, tmp_path):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
     (tmp_path / 'run/log.jsonl').mkdir()
-    for iterations in job.rounds(solver, 1, 2):
-        solver.step(iterations)
+    with job.watch(solver, 1, 4):
+        solver.step(4)
     assert solver.iter == 4
     assert 'log.jsonl: not written' in (tmp_path / 'run/caffe.log').read_text()
 
@@ -166,14 +158,12 @@ def test_a_log_that_the_disk_refuses_does_not_end_the_run(places, tmp_path):
 def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_path):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
-    watched = job.rounds(solver, 2, 2)
-    next(watched)
     solver.step(1)
     state = solver.snapshot()
     solver.step(1)
     before = resume.collect(solver)
     caffemodel.write(
-        snapshots.model_of(state),
+        snapshots.weights_of(state),
         solver.net.module.param,
         {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]},
     )
@@ -202,7 +192,7 @@ def test_a_list_of_another_length_is_remarked_on(places):
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        options.run(voc_fcn32s.solve, voc_fcn32s.__doc__, voc, 'data/vgg16-fcn.caffemodel')
+        launch.run(voc_fcn32s.solve, voc_fcn32s.__doc__, voc, 'data/vgg16-fcn.caffemodel')
     return end.value.code
 
 
@@ -241,11 +231,11 @@ def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, 
     for taken, output, expected in (
         (state, None, 'run-3'),
         (state, 'run', 'run'),
-        (experiment.LATEST, None, 'run-2'),
-        (experiment.LATEST, 'run', 'run'),
+        (LATEST, None, 'run-2'),
+        (LATEST, 'run', 'run'),
     ):
-        args = Namespace(resume=taken, output=output and Path(output))
-        assert options._resumed_folder(args, [Path('run'), Path('none')]) == Path(expected)
+        given = output and Path(output)
+        assert launch._find_run(taken, given, [Path('run'), Path('none')]) == Path(expected)
 
 
 def test_help_shows_the_defaults(monkeypatch, capsys):
