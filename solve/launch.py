@@ -64,7 +64,7 @@ def _make_parser(
         '--resume',
         type=Path,
         metavar='FILE',
-        help='.solverstate to resume from, or `latest`: the newest whole one of --output',
+        help='.solverstate to resume from, or `latest` for the newest whole one of the run',
     )
     add(
         '--keep',

@@ -17,14 +17,15 @@ from solve.datasets import nyud, pascalcontext, siftflow, voc
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
 
 
-def list_names() -> list[str]:
-    """Return the names of the experiments, the official ones and those of other packages."""
-    return [name for name in sorted(plugins.offered(plugins.NETS)) if '_fcn' in name]
+def find_fcn(name: str) -> Callable[..., NetParameter] | None:
+    """Return the fcn() of an experiment, official or of another package; None for other names."""
+    point = plugins.offered(plugins.NETS).get(name)
+    return getattr(point.load(), 'fcn', None) if point else None
 
 
 def find_data(net: str) -> ModuleType | None:
-    """Return the module of an experiment's data set; None for a prototxt."""
-    return DATA.get(net.split('_')[0]) if net in list_names() else None
+    """Return the module of an official experiment's data set; None for any other net."""
+    return DATA.get(net.split('_')[0]) if find_fcn(net) else None
 
 
 def make_net(net: str, split: str | None, layers: Sequence[LayerBlobs]) -> NetParameter:
@@ -32,13 +33,13 @@ def make_net(net: str, split: str | None, layers: Sequence[LayerBlobs]) -> NetPa
 
     Raises CaffeError for what is neither.
     """
-    if net in list_names():
-        fcn = plugins.offered(plugins.NETS)[net].load().fcn
+    if fcn := find_fcn(net):
+        if split is None:
+            raise CaffeError(f'{net}: --split is needed for an experiment that is not official')
         return fcn(split, **_find_widths(fcn, layers))
     if not Path(net).is_file():
-        raise CaffeError(
-            f'{net}: no such file, nor an experiment; those are ' + ', '.join(list_names())
-        )
+        names = [name for name in sorted(plugins.offered(plugins.NETS)) if find_fcn(name)]
+        raise CaffeError(f'{net}: no such file, nor an experiment; those are {", ".join(names)}')
     return prototxt.read_net(net)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of data layers share: layers run as nets run them, and files to feed them."""
+"""Shared by the tests of data layers: run a layer as a net does, and make files to feed it."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def make(layer_class, count, /, **params):
 
 
 def step(layer, blobs):
-    """One forward pass; returns the id that was fed."""
+    """Run one forward pass; return the id that was fed."""
     layer.reshape([], blobs)
     layer.forward([], blobs)
     return layer.current
@@ -41,7 +41,7 @@ def fed(layer, blobs, count):
 
 
 def noise(name, *shape):
-    """uint8 noise that belongs to an id."""
+    """Return uint8 noise, the same for the same id."""
     seed = sum(map(ord, name))
     return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
 
@@ -51,7 +51,7 @@ def facts(data_set):
 
 
 def official_params(module):
-    """param_str and number of tops of every official layer of a module."""
+    """Return param_str and number of tops of every official layer of a module."""
     nets = json.loads((FACTS / 'official_nets.json').read_text())
     return [
         (dict(layer['python_param']['param_str']), len(layer['top']))

@@ -46,7 +46,7 @@ def script(name):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Samples of few small images, hardly any channels and two iterations, in an empty folder."""
+    """Shrink the samples: few small images, hardly any channels, two iterations, an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         classifiers,
@@ -74,7 +74,7 @@ def small(monkeypatch, tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Jobs without pictures, which take half of a small job's time."""
+    """Draw no pictures at the end of a job: they take half of a small job's time."""
     monkeypatch.setattr(job.Job, 'finish', lambda *_, **__: None)
 
 
@@ -91,7 +91,7 @@ def weights(path):
 
 
 def rounds_of(name):
-    """The rounds and steps that a script asks for."""
+    """Return the rounds and the step that a script asks for."""
     source = Path(script(name).__file__).read_text()
     return tuple(map(int, re.search(r'rounds=(\d+), step=(\d+)', source).groups()))
 
@@ -133,7 +133,7 @@ def test_the_header_tells_all_and_the_start_is_the_published_one(name, monkeypat
 
 
 def starts_before(name):
-    """The experiments whose samples an experiment's sample needs, the first one first."""
+    """List the experiments whose samples an experiment's sample needs, in order."""
     direct = [start for start in recipes.RECIPES[name].starts if start in NAMES]
     return [before for start in direct for before in (*starts_before(start), start)]
 
@@ -150,18 +150,18 @@ def test_a_script_hands_over_all_scripts_that_come_before_it(name, monkeypatch):
 def test_every_sample_runs_its_whole_job(family, small, monkeypatch, capsys):
     for name in (name for name in NAMES if name.startswith(family)):
         run(monkeypatch, name)
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         tasks = 2 if family == 'siftflow' else 1
-        assert said.count('Begin seg tests') == 2 * tasks
-        assert said.count('Iteration 2 mean IU') == tasks
+        assert printed.count('Begin seg tests') == 2 * tasks
+        assert printed.count('Iteration 2 mean IU') == tasks
         for start in recipes.RECIPES[name].starts:
             if start in NAMES:
-                assert f'Starting from output/{start}-sample/snapshot/train_iter_2' in said
+                assert f'Starting from output/{start}-sample/snapshot/train_iter_2' in printed
         folder = small / 'output' / f'{name}-sample'
         assert {'panel.png', 'caffe.log'} <= {path.name for path in folder.iterdir()}
         last = weights(folder / 'snapshot/train_iter_2.caffemodel')
         scores = [blobs for layer, blobs in last.items() if layer.startswith('score')]
-        # Scores begin at zero (a fused net's do not); two iterations have moved them.
+        # Score layers start at zero (a fused net's do not); two iterations have moved them.
         assert scores and all(np.asarray(blobs[0].data).any() for blobs in scores)
         first = next(line for line in log.read(folder) if 'mean_iu' in line)
         assert first['iteration'] == 1 and ('geo_mean_iu' in first) == (tasks == 2)
@@ -170,12 +170,12 @@ def test_every_sample_runs_its_whole_job(family, small, monkeypatch, capsys):
 @pytest.mark.usefixtures('undrawn')
 def test_a_sample_with_nothing_before_it_trains_what_it_starts_from(small, monkeypatch, capsys):
     run(monkeypatch, 'voc_fcn8s', '--iterations', '1', '--output', 'here')
-    said = capsys.readouterr().out
-    trained = [said.index(f'Training {name} first') for name in ('voc_fcn32s', 'voc_fcn16s')]
-    assert trained == sorted(trained) and said.count('Begin seg tests') == 1
+    printed = capsys.readouterr().out
+    trained = [printed.index(f'Training {name} first') for name in ('voc_fcn32s', 'voc_fcn16s')]
+    assert trained == sorted(trained) and printed.count('Begin seg tests') == 1
     before = small / 'here/before/voc_fcn16s/snapshot/train_iter_1.caffemodel'
     stamp = before.stat().st_mtime_ns
-    # What is there is taken again, as by a run that was stopped.
+    # A run that was stopped takes what is there.
     (small / 'here/log.jsonl').unlink()
     shutil.rmtree(small / 'here/snapshot')
     run(monkeypatch, 'voc_fcn8s', '--iterations', '1', '--output', 'here')
@@ -236,10 +236,10 @@ def chained(name):
 def test_the_chain_hands_over_its_snapshots_and_prints_three_scores(small, monkeypatch, capsys):
     untouched(monkeypatch, 'voc_fcn16s', 'voc_fcn8s')
     run(monkeypatch, 'voc_chain')
-    said = capsys.readouterr().out.splitlines()
-    assert said[-2].split() == list(voc_chain.STAGES)
-    mean_iu = re.findall(r'Iteration \d mean IU (\S+)', '\n'.join(said))
-    assert said[-1].split()[2:] == [f'{100 * float(value):.2f}' for value in mean_iu[1:]]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2].split() == list(voc_chain.STAGES)
+    mean_iu = re.findall(r'Iteration \d mean IU (\S+)', '\n'.join(printed))
+    assert printed[-1].split()[2:] == [f'{100 * float(value):.2f}' for value in mean_iu[1:]]
     classifier = weights('output/voc_chain-sample/vgg16-narrow.caffemodel')
     coarse, middle, fine = map(chained, voc_chain.STAGES)
     for layer in ('conv1_1', 'score_fr'):
@@ -258,11 +258,11 @@ def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
             run(monkeypatch, 'voc_chain')
     capsys.readouterr()
     run(monkeypatch, 'voc_chain', '--resume', 'latest')
-    said = capsys.readouterr().out
-    assert 'voc_fcn32s, from its latest snapshot' in said
-    assert 'voc_fcn16s, from output/voc_chain-sample/snapshot/voc_fcn32s/train_iter_2' in said
-    assert said.count('Begin seg tests') == 2 + 2
-    assert len(said.splitlines()[-1].split()) == 2 + 3
+    printed = capsys.readouterr().out
+    assert 'voc_fcn32s, from its latest snapshot' in printed
+    assert 'voc_fcn16s, from output/voc_chain-sample/snapshot/voc_fcn32s/train_iter_2' in printed
+    assert printed.count('Begin seg tests') == 2 + 2
+    assert len(printed.splitlines()[-1].split()) == 2 + 3
 
 
 @pytest.mark.usefixtures('undrawn')

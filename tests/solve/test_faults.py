@@ -1,4 +1,4 @@
-"""A run that is killed, again and again, ends as if it had not been; so does a full disk."""
+"""Killed again and again, or out of disk space, a run ends as if nothing had happened."""
 
 import os
 import random
@@ -104,7 +104,7 @@ def job_in(folder, data, **options) -> Job:
 
 @pytest.fixture
 def damaged(data, tmp_path):
-    """The data with two broken images, where they are, and the order of all; the first is whole."""
+    """Break two images in a copy of the data, not the first drawn; return also the order and both."""
     copy, folder = tmp_path / 'data', tmp_path / 'out'
     shutil.copytree(data, copy)
     folder.mkdir()
@@ -156,12 +156,12 @@ def test_a_run_that_does_not_learn_gets_warnings_with_causes(data, tmp_path, cap
     voc_fcn32s.solve(
         job_in(tmp_path, data, constants=dict(snapshot=3, random_seed=5, display=2, base_lr=1e-20))
     )
-    said, log = capsys.readouterr().err, (tmp_path / 'caffe.log').read_text()
+    printed, log = capsys.readouterr().err, (tmp_path / 'caffe.log').read_text()
     for words in (
         'loss has stayed at ln(21) = 3.0445 per pixel since iteration 0',
         'the mean accuracy is ',
     ):
-        assert words in said and words in log
+        assert words in printed and words in log
 
 
 def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(

@@ -150,7 +150,7 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
         == 0
     )
     assert len(forwards) == 4
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     root = tmp_path / 'data/sift-flow'
     for gt, folder, names in (
         ('sem', 'SemanticLabels', siftflow.SEMANTIC),
@@ -173,10 +173,37 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
         assert found['absent_from_ground_truth'] == absent
         if gt == 'sem':
             assert absent and found['mean_iu'] < found['mean_iu_labelled']
-            assert f'absent from the ground truth: {", ".join(absent)}\n' in said
+            assert f'absent from the ground truth: {", ".join(absent)}\n' in printed
             assert (
                 f'mean IU {found["mean_iu"]:.4f}, without these {found["mean_iu_labelled"]:.4f}'
-            ) in said
+            ) in printed
+
+
+def test_do_seg_tests_returns_the_confusion_matrix_as_the_release_does(drawn, capsys):
+    places, path, ids = drawn
+    param = voc_fcn8s.fcn('seg11valid', **places, **NARROW)
+    net, again = (caffe.Net(param, str(path), caffe.TEST) for _ in range(2))
+    hist, loss = score.compute_hist(net, False, ids)
+    found = score.do_seg_tests(again, 7, False, ids)
+    assert found.dtype == hist.dtype == np.float64 and np.array_equal(found, hist)
+    assert hist.sum() > 0 and loss == pytest.approx(
+        mean_loss(net, len(ids), 'score', 'label'), 1e-4
+    )
+    printed = [line.split(' ', 3)[3] for line in capsys.readouterr().out.splitlines()]
+    numbers = by_formula(hist.astype(int))
+    for line, (name, value) in zip(
+        printed,
+        [
+            ('loss', loss),
+            ('overall accuracy', numbers['overall_accuracy']),
+            ('mean accuracy', numbers['mean_accuracy']),
+            ('mean IU', numbers['mean_iu']),
+            ('fwavacc', numbers['fwavacc']),
+        ],
+        strict=True,
+    ):
+        start, _, number = line.rpartition(' ')
+        assert start == f'Iteration 7 {name}' and float(number) == pytest.approx(value, rel=1e-12)
 
 
 # Going on.
@@ -210,8 +237,8 @@ def test_stopped_and_resumed_it_ends_digit_for_digit_the_same(
     with monkeypatch.context() as patch:
         stop_after(patch, images)
         assert run('--predictions') == 130
-    said = capsys.readouterr().err
-    assert f'stopped after {images} of {len(ids)} images' in said and 'goes on' in said
+    printed = capsys.readouterr().err
+    assert f'stopped after {images} of {len(ids)} images' in printed and 'goes on' in printed
     assert len(list((tmp_path / 'out/predictions').iterdir())) == images
     monkeypatch.setattr(
         voc.VOCSegDataLayer, 'load', lambda layer, name: (loaded.append(name), load(layer, name))[1]
@@ -413,9 +440,9 @@ def test_by_default_the_folder_is_named_for_net_weights_and_split(
 
 
 def one_line(capsys):
-    said = capsys.readouterr().err
-    errors = [line for line in said.splitlines() if line.startswith('error: ')]
-    assert len(errors) == 1 and said.endswith(errors[0] + '\n'), said
+    printed = capsys.readouterr().err
+    errors = [line for line in printed.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1 and printed.endswith(errors[0] + '\n'), printed
     return errors[0]
 
 

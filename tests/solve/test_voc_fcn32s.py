@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +58,11 @@ def job_in(folder, places, **changes) -> Job:
 def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, capsys):
     job = job_in(tmp_path, places)
     voc_fcn32s.solve(job)
-    said = capsys.readouterr().out
-    assert said.count('Begin seg tests') == 2
+    printed = capsys.readouterr().out
+    assert printed.count('Begin seg tests') == 2
     for what in ('loss', 'overall accuracy', 'mean accuracy', 'mean IU', 'fwavacc'):
-        assert f'Iteration 4 {what} ' in said
-    assert 'coercing fc6 0 from' in said and 'dropping fc8' in said
+        assert f'Iteration 4 {what} ' in printed
+    assert 'coercing fc6 0 from' in printed and 'dropping fc8' in printed
     written = {path.name for path in tmp_path.rglob('*') if path.is_file()}
     assert written == {
         'caffe.log',
@@ -238,9 +240,34 @@ def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, 
         assert launch._find_run(taken, given, [Path('run'), Path('none')]) == Path(expected)
 
 
+@pytest.mark.parametrize('saved, resume, expected', [
+    (False, None, None),
+    (False, 'state', 'state'),
+    (True, None, 'latest'),
+    (True, 'state', 'latest'),
+])  # fmt: skip
+def test_restarted_by_torchrun_a_run_resumes_its_own_snapshots_and_else_as_it_was_told(
+    saved, resume, expected, places, tmp_path, monkeypatch
+):
+    jobs, (data, weights) = [], places
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    (tmp_path / 'state').touch()
+    prefix = tmp_path / 'out/snapshot/train'
+    prefix.parent.mkdir(parents=True)
+    if saved:
+        Path(f'{prefix}_iter_4.solverstate').touch()
+    arguments = ['--sbdd-dir', data['sbdd_dir'], '--voc-dir', data['voc_dir']]
+    arguments += ['--weights', str(weights), '--output', str(tmp_path / 'out')]
+    arguments += ['--resume', str(tmp_path / resume)] if resume else []
+    monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *arguments])
+    launch.run(jobs.append, '', voc, 'none.caffemodel')
+    found = jobs[0].resume
+    assert found == (LATEST if expected == 'latest' else expected and tmp_path / expected)
+
+
 def test_help_shows_the_defaults(monkeypatch, capsys):
     assert run(monkeypatch, '--help') == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for default in (
         'data/sbdd/dataset',
         'data/pascal/VOC2011',
@@ -248,7 +275,32 @@ def test_help_shows_the_defaults(monkeypatch, capsys):
         'snapshot/train',
         'vgg16-fcn.caffemodel',
     ):
-        assert default in said
+        assert default in printed
+
+
+def test_a_job_does_not_begin_with_a_net_of_zeros(places, tmp_path):
+    job = job_in(tmp_path / 'run', places)
+    solver = job.make_solver(voc_fcn32s.SOLVER, net_file.fcn, 'train', 'seg11valid')
+    with pytest.raises(caffe.CaffeError, match='conv1_1: all zero'), job.watch(solver, 2, 2):
+        pytest.fail('the run began')
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_an_error():
+    code = """
+from solve.run.options import session
+with session():
+    for _ in range(100000):
+        print('a line of a table')
+"""
+    command = subprocess.Popen(
+        [sys.executable, '-c', code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    assert command.stdout.readline() == b'a line of a table\n'
+    command.stdout.close()
+    assert command.stderr.read() == b'' and command.wait(60) == 0
 
 
 def test_a_net_of_zeros_is_refused_with_what_to_do():

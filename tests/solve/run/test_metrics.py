@@ -58,6 +58,6 @@ def test_a_class_predicted_but_not_labelled_counts_as_a_miss():
     assert found.iu[1] == 0 and math.isnan(found.accuracy[1])
     assert found.mean_iu == pytest.approx((10 / 15 + 0) / 2)
     assert found.mean_iu_labelled == pytest.approx(10 / 15)
-    said = metrics.format_table(found, ['a', 'b'])
-    assert 'b             -    0.00\nabsent from the ground truth: b\n' in said
-    assert said.endswith('mean IU 0.3333, without these 0.6667')
+    printed = metrics.format_table(found, ['a', 'b'])
+    assert 'b             -    0.00\nabsent from the ground truth: b\n' in printed
+    assert printed.endswith('mean IU 0.3333, without these 0.6667')
