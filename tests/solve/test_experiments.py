@@ -46,7 +46,7 @@ def script(name):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Shrink the samples: few small images, hardly any channels, two iterations, an empty folder."""
+    """Shrink the samples to few small images, hardly any channels and two iterations."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         classifiers,

@@ -104,7 +104,7 @@ def job_in(folder, data, **options) -> Job:
 
 @pytest.fixture
 def damaged(data, tmp_path):
-    """Break two images in a copy of the data, not the first drawn; return also the order and both."""
+    """Break two images of a copy of the data, not the first drawn; return the order and both."""
     copy, folder = tmp_path / 'data', tmp_path / 'out'
     shutil.copytree(data, copy)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The command score.py: its figures counted anew, going on after a stop, and what it refuses."""
+"""The command score.py: its figures against a count of their own, resume, and refusals."""
 
 import collections
 import json
@@ -24,7 +24,7 @@ from tests.solve.scored import NARROW, call, save_random
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
-    """VOC's sample, five images to score on, and weights for a narrow FCN-8s."""
+    """Draw VOC's sample with five images to score, and weights for a narrow FCN-8s."""
     folder = tmp_path_factory.mktemp('voc')
     data = voc_data.draw(folder / 'data', train=4, val=5, size=(112, 140))
     listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
@@ -36,7 +36,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def run(drawn, monkeypatch, tmp_path):
-    """Score the FCN-8s into tmp_path/out; its exit status."""
+    """Return a function that scores the FCN-8s into tmp_path/out and returns the exit status."""
     places, path, _ = drawn
     given = [
         '--sbdd-dir',
@@ -56,7 +56,7 @@ def run(drawn, monkeypatch, tmp_path):
 
 
 def counted(pairs, classes):
-    """The confusion matrix of (labels, predictions), a pixel at a time."""
+    """Count the confusion matrix of (labels, predictions), a pixel at a time."""
     hist = np.zeros((classes, classes), int)
     for labels, best in pairs:
         assert labels.shape == best.shape
@@ -69,7 +69,7 @@ def counted(pairs, classes):
 
 
 def by_formula(hist):
-    """The four numbers and the mean IU of labelled classes, from lists of fractions."""
+    """Compute the four numbers and the mean IU of labelled classes, class by class."""
     classes = range(len(hist))
     total = hist.sum()
     labelled = [c for c in classes if hist[c].sum()]
@@ -89,7 +89,7 @@ def pixels(path):
 
 
 def mean_loss(net, count, layer, gt):
-    """The sum over pixels of -log softmax, a mean over images, in float64."""
+    """Compute the sum over pixels of -log softmax, the mean over images, in float64."""
     losses = []
     for _ in range(count):
         net.forward()
@@ -210,7 +210,7 @@ def test_do_seg_tests_returns_the_confusion_matrix_as_the_release_does(drawn, ca
 
 
 def stop_after(monkeypatch, images):
-    """Let Ctrl-C arrive in the midst of the image after so many."""
+    """Interrupt the scoring in the middle of the image after the first `images`."""
     calls, predict = [], counting.predict
 
     def stopped(net, layer='score'):
@@ -244,7 +244,7 @@ def test_stopped_and_resumed_it_ends_digit_for_digit_the_same(
         voc.VOCSegDataLayer, 'load', lambda layer, name: (loaded.append(name), load(layer, name))[1]
     )
     assert run('--predictions') == 0
-    # The first is read as the net is built; after the last comes the first again.
+    # The first is read when the net is made; after the last the first comes again.
     assert set(loaded) == {ids[0], *ids[images:]} and len(loaded) <= len(ids) - images + 2
     assert f'goes on after {images} of {len(ids)}' in capsys.readouterr().out
     assert straight == {

@@ -1,4 +1,4 @@
-"""The FCN-32s script: its constants, its whole job in small, and what it refuses."""
+"""The FCN-32s script: its whole job in small, stops and resumes, and refusals."""
 
 import json
 import os
@@ -28,7 +28,7 @@ WIDTH, FC = 2, 8
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
-    """Six drawn images on disk, and a narrow classifier of random weights."""
+    """Draw six images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('places')
     data = voc_data.draw(folder / 'data', train=4, val=2)
     listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)

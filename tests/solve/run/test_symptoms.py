@@ -20,7 +20,7 @@ MODES = ['normalize: false', 'normalize: true', 'normalization: FULL', 'normaliz
 
 
 def net_with(scores: float, mode: str = MODES[0]) -> caffe.Net:
-    """Labels all 2 but for one pixel in four, which is ignored; `scores` is that of class 2."""
+    """Make a net whose labels are 2, one row in four ignored; class 2 has these scores."""
     net = net_of(TEXT % mode, caffe.TRAIN)
     net.blobs['score'].data[0, 2] = scores
     net.blobs['label'].data[...] = 2
