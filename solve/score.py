@@ -167,7 +167,7 @@ def main() -> None:
         )
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
-    add('--force', action='store_true', help='begin anew, even if an earlier scoring could go on')
+    add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
     options.run_net_command(parser, score)
 
 

@@ -58,7 +58,7 @@ class State:
             ]
             return cls(dict(held['of']), held['predictions'], counts, int(held['done']))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CaffeError(f'{path}: not the state of a scoring; --force begins anew') from error
+            raise CaffeError(f'{path}: not the state of a scoring; --force starts over') from error
 
 
 @dataclass
@@ -120,13 +120,13 @@ class Scoring:
         if differing:
             raise CaffeError(
                 f'{path}: of another scoring, whose {" and ".join(differing)} differ; '
-                '--force begins anew, --output names another folder'
+                '--force starts over, --output names another folder'
             )
         if predictions and not (found.predictions and self._has_predictions(found.done)):
-            print(f'{path}: scored without all predictions, so this begins anew')
+            print(f'{path}: scored without all predictions, so this starts over')
             return fresh
         print(
-            f'{path}: all {images} images are scored already; --force scores anew'
+            f'{path}: all {images} images are scored already; --force scores again'
             if found.done == images
             else f'{path}: goes on after {found.done} of {images} images'
         )

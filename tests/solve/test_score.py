@@ -315,11 +315,11 @@ def test_predictions_asked_for_later_are_made_from_the_first_image_on(
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert run('--predictions') == 130
-    assert 'without all predictions, so this begins anew' in capsys.readouterr().out
+    assert 'without all predictions, so this starts over' in capsys.readouterr().out
     assert run() == 0  # goes on, and makes no more of them
     assert len(list((tmp_path / 'out/predictions').iterdir())) == 2
     assert run('--predictions') == 0
-    assert 'without all predictions, so this begins anew' in capsys.readouterr().out
+    assert 'without all predictions, so this starts over' in capsys.readouterr().out
     assert len(list((tmp_path / 'out/predictions').iterdir())) == len(drawn[2])
     next((tmp_path / 'out/predictions').iterdir()).unlink()
     assert run('--predictions') == 0
