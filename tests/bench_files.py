@@ -126,6 +126,27 @@ def measure_memory(path: str) -> None:
     print(after - before, peak() - after)
 
 
+def measure_times(path: str, raw: str, rounds: int) -> dict[str, float]:
+    """Write the net to `path`, and return the median seconds of each way to read and write."""
+    arrays = empty()
+    values = np.random.default_rng(0)
+    for blobs in arrays.values():
+        for array in blobs:
+            array[...] = values.random(array.shape, np.float32)
+    caffemodel.write(path, net(), arrays)
+    block = np.fromfile(path, np.uint8)
+    reading: dict[str, Callable[[], object]] = {
+        'read': lambda: read_into(path, arrays),
+        'read, new arrays': lambda: read_new(path),
+        'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
+    }
+    writing: dict[str, Callable[[], object]] = {
+        'write': lambda: caffemodel.write(path, net(), arrays),
+        'tofile and fsync': lambda: write_raw(raw, block),
+    }
+    return measure(rounds, reading) | measure(rounds, writing)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=int, default=5)
@@ -137,29 +158,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path, raw = os.path.join(folder, 'fcn.caffemodel'), os.path.join(folder, 'raw')
-        arrays = empty()
-        values = np.random.default_rng(0)
-        for blobs in arrays.values():
-            for array in blobs:
-                array[...] = values.random(array.shape, np.float32)
-        caffemodel.write(path, net(), arrays)
+        times = measure_times(path, raw, options.rounds)
         size = os.path.getsize(path)
-        block = np.fromfile(path, np.uint8)
-        times = measure(
-            options.rounds,
-            {
-                'read': lambda: read_into(path, arrays),
-                'read, new arrays': lambda: read_new(path),
-                'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
-            },
-        ) | measure(
-            options.rounds,
-            {
-                'write': lambda: caffemodel.write(path, net(), arrays),
-                'tofile and fsync': lambda: write_raw(raw, block),
-            },
-        )
-        del arrays, block
         output = subprocess.run(
             [sys.executable, __file__, '--memory-of', path],
             check=True,
