@@ -39,7 +39,8 @@ def window_net(file, settings='', transform='', batch=4, fraction=0.5):
     return net_of(
         f'layer {{ name: "w" type: "WindowData" top: "data" top: "label" window_data_param {{ '
         f'source: "{file}" root_folder: "{file.parent}/" batch_size: {batch} '
-        f'fg_fraction: {fraction} bg_threshold: 0.3 {settings} }} transform_param {{ crop_size: {CROP} {transform} }} }}',
+        f'fg_fraction: {fraction} bg_threshold: 0.3 {settings} }} '
+        f'transform_param {{ crop_size: {CROP} {transform} }} }}',
         caffe.TRAIN,
     )
 
