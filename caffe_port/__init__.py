@@ -8,17 +8,27 @@ from caffe_port import pyio as io
 from caffe_port.blob import Blob
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu
+from caffe_port.nccl import NCCL, has_nccl
 from caffe_port.net import Net
 from caffe_port.net_spec import NetSpec, layers, params, to_proto
 from caffe_port.ops.python import Layer
 from caffe_port.parallel import solver_count, solver_rank
 from caffe_port.rng import set_random_seed
-from caffe_port.solving.solver import SGDSolver, get_solver
+from caffe_port.solving.solver import (
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    NesterovSolver,
+    RMSPropSolver,
+    SGDSolver,
+    get_solver,
+)
+from caffe_port.version import __version__
 
 # So that `import caffe_port.io` and `from caffe_port.io import ...` work too.
 sys.modules[__name__ + '.io'] = io
 
-# Caffe logs to standard error; remove or replace the handler to have it otherwise.
+# Caffe logs to standard error; remove or replace the handler to change that.
 _log = logging.getLogger(__name__)
 _log.setLevel(logging.INFO)
 if not _log.handlers:
@@ -26,21 +36,29 @@ if not _log.handlers:
 
 
 def layer_type_list() -> list[str]:
-    """The names of all layer types, in order."""
+    """Return the names of all layer types, sorted."""
     return sorted(ops.LAYER_TYPES)
 
 
 __all__ = [
+    'AdaDeltaSolver',
+    'AdaGradSolver',
+    'AdamSolver',
     'Blob',
     'CaffeError',
     'Layer',
     'Net',
+    'NesterovSolver',
+    'NCCL',
     'NetSpec',
+    'RMSPropSolver',
     'SGDSolver',
     'TEST',
     'TRAIN',
+    '__version__',
     'coord_map',
     'get_solver',
+    'has_nccl',
     'io',
     'layer_type_list',
     'layers',

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from caffe_port.errors import CaffeError
 
@@ -24,9 +25,14 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
     """Return `shape` as ints; raise CaffeError where Caffe refuses it.
 
     Caffe counts elements in 32 bits, so more than 2**31 - 1 are refused, before
-    anything is allocated; so are negative dims and more than 32 axes.
+    anything is allocated; so are negative dims, fractions and more than 32 axes.
     """
-    shape = tuple(int(dim) for dim in shape)
+    try:
+        shape = tuple(operator.index(dim) for dim in shape)
+    except TypeError as error:
+        raise CaffeError(
+            f'{what}: {tuple(shape)} is no shape: every dim must be a whole number'
+        ) from error
     if len(shape) > 32:
         raise CaffeError(f'{what}: {len(shape)} axes, at most 32')
     if any(dim < 0 for dim in shape):
@@ -39,83 +45,93 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
     return shape
 
 
-class _Half:
-    """The data or the diff of a blob: a tensor and the host array handed out for it.
+class _Store:
+    """A tensor and the host array that users get for it.
 
-    On the CPU the host array is the tensor's own memory, and shows the blob's values for
-    as long as somebody holds it. Elsewhere it is a copy that counts as written to for
-    as long, since numpy does not tell: it is sent back whenever the device needs the
-    tensor, and forgotten once the device has written the tensor anew.
+    On the CPU the array is the tensor's memory, and as long as a user holds it, later values
+    are copied into it, so it shows them.
+    On a GPU the array is a copy. Numpy does not report writes, so as long as a user holds
+    the array it is sent to the GPU whenever the tensor is needed. It is stale once the GPU
+    has written the tensor; the next call of `array` then fetches another.
     """
 
-    __slots__ = ('tensor', '_host', '_host_ref', '_version')
+    __slots__ = ('tensor', '_on_cpu', '_array', '_unsent', '_version')
 
-    def __init__(self, tensor: Tensor | None = None):
-        self.replace(tensor)
+    def __init__(self, tensor: Tensor):
+        self.tensor, self._on_cpu = tensor, tensor.device.type == 'cpu'
+        self.forget_array()
 
-    def __reduce__(self):  # a copy has its own host array
-        return _Half, (self.on_device(),)
+    def __reduce__(self):  # a copy has its own array
+        return _Store, (self.current(),)
+
+    def forget_array(self) -> None:
+        self._array: Callable[[], np.ndarray | None] = lambda: None  # a weak reference
+        self._unsent: np.ndarray | None = None
 
     def array(self) -> np.ndarray:
-        on_cpu = self.tensor.device.type == 'cpu'
-        host = self.seen() if on_cpu else self._held()
-        if host is None:
-            host = self.tensor.detach().cpu().numpy()
-            self._host_ref, self._version = weakref.ref(host), self._written()
-        if not on_cpu:
-            self._host = host  # kept until it is sent, even if nobody else holds it
-        return host
+        """Return the host array of the tensor."""
+        array = self._fresh_array()
+        if array is None:
+            array = self.tensor.detach().cpu().numpy()
+            self._array, self._version = weakref.ref(array), _writes(self.tensor)
+        if not self._on_cpu:
+            self._unsent = array  # may be written to, and must live until it is sent
+        return array
 
-    def seen(self) -> np.ndarray | None:
-        """On the CPU, the host array that somebody holds."""
-        if self._host_ref is None or self.tensor.device.type != 'cpu':
-            return None
-        return self._host_ref()
-
-    def settle(self, host: np.ndarray) -> None:
-        """Move the values to the memory of `host`, which somebody holds, if they fit there."""
-        tensor, memory = self.tensor, torch.from_numpy(host)
-        if tensor is None or (tensor.shape, tensor.dtype, tensor.device) != (
-            memory.shape,
-            memory.dtype,
-            memory.device,
-        ):
-            return
-        if tensor.data_ptr() != memory.data_ptr():
-            memory.copy_(tensor)
-        self.replace(memory)
-        self._host_ref = weakref.ref(host)
-
-    def _held(self) -> np.ndarray | None:
-        """Off the CPU, the host array, unless nobody holds it or the device has written since."""
-        if (
-            self._host_ref is None
-            or self._version != self._written()
-            or self.tensor.device.type == 'cpu'
-        ):
-            return None
-        return self._host_ref()
-
-    def _written(self) -> int:
-        """How often the device has written the tensor in place, as autograd counts it."""
-        return 0 if self.tensor.is_inference() else self.tensor._version
-
-    def on_device(self) -> Tensor | None:
-        host, self._host = self._held(), None
-        if host is not None:
-            # By way of .data, which is not counted: autograd saw no such write on the CPU either.
-            self.tensor.data.copy_(torch.from_numpy(host))
+    def current(self) -> Tensor:
+        """Return the tensor, with what the user wrote to its array."""
+        if not self._on_cpu:
+            array, self._unsent = self._fresh_array(), None
+            if array is not None:
+                # Through .data, which autograd does not count: it sees no writes on the CPU either.
+                self.tensor.data.copy_(torch.from_numpy(array))
         return self.tensor
 
-    def replace(self, tensor: Tensor | None) -> None:
-        self.tensor, self._host, self._host_ref = tensor, None, None
+    def is_shown(self) -> bool:
+        """Say whether a user holds the tensor's memory as an array."""
+        return self._on_cpu and self._array() is not None
+
+    def mark_stale(self) -> None:
+        """Forget a copy on the host: the GPU has written the tensor uncounted."""
+        if not self._on_cpu:
+            self.forget_array()
+
+    def _fresh_array(self) -> np.ndarray | None:
+        array = self._array()
+        stale = array is not None and not self._on_cpu and self._version != _writes(self.tensor)
+        return None if stale else array
+
+
+def _writes(tensor: Tensor) -> int:
+    """Return how often a tensor was written in place, as autograd counts."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _filled(store: _Store | None, tensor: Tensor) -> _Store:
+    """Return a store of `tensor`: copied into the array that a user holds, if it fits."""
+    if store is not None and store.is_shown():
+        old = store.tensor
+        if (old.shape, old.dtype, old.device) == (tensor.shape, tensor.dtype, tensor.device):
+            if old.data_ptr() != tensor.data_ptr():
+                torch.from_numpy(store.array()).copy_(tensor)
+            return store
+    return _Store(tensor.contiguous())
+
+
+def _over(store: _Store | None, tensor: Tensor) -> _Store:
+    """Return a store over the memory of `tensor`: the same as before while the memory is."""
+    if store is not None:
+        old = store.tensor
+        if (old.data_ptr(), old.shape) == (tensor.data_ptr(), tensor.shape):
+            return store
+    return _Store(tensor.detach())
 
 
 class Blob:
     """An N-d array of float32 with its gradient, as pycaffe shows it.
 
-    Memory comes with the first use, all of `value`, so a blob that is only declared
-    costs nothing.
+    Memory is allocated at the first use and filled with `value`, so a blob that is only
+    declared costs nothing.
     """
 
     def __init__(
@@ -123,7 +139,8 @@ class Blob:
     ):
         self._shape, self._value = checked_shape(shape, 'blob'), value
         self._device = torch.device(device)
-        self._data, self._diff = _Half(), _Half()
+        self._data: _Store | None = None
+        self._diff: _Store | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,15 +148,15 @@ class Blob:
 
     @property
     def count(self) -> int:
-        return math.prod(self._shape)
+        return math.prod(self.shape)
 
     def _legacy_axis(self, axis: int) -> int:
-        if len(self._shape) > 4:
+        if len(self.shape) > 4:
             raise CaffeError(
                 f'num, channels, height and width need at most 4 axes, '
-                f'the blob has {len(self._shape)}: {self._shape}'
+                f'the blob has {len(self.shape)}: {self.shape}'
             )
-        return self._shape[axis] if axis < len(self._shape) else 1
+        return self.shape[axis] if axis < len(self.shape) else 1
 
     num = property(lambda self: self._legacy_axis(0))
     channels = property(lambda self: self._legacy_axis(1))
@@ -148,148 +165,180 @@ class Blob:
 
     @property
     def data(self) -> np.ndarray:
-        """The values: a writable float32 array of `shape`, C order."""
-        self._need(self._data)
-        return self._data.array()
+        """The values: a writable float32 array of `shape`, C order.
+
+        On the CPU the array shows what is computed next, until the blob is reshaped;
+        on a GPU, ask for `data` again. What is written to the array reaches the device.
+        """
+        return self._values().array()
 
     @property
     def diff(self) -> np.ndarray:
-        """The gradient with respect to `data`: a writable array of the same shape."""
-        self._need(self._diff)
-        return self._diff.array()
+        """The gradient with respect to `data`: a writable array like it."""
+        return self._gradient().array()
+
+    def _values(self) -> _Store:
+        if self._data is None:
+            self._data = _Store(torch.full(self._shape, self._value, device=self._device))
+        return self._data
+
+    def _gradient(self) -> _Store:
+        if self._diff is None:
+            self._diff = _Store(torch.zeros(self._shape, device=self._device))
+        return self._diff
 
     def reshape(self, *dims: int) -> None:
-        """Give the blob another shape; values stay iff the count does."""
+        """Change the shape; keep the values iff the count stays."""
         shape = checked_shape(dims, 'reshape')
-        if math.prod(shape) == self.count:
-            for half in (self._data, self._diff):
-                if half.tensor is not None:
-                    half.replace(half.on_device().detach().reshape(shape))
-        else:
-            self._data.replace(None)
-            self._diff.replace(None)
-        self._shape = shape
+        if shape == self._shape:
+            return
+        kept = math.prod(shape) == self.count
 
-    def _need(self, half: _Half) -> None:
-        if half.tensor is None:
-            value = self._value if half is self._data else 0.0
-            half.replace(torch.full(self._shape, value, device=self._device))
+        def reshaped(store: _Store | None) -> _Store | None:
+            return _Store(store.current().detach().reshape(shape)) if store and kept else None
+
+        self._shape, self._data, self._diff = shape, reshaped(self._data), reshaped(self._diff)
 
     # What nets use: the same memory as tensors.
 
-    def held(self) -> list[tuple[_Half, np.ndarray]]:
-        """The halves whose array somebody holds, on the CPU, and these arrays."""
-        return [
-            (half, host) for half in (self._data, self._diff) if (host := half.seen()) is not None
-        ]
-
-    @property
-    def data_is_held(self) -> bool:
-        return self._data.seen() is not None
-
     @property
     def tensor(self) -> Tensor:
-        """The values on the device, with what was written to `data` since."""
-        self._need(self._data)
-        return self._data.on_device()
+        """The values on the device, with what was written to `data`.
+
+        A tensor that is assigned must be the blob's alone: later values may overwrite it.
+        """
+        return self._values().current()
 
     @tensor.setter
     def tensor(self, tensor: Tensor) -> None:
+        self._data = _filled(self._data, tensor)
+        self._follow(tensor)
+
+    def borrow(self, tensor: Tensor) -> None:
+        """Show a tensor that belongs to somebody else: later values do not overwrite it."""
+        self._data = _Store(tensor.contiguous())
+        self._follow(tensor)
+
+    def _follow(self, tensor: Tensor) -> None:
         self._shape, self._device = tuple(tensor.shape), tensor.device
-        self._data.replace(tensor.contiguous())
-        if self._diff.tensor is not None and self._diff.tensor.shape != tensor.shape:
-            self._diff.replace(None)
+        if self._diff is not None and self._diff.tensor.shape != tensor.shape:
+            self._diff = None
+
+    def is_shown(self) -> bool:
+        """Say whether a user holds an array into which new values are copied."""
+        return self._data is not None and self._data.is_shown()
 
     @property
     def diff_tensor(self) -> Tensor | None:
-        """The gradient on the device; None where nobody has set or asked for one."""
-        return self._diff.on_device()
+        """The gradient on the device; None if it was never set nor asked for."""
+        return None if self._diff is None else self._diff.current()
 
     @diff_tensor.setter
-    def diff_tensor(self, tensor: Tensor | None) -> None:
-        self._diff.replace(None if tensor is None else tensor.contiguous())
+    def diff_tensor(self, tensor: Tensor) -> None:
+        self._diff = _filled(self._diff, tensor)
 
     def to(self, device: torch.device) -> None:
         """Move the values and the gradient to `device`."""
-        for half in (self._data, self._diff):
-            if half.tensor is not None:
-                half.replace(half.on_device().to(device))
-        self._device = device
+
+        def moved(store: _Store | None) -> _Store | None:
+            if store is None or store.tensor.device == device:
+                return store
+            return _Store(store.current().to(device))
+
+        self._data, self._diff, self._device = moved(self._data), moved(self._diff), device
 
 
 class ParamBlob(Blob):
-    """A layer's parameter as a blob: its data is the Parameter's, its diff the grad."""
+    """A layer's parameter as a blob: its data is the Parameter's, its diff the grad.
 
-    def __init__(self, parameter: torch.nn.Parameter, view: Sequence[int] | None = None):
-        super().__init__(parameter.shape, parameter.device)
-        self.parameter, self._view = parameter, view
+    A blob `of` another is the same under another shape.
+    """
+
+    def __init__(
+        self,
+        parameter: nn.Parameter,
+        of: ParamBlob | None = None,
+        shape: Sequence[int] | None = None,
+    ):
+        super().__init__(parameter.shape if shape is None else shape, parameter.device)
+        self.parameter, self._of = parameter, of
+
+    def __getstate__(self) -> dict:
+        self.flush()
+        # A copy makes its own arrays, and a copied Parameter has lost its grad.
+        return {**self.__dict__, '_data': None, '_diff': None, 'grad': self.parameter.grad}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.parameter.grad = self.__dict__.pop('grad')
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self._view or self.parameter.shape)
-
-    count = property(lambda self: self.parameter.numel())
-
-    def _need(self, half: _Half) -> None:
-        # The module may have been moved, or its grad replaced, since last time.
-        parameter = self.parameter
-        if half is self._diff and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        is_data = half is self._data
-        tensor = (parameter if is_data else parameter.grad).detach()
-        if half.tensor is None or half.tensor.data_ptr() != tensor.data_ptr():
-            setattr(
-                self,
-                '_data' if is_data else '_diff',
-                _Half(tensor.view(self._view) if self._view else tensor),
-            )
+        return tuple(self.parameter.shape) if self._of is None else self._shape
 
     @property
-    def tensor(self) -> Tensor:
-        self.flush()
-        return self.parameter.detach()
+    def data(self) -> np.ndarray:
+        return super().data.reshape(self.shape)
+
+    @property
+    def diff(self) -> np.ndarray:
+        return super().diff.reshape(self.shape)
+
+    # The module may have been moved, or its grad replaced, since the last call.
+
+    def _values(self) -> _Store:
+        if self._of is not None:
+            return self._of._values()
+        self._data = _over(self._data, self.parameter)
+        return self._data
+
+    def _gradient(self) -> _Store:
+        if self._of is not None:
+            return self._of._gradient()
+        if self.parameter.grad is None:
+            self.parameter.grad = torch.zeros_like(self.parameter)
+        self._diff = _over(self._diff, self.parameter.grad)
+        return self._diff
 
     def share(self, other: ParamBlob) -> None:
         """Use the memory of `other`'s values, and so its host array."""
-        other._need(other._data)
+        self._data = other._values()
         self.parameter.data = other.parameter.data
-        self._data = other._data
 
     def load(self, stored) -> None:
         """Read the values from a stored blob of the same count, straight into place."""
         if self.parameter.device.type == 'cpu' and self.parameter.dtype == torch.float32:
             stored.read_into(self.data.reshape(-1))
         else:
-            values = torch.from_numpy(stored.array()).reshape(self.parameter.shape)
             with torch.no_grad():
-                self.parameter.copy_(values)
-
-    def written(self) -> None:
-        """Forget host arrays: the device has written the parameter where nobody counts it."""
-        if self.parameter.device.type == 'cpu':
-            return  # they are its memory
-        self._data.replace(self._data.tensor)  # which another net may share
-        self._diff.replace(None)
+                values = torch.from_numpy(stored.array())
+                self.parameter.copy_(values.reshape(self.parameter.shape))
 
     def clear_diff(self) -> None:
-        """Set the gradient to zero: in place where somebody holds its array."""
-        if self.parameter.grad is not None and self._diff.seen() is not None:
+        """Set the gradient to zero: in place if a user holds its array."""
+        if self._of is not None:
+            return  # the other blob clears it
+        if self.parameter.grad is not None and self._diff is not None and self._diff.is_shown():
             self.parameter.grad.zero_()
         else:
             self.parameter.grad = None
 
     def flush(self) -> None:
         """Send what was written to host arrays to the parameter."""
-        for half in (self._data, self._diff):
-            half.on_device()
+        for store in (self._data, self._diff):
+            if store is not None:
+                store.current()
+
+    def mark_stale(self) -> None:
+        """Mark host arrays stale: the device has written the parameter uncounted."""
+        for store in (self._data, self._diff):
+            if store is not None:
+                store.mark_stale()
 
     def reshape(self, *dims: int) -> None:
-        shape = checked_shape(dims, 'reshape')
-        self.flush()
-        parameter = self.parameter
-        same = math.prod(shape) == parameter.numel()
-        parameter.data = (
-            parameter.data.reshape(shape) if same else torch.zeros(shape, device=parameter.device)
+        shape, values = checked_shape(dims, 'reshape'), self.tensor
+        keep = math.prod(shape) == self.count
+        self.parameter.data = (
+            values.reshape(shape) if keep else torch.zeros(shape, device=values.device)
         )
-        parameter.grad = None
-        self._data, self._diff = _Half(), _Half()
+        self.parameter.grad = None

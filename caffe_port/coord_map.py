@@ -9,7 +9,7 @@ x = s*y - p + (k - 1)/2, hence y = x/s + (p - (k - 1)/2)/s.
 Deconvolution is the same with bottom and top exchanged: y = s*x - p + (k - 1)/2.
 Crop drops the first `offset` pixels: y = x - offset.
 
-The arithmetic is in fractions, so that an offset that ought to be whole is whole.
+The arithmetic is in fractions, so that an offset that should be whole is whole.
 
 Source of the names and of the behaviour: pycaffe's coord_map.
 """
@@ -17,7 +17,7 @@ Source of the names and of the behaviour: pycaffe's coord_map.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -56,24 +56,31 @@ PASS_THROUGH_LAYERS = frozenset(
     )
 )
 
-# Later bottoms of these give a size or coefficients: they are not mapped to the top.
+# Later bottoms of these give a size or coefficients and are not mapped to the top.
 _ONE_MAPPED_BOTTOM = frozenset(('Bias', 'Crop', 'Scale'))
 
 
 class UndefinedMapException(CaffeError):
-    """A layer has no coordinate map: what it computes lies nowhere on its bottom's grid."""
+    """A layer has no coordinate map: its top has no place on its bottom's grid."""
 
 
 class AxisMismatchException(CaffeError):
-    """Two coordinate maps speak of different axes and cannot be composed."""
+    """Two coordinate maps are of different axes and cannot be composed."""
+
+
+class UnconnectedError(CaffeError, RuntimeError):
+    """No path of spatial layers connects two tops (pycaffe raises a RuntimeError)."""
+
+
+class CropError(CaffeError, AssertionError):
+    """No crop aligns two tops (pycaffe raises an AssertionError)."""
 
 
 class CoordMap(NamedTuple):
     """y = scale * x + shift, on every axis after `axis`.
 
     axis: the last one before the mapped axes, 1 for N x C x H x W; None for any.
-    scale, shift: object arrays of Fraction; one element, which then serves all
-    axes, or one per axis.
+    scale, shift: object arrays of Fraction with one element for all axes, or one per axis.
     """
 
     axis: int | None
@@ -81,15 +88,16 @@ class CoordMap(NamedTuple):
     shift: np.ndarray
 
 
-def _fractions(values: int | Iterable[int]) -> np.ndarray:
-    return np.array([Fraction(int(value)) for value in np.atleast_1d(values)], dtype=object)
+def _fractions(values: int | Sequence[int]) -> np.ndarray:
+    several = values if isinstance(values, Sequence) else [values]
+    return np.array([Fraction(int(value)) for value in several], dtype=object)
 
 
 IDENTITY = CoordMap(None, _fractions(1), _fractions(0))
 
 
 def coord_map(fn: Function) -> CoordMap:
-    """The map from a layer's bottom to its top.
+    """Return the map from a layer's bottom to its top.
 
     Raises UndefinedMapException for a layer that has none, such as InnerProduct,
     or whose window is not known, such as a Convolution without kernel_size.
@@ -109,7 +117,7 @@ def coord_map(fn: Function) -> CoordMap:
 
 
 def compose(base_map: CoordMap, next_map: CoordMap) -> CoordMap:
-    """The map that applies `next_map`, then `base_map`.
+    """Return the map that applies `next_map`, then `base_map`.
 
     a1 * (a2 * x + b2) + b1 = (a1 * a2) * x + (a1 * b2 + b1).
 
@@ -124,19 +132,18 @@ def compose(base_map: CoordMap, next_map: CoordMap) -> CoordMap:
 
 
 def inverse(forward: CoordMap) -> CoordMap:
-    """The map from y back to x: x = y/a - b/a where y = a*x + b."""
+    """Return the map from y back to x: x = y/a - b/a where y = a*x + b."""
     axis, a, b = forward
     return CoordMap(axis, 1 / a, -b / a)
 
 
 def coord_map_from_to(top_from: Top, top_to: Top) -> CoordMap:
-    """The map from the pixels of one top to those of another, through a common ancestor.
+    """Return the map from the pixels of one top to those of another.
 
-    With maps F and T from the ancestor to the two tops it is T after the inverse
-    of F. Where several paths lead to an ancestor the shortest counts, as pycaffe
-    too takes all paths to agree.
+    With maps F and T from a common ancestor to the two tops it is T after the inverse
+    of F. Of several paths the shortest is taken: like pycaffe, this assumes that all agree.
 
-    Raises CaffeError if no path of layers with coordinate maps connects the two.
+    Raises UnconnectedError if no path of layers with coordinate maps connects the two.
     """
     undefined: list[str] = []
     from_maps = dict(_ancestors(top_from, undefined))
@@ -144,7 +151,7 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> CoordMap:
         if top in from_maps:
             return compose(to_map, inverse(from_maps[top]))
     stopped = f'; stopped at: {", ".join(dict.fromkeys(undefined))}' if undefined else ''
-    raise CaffeError(
+    raise UnconnectedError(
         f'no coordinate map from the top of {top_from.fn} to that of {top_to.fn}: '
         f'no path of spatial layers connects them{stopped}'
     )
@@ -153,19 +160,19 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> CoordMap:
 def crop(top_from: Top, top_to: Top) -> Top:
     """Crop `top_from` to the size and place of `top_to`, by the offset that aligns their pixels.
 
-    Raises CaffeError if no crop can: if the grids differ in scale, or the offset
-    is negative or falls between pixels.
+    Raises CropError if the grids differ in scale, or if the offset is negative or falls
+    between pixels.
     """
     axis, a, b = coord_map_from_to(top_from, top_to)
     name = f'crop of {top_from.fn} to {top_to.fn}'
     if not (a == 1).all():
-        raise CaffeError(f'{name}: the scale is {_text(a)}, must be 1')
+        raise CropError(f'{name}: the scale is {_text(a)}, must be 1')
     offset = np.broadcast_to(-b, np.broadcast(a, b).shape)
     if not (offset >= 0).all():
-        raise CaffeError(f'{name}: the offset is {_text(offset)}, must not be negative')
+        raise CropError(f'{name}: the offset is {_text(offset)}, must not be negative')
     if any(value.denominator != 1 for value in offset):
-        raise CaffeError(f'{name}: the offset is {_text(offset)}, must be whole')
-    # Identity maps leave the axis open; then the spatial axes of N x C x H x W are meant.
+        raise CropError(f'{name}: the offset is {_text(offset)}, must be whole')
+    # A map for any axis is taken as one of the spatial axes of N x C x H x W.
     first_cropped = 2 if axis is None else axis + 1
     return layers.Crop(
         top_from,
@@ -175,7 +182,7 @@ def crop(top_from: Top, top_to: Top) -> Top:
 
 
 def _ancestors(top: Top, undefined: list[str]) -> Iterator[tuple[Top, CoordMap]]:
-    """A top and all it rests on, nearest first, each with the map from it to `top`.
+    """Yield a top and all tops it is computed from, nearest first, each with its map to `top`.
 
     Layers without a map end their path; they are added to `undefined`.
     """
@@ -200,21 +207,19 @@ def _ancestors(top: Top, undefined: list[str]) -> Iterator[tuple[Top, CoordMap]]
 
 
 def _keeps_places(fn: Function) -> bool:
-    """False for a Concat or Slice on another axis than the channels."""
+    """Return False for a Concat or Slice on another axis than the channels."""
     joined, cut = fn.settings().concat_param, fn.settings().slice_param
     return all(axis == 1 for axis in (joined.axis, joined.concat_dim, cut.axis, cut.slice_dim))
 
 
 def _window(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Axis, stride, dilated extent and padding of a layer with a sliding window."""
-    settings = fn.settings()
-    if fn.type_name == 'Pooling':
-        param, axis, dilation = settings.pooling_param, 1, _fractions(1)
-        if param.global_pooling:
-            raise UndefinedMapException(f'{fn}: global pooling has no coordinate map')
-    else:
-        param, axis = settings.convolution_param, settings.convolution_param.axis
-        dilation = _fractions(list(param.dilation) or 1)
+    """Return axis, stride, dilated extent and padding of a layer with a sliding window."""
+    pooling, convolution = fn.settings().pooling_param, fn.settings().convolution_param
+    pools = fn.type_name == 'Pooling'
+    if pools and pooling.global_pooling:
+        raise UndefinedMapException(f'{fn}: global pooling has no coordinate map')
+    param = pooling if pools else convolution
+    axis, dilation = convolution.axis, _fractions(list(convolution.dilation) or 1)
     kernel = _per_axis(param, 'kernel_size', 'kernel', default=0)
     stride = _per_axis(param, 'stride', 'stride', default=1)
     pad = _per_axis(param, 'pad', 'pad', default=0)
@@ -228,7 +233,7 @@ def _window(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _per_axis(param, plain: str, stem: str, default: int) -> np.ndarray:
-    """A setting as one number for all axes or one per axis: from `_h` and `_w` if these are set."""
+    """Return a setting as one number for all axes or one per axis: `_h` and `_w` if given."""
     if param.HasField(stem + '_h') or param.HasField(stem + '_w'):
         return _fractions([getattr(param, stem + '_h'), getattr(param, stem + '_w')])
     value = getattr(param, plain)

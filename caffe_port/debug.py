@@ -1,28 +1,27 @@
-"""What a net logs of every layer while its debug_info is on, in Caffe's words."""
+"""What a net logs of every layer while its debug_info is set, in Caffe's words."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from caffe_port.module import Node
-    from caffe_port.net import Net
+from caffe_port.blob import Blob
+from caffe_port.module import Node
 
 LOG = logging.getLogger('caffe_port')
 
 
-def forward(net: Net, node: Node) -> None:
-    """The mean magnitude of a layer's tops and params, after its forward."""
+def log_forward(node: Node, blobs: Mapping[str, Blob]) -> None:
+    """Log the mean magnitude of a layer's tops and params."""
     for name in node.tops:
         LOG.info(
             '    [Forward] Layer %s, top blob %s data: %.6g',
             node.name,
             name,
-            _magnitude(net.blobs[name].tensor),
+            _magnitude(blobs[name].tensor),
         )
     for i, parameter in enumerate(node.op.blobs()):
         LOG.info(
@@ -33,15 +32,15 @@ def forward(net: Net, node: Node) -> None:
         )
 
 
-def backward(net: Net, node: Node) -> None:
-    """The mean magnitude of the gradients of a layer's bottoms and params."""
+def log_backward(node: Node, blobs: Mapping[str, Blob]) -> None:
+    """Log the mean magnitude of the gradients of a layer's bottoms and params."""
     for name, wanted in zip(node.bottoms, node.propagate):
         if wanted:
             LOG.info(
                 '    [Backward] Layer %s, bottom blob %s diff: %.6g',
                 node.name,
                 name,
-                _magnitude(net.blobs[name].diff_tensor),
+                _magnitude(blobs[name].diff_tensor),
             )
     for i, parameter in enumerate(node.op.blobs()):
         if parameter.requires_grad:
@@ -53,9 +52,8 @@ def backward(net: Net, node: Node) -> None:
             )
 
 
-def all_params(net: Net) -> None:
-    """The norms of all params and of their gradients, each param counted once."""
-    params = {id(p): p for node in net.module.nodes for p in node.op.blobs()}.values()
+def log_params(params: Sequence[Tensor]) -> None:
+    """Log the norms of all params and of their gradients."""
     sides = [p.detach() for p in params], [p.grad for p in params if p.grad is not None]
     norms = [
         float(sum(torch.linalg.vector_norm(each.double(), order) ** order for each in side))
@@ -77,6 +75,6 @@ def _magnitude(tensor: Tensor | None) -> float:
 
 
 def _display_name(node: Node, i: int) -> str:
-    """A param's own name, or else its number."""
+    """Return a param's own name, or else its number."""
     specs = node.op.param.param
     return specs[i].name if i < len(specs) and specs[i].name else str(i)

@@ -1,11 +1,14 @@
-"""The one exception this package raises for what a user can mend."""
+"""The one exception that this package raises for what a user can mend, and files written whole."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# The files that are being written, with the temporary ones that will replace them.
+_temporaries: dict[Path, Path] = {}
 
 
 class CaffeError(ValueError):
@@ -16,21 +19,27 @@ class CaffeError(ValueError):
 
 
 class WriteError(CaffeError):
-    """The disk did not take a file; what stood in its place still does."""
+    """The disk refused a file; what stood in its place is still there."""
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file so that it is there whole or not at all.
 
-    Yields a temporary name beside `path`; on leaving, the file is flushed to
-    the disk and renamed to `path`. When the body raises, the temporary file is
-    removed and whatever stood at `path` stays.
+    Yields a temporary name beside `path`; on leaving, the file is flushed to the disk and
+    renamed to `path`. When the body raises, the temporary file is removed and whatever stood
+    at `path` stays. A function that the body calls may write the same file by `replacing`; it
+    is renamed when the body is done.
 
     Raises WriteError if the folder is missing or the disk refuses the write.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    if path in _temporaries:
+        yield _temporaries[path]
+        return
+    if not path.name or '\0' in str(path):
+        raise WriteError(f'{str(path)!r}: not written: not the name of a file')
+    temporary = _temporaries[path] = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         yield temporary
         with open(temporary, 'rb+') as written:
@@ -39,7 +48,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise WriteError(f'{path}: not written: {error.strerror or error}') from error
     finally:
-        temporary.unlink(missing_ok=True)
+        del _temporaries[path]
+        with suppress(OSError):  # where the write failed, this fails too
+            temporary.unlink(missing_ok=True)
 
 
 def make_folder(path: str | os.PathLike) -> Path:
@@ -51,4 +62,6 @@ def make_folder(path: str | os.PathLike) -> Path:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f'{path}: cannot be made: {error.strerror}') from error
+    except ValueError as error:
+        raise WriteError(f'{str(path)!r}: cannot be made: {error}') from error
     return Path(path)

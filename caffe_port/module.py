@@ -22,12 +22,13 @@ from caffe_port.proto.caffe_pb2 import (
     NetState,
     NetStateRule,
     ParamSpec,
+    Phase,
 )
 
 
 @dataclass
 class Node:
-    """A layer in its place: what it reads, what it writes, whether gradients pass.
+    """A layer of a net: what it reads, what it writes, whether gradients pass.
 
     `reads` and `writes` number the values of blobs: an in-place layer gives its
     blob a new value under the old name.
@@ -46,7 +47,7 @@ class Node:
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
-        """Let errors from the layer bear its name and type."""
+        """Put the layer's name and type into errors from it."""
         where = f'{self.name} ({self.type})'
         try:
             yield
@@ -62,28 +63,29 @@ class Node:
             OSError,
         ) as error:
             if self.type == 'Python':
-                raise  # the user's own code: its own exception tells more
+                raise  # the user's own code: its exception says more
             text = str(error) or type(error).__name__
             raise CaffeError(f'{where}: {text.splitlines()[0]}') from error
 
     def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        """Compute the tops."""
         with self.named_in_errors():
             return as_tuple(self.op(*bottoms))
 
 
 MULTIPLIERS = 'lr_mult', 'decay_mult'
-# More bottoms or tops of one layer than any net has, so that no file asks for hours of work.
+# More bottoms or tops than a layer of any real net has: a file must not ask for hours of work.
 MAX_ENDS = 1024
 
 
 @dataclass
 class Learnable:
-    """A parameter that the solver moves, with its multipliers as declared."""
+    """A parameter that the solver updates, with its multipliers as declared."""
 
     parameter: nn.Parameter
     lr_mult: float
     decay_mult: float
-    # Which multipliers a layer has declared: those who share the parameter must agree on them.
+    # The multipliers that a layer has set: all layers that share the parameter must agree.
     declared: set[str] = field(default_factory=set)
 
 
@@ -98,7 +100,7 @@ def _meets(state: NetState, rule: NetStateRule) -> bool:
 
 
 def included(layer: LayerParameter, state: NetState) -> bool:
-    """Whether `layer` takes part in a net of `state`, by its include or exclude rules."""
+    """Say whether a net of `state` has `layer`, by its include or exclude rules."""
     if layer.include and layer.exclude:
         raise CaffeError(f'{layer.name}: has both include and exclude rules, only one may be given')
     if layer.include:
@@ -109,11 +111,11 @@ def included(layer: LayerParameter, state: NetState) -> bool:
 class NetModule(nn.Module):
     """The layers of a net, in order, as one module.
 
-    Called with input blobs as keywords, it returns a dict of the output blobs, all
+    A call takes input blobs as keywords and returns a dict of the output blobs, all
     tensors, differentiable, on any device. state_dict keys are `<layer>.weight` and
     `<layer>.bias` in Caffe's shapes.
 
-    Raises CaffeError, naming the layer, for whatever is wrong with the net.
+    Raises CaffeError, naming the layer, if the net is not valid.
     """
 
     def __init__(self, param: NetParameter, state: NetState):
@@ -127,8 +129,7 @@ class NetModule(nn.Module):
         self.inputs: list[str] = []
         self.outputs: list[str] = []
         self.shapes: dict[str, Shape] = {}
-        self.faces: list[ParamBlob] = []  # the params as a Net shows them
-        self._owners: dict[str, tuple[Node, int, Learnable]] = {}
+        self._owners: dict[str, tuple[Node, ParamBlob, Learnable]] = {}
         self._values: dict[str, int] = {}
         self._numbers = itertools.count()
         unread: dict[str, None] = {}
@@ -144,9 +145,14 @@ class NetModule(nn.Module):
         self.outputs.extend(unread)
         self._decide_backward(param.force_backward)
 
+    def param_blobs(self) -> Iterator[ParamBlob]:
+        """Yield the params of all layers, in order, as pycaffe shows them."""
+        for node in self.nodes:
+            yield from node.op.param_blobs
+
     def flush(self) -> None:
         """Send what was written to host arrays of the params to the device."""
-        for blob in self.faces:
+        for blob in self.param_blobs():
             blob.flush()
 
     def _apply(self, fn, recurse: bool = True) -> NetModule:
@@ -157,7 +163,7 @@ class NetModule(nn.Module):
         self.flush()  # before what copies and pickles take
         return self.__dict__
 
-    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+    def state_dict(self, *args, **kwargs):
         self.flush()
         return super().state_dict(*args, **kwargs)
 
@@ -183,17 +189,17 @@ class NetModule(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
     ) -> None:
-        # Names of layers may hold dots, which PyTorch would take for modules within modules.
+        # Names of layers may have dots, which PyTorch would take for modules within modules.
         if strict:
             own = {prefix + key for key in self.state_dict(keep_vars=True)}
             unexpected.extend(
                 key for key in state_dict if key.startswith(prefix) and key not in own
             )
 
-    # How the net is put together.
+    # Building the net.
 
     def _append(
-        self, layer: LayerParameter, phase: int, device: torch.device, unread: dict[str, None]
+        self, layer: LayerParameter, phase: Phase, device: torch.device, unread: dict[str, None]
     ) -> None:
         own = self.param.layer.add()
         own.CopyFrom(layer)
@@ -228,7 +234,7 @@ class NetModule(nn.Module):
             node.op.setup(*shapes)
             tops = node.op.top_shapes(*shapes)
         self._add_params(node)
-        # A name may come twice, or be the one that PyTorch assigns to: another key, then.
+        # Two layers may have one name, and PyTorch assigns to "training": use another key.
         taken = own.name in self._modules or own.name == 'training'
         key = f'{own.name}#{len(self.nodes)}' if taken else own.name
         self._modules[key] = node.op
@@ -244,7 +250,7 @@ class NetModule(nn.Module):
         self.nodes.append(node)
 
     def infer_shapes(self, given: dict[str, Shape]) -> dict[str, Shape]:
-        """The shape of every blob when those of source layers are as `given`."""
+        """Return the shape of every blob, given those of the Input layers' tops."""
         shapes = dict(given)
         for node in self.nodes:
             if node.type == 'Input':
@@ -256,7 +262,7 @@ class NetModule(nn.Module):
 
     @staticmethod
     def _complete_tops(layer: LayerParameter, op_type: type[Op]) -> None:
-        """A loss layer may leave its top unnamed."""
+        """Name the top of a loss layer that leaves it out."""
         if op_type.loss and not layer.top:
             layer.top.append(f'(automatic) {layer.name}')
 
@@ -301,12 +307,11 @@ class NetModule(nn.Module):
         specs = node.op.param.param
         if len(specs) > len(node.op.blob_names):
             raise CaffeError(f'{node.name}: {len(specs)} param for {len(node.op.blob_names)} blobs')
-        for i, name in enumerate(node.op.blob_names):
+        for i, parameter in enumerate(node.op.blobs()):
             spec = specs[i] if i < len(specs) else ParamSpec()
             if spec.name and spec.name in self._owners:
-                self._share(node, name, spec)
+                self._share(node, i, spec)
                 continue
-            parameter = node.op._parameters[name]
             learnable = Learnable(
                 parameter,
                 spec.lr_mult,
@@ -318,11 +323,12 @@ class NetModule(nn.Module):
             parameter.requires_grad_(learnable.lr_mult != 0)
             self.learnable.append(learnable)
             if spec.name:
-                self._owners[spec.name] = node, i, learnable
+                self._owners[spec.name] = node, node.op.param_blobs[i], learnable
 
-    def _share(self, node: Node, name: str, spec: ParamSpec) -> None:
-        owner, i, learnable = self._owners[spec.name]
-        shared, own = owner.op.blobs()[i], node.op._parameters[name]
+    def _share(self, node: Node, i: int, spec: ParamSpec) -> None:
+        """Let blob `i` of a layer be the param of `spec.name`, which another layer declared."""
+        owner, blob, learnable = self._owners[spec.name]
+        name, shared, own = node.op.blob_names[i], blob.parameter, node.op.blobs()[i]
         if shared.shape != own.shape:
             permitted = spec.share_mode == ParamSpec.PERMISSIVE
             if not permitted or shared.numel() != own.numel():
@@ -331,6 +337,7 @@ class NetModule(nn.Module):
                     f'but {owner.name}, which owns it, has {tuple(shared.shape)}'
                 )
             node.op.views[name] = tuple(own.shape)
+            blob = ParamBlob(shared, blob, own.shape)
         for multiplier in MULTIPLIERS:
             if not spec.HasField(multiplier):
                 continue
@@ -343,10 +350,10 @@ class NetModule(nn.Module):
             setattr(learnable, multiplier, value)
             learnable.declared.add(multiplier)
         shared.requires_grad_(learnable.lr_mult != 0)
-        node.op._parameters[name] = shared
+        node.op.param_blobs[i], node.op._parameters[name] = blob, shared
 
     def _decide_backward(self, force: bool) -> None:
-        """Which layers and bottoms take part in backward, as Net::Init decides it."""
+        """Decide which layers and bottoms take part in backward, as Net::Init does."""
         needs: dict[int, bool] = {}
         for node in self.nodes:
             node.propagate = [needs[value] for value in node.reads]

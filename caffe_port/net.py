@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
-from caffe_port import debug, mode, prototxt
-from caffe_port.blob import Blob, ParamBlob
+from caffe_port import debug, mode, prototxt, tape
+from caffe_port.blob import Blob, ParamBlob, shape_text
 from caffe_port.errors import CaffeError
-from caffe_port.files import caffemodel
+from caffe_port.files import caffemodel, hdf5
+from caffe_port.files.stored import StoredLayer, without_padding
 from caffe_port.module import NetModule, Node
 from caffe_port.ops.data import MemoryData
-from caffe_port.proto.caffe_pb2 import NetParameter, NetState
+from caffe_port.proto.caffe_pb2 import NetParameter, NetState, Phase
 
 LOG = logging.getLogger('caffe_port')
 
@@ -33,42 +33,30 @@ class LayerFace:
     blobs: list[ParamBlob]
 
 
-@dataclass
-class _Step:
-    """What a layer's forward leaves for its backward."""
-
-    bottoms: list[Tensor]
-    edges: list  # where each top's gradient enters; None where it has none
-
-
 class Net:
     """A network over blobs, as pycaffe's Net.
 
     Net(proto, phase), Net(proto, weights, phase) or Net(proto, phase, weights=file),
-    where proto is a prototxt file or a NetParameter. It computes on the device of
-    caffe_port.mode at the time of the call.
+    where proto is a prototxt file or a NetParameter. It computes on the device that
+    caffe_port.mode has at the time of the call.
 
-    blobs, params and layer_dict are ordered by name; params holds lists of blobs,
-    weight first. Unlike Caffe's, blobs has no copies made by Split layers.
+    blobs, params and layer_dict are dicts by name, in the net's order; params has lists of
+    blobs, weight first. Unlike Caffe's, blobs has no copies made by Split layers.
     While debug_info is set, forward and backward log every layer's magnitudes.
 
-    Raises CaffeError, naming file and layer, for whatever is wrong with them.
+    Raises CaffeError, naming file and layer, if one of them is not valid.
     """
 
     def __init__(
         self,
         proto: str | os.PathLike | NetParameter,
-        *args,
-        phase: int | None = None,
-        weights: str | os.PathLike | None = None,
+        phase: int | str | os.PathLike | None = None,
         level: int = 0,
         stages: Sequence[str] | None = None,
+        weights: str | os.PathLike | None = None,
     ):
-        if len(args) == 2 and phase is None and weights is None and not isinstance(args[0], int):
-            weights, phase = args
-        elif args and phase is None:
-            phase, *rest = args
-            level, stages, weights = (*rest, *(level, stages, weights)[len(rest) :])
+        if isinstance(phase, (str, os.PathLike)):  # Net(proto, weights, phase)
+            weights, phase, level = phase, level, 0
         if phase not in (mode.TRAIN, mode.TEST):
             raise CaffeError(f'Net: phase is {phase!r}, must be caffe.TRAIN or caffe.TEST')
         if isinstance(proto, NetParameter):
@@ -77,22 +65,23 @@ class Net:
             param, where = prototxt.read_net(proto), os.fspath(proto)
         state = NetState()
         state.CopyFrom(param.state)
-        state.phase, state.level = phase, level or state.level
+        state.phase, state.level = cast(Phase, phase), level or state.level
         state.stage.extend(stages or ())
         try:
             self.module = NetModule(param, state)
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}' if where else str(error)) from error
         self.debug_info = False
-        self._build_faces()
+        self._show_module()
         if weights is not None:
             self.copy_from(weights)
 
-    def _build_faces(self) -> None:
+    def _show_module(self) -> None:
+        """Make the blobs, layers, params and names that pycaffe shows of the module."""
         module, device = self.module, mode.device()
         self._nodes: list[Node] = module.nodes
         self._device = device
-        self._tape: dict[int, _Step] = {}
+        self._tape: dict[int, tape.Step] = {}
         self.blobs = OrderedDict(
             (name, Blob(shape, device)) for name, shape in module.shapes.items()
         )
@@ -100,25 +89,7 @@ class Net:
             self.blobs.update(
                 (name, blob) for name, blob in zip(node.tops, node.op.kept_tops) if blob is not None
             )
-        # A Python layer sees its own params through the very blobs that the net shows.
-        faces: dict[int, ParamBlob] = {
-            id(blob.parameter): blob
-            for node in self._nodes
-            if node.type == 'Python'
-            for blob in node.op.layer.blobs
-        }
-        self.layers: list[LayerFace] = []
-        for node in self._nodes:
-            blobs = []
-            for name, parameter in zip(node.op.blob_names, node.op.blobs()):
-                view = node.op.views.get(name)
-                if view is not None:
-                    blobs.append(ParamBlob(parameter, view))
-                else:
-                    blobs.append(faces.setdefault(id(parameter), ParamBlob(parameter)))
-            self.layers.append(LayerFace(node.op.param.type, blobs))
-        self._param_blobs = [blob for layer in self.layers for blob in layer.blobs]
-        module.faces = self._param_blobs
+        self.layers = [LayerFace(node.type, node.op.param_blobs) for node in self._nodes]
         self._layer_names = [node.name for node in self._nodes]
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers))
         self.params = OrderedDict(
@@ -129,6 +100,9 @@ class Net:
         self.top_names = OrderedDict((node.name, list(node.tops)) for node in self._nodes)
         self.bottom_names = OrderedDict((node.name, list(node.bottoms)) for node in self._nodes)
         self._seed_losses()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
 
     @property
     def name(self) -> str:
@@ -168,7 +142,7 @@ class Net:
                 )
             for name, array in inputs.items():
                 self._fill(name, array)
-        first, last = self._range(start, 0), self._range(end, len(self._nodes) - 1)
+        first, last = self._number(start, 0), self._number(end, len(self._nodes) - 1)
         self.forward_range(first, last)
         wanted = self.outputs if end is None else self._nodes[last].tops
         return {name: self._blob(name).data for name in dict.fromkeys([*wanted, *(blobs or ())])}
@@ -186,8 +160,14 @@ class Net:
         with node.named_in_errors():
             node.op.set_arrays(data, labels)
 
-    def _fill(self, name: str, array: np.ndarray) -> None:
-        blob, array = self.blobs[name], np.asarray(array)
+    def _fill(self, name: str, values: np.ndarray) -> None:
+        blob = self.blobs[name]
+        try:
+            array = np.asarray(values, np.float32)
+        except (TypeError, ValueError) as error:
+            raise CaffeError(
+                f'forward: input {name} is not an array of numbers: {error}'
+            ) from error
         try:
             if array.shape[:1] != blob.shape[:1]:
                 raise ValueError('another first dimension')
@@ -198,59 +178,40 @@ class Net:
                 f'{blob.shape}; reshape the blob first'
             ) from error
 
-    def forward_range(self, first: int, last: int) -> None:
-        """Run the layers numbered first to last, both included, on the blobs as they stand.
+    def forward_range(self, first: int = 0, last: int | None = None) -> None:
+        """Run the layers from number `first` up to `last`, both included (default: all).
 
-        `forward` is this with names for numbers and arrays in and out. Keeps what
-        backward needs.
+        This is `forward` without arrays in and out: it reads and sets the blobs, on the
+        device, and keeps what backward needs unless PyTorch's gradients are off.
         """
         self.follow_device()
         if first == 0:
             self._tape.clear()
-        with self._in_place():
-            for i in range(first, last + 1):
-                node = self._nodes[i]
-                if node.type != 'Input':
-                    self._run(i, node)
-                if self.debug_info:
-                    debug.forward(self, node)
-            self._seed_losses()
-
-    @contextmanager
-    def _in_place(self) -> Iterator[None]:
-        """Let arrays of blobs that somebody holds show the values computed meanwhile."""
-        held = [pair for blob in self.blobs.values() for pair in blob.held()]
-        try:
-            yield
-        finally:
-            for half, host in held:
-                half.settle(host)
+        for i in range(first, len(self._nodes) if last is None else last + 1):
+            node = self._nodes[i]
+            if node.type != 'Input':
+                self._run(i, node)
+            if self.debug_info:
+                debug.log_forward(node, self.blobs)
+        self._seed_losses()
 
     def _run(self, i: int, node: Node) -> None:
         self._tape.pop(i, None)
         bottoms = [self.blobs[name].tensor for name in node.bottoms]
         if node.need_backward and torch.is_grad_enabled():
-            tops = self._record(i, node, bottoms)
+            # What an in-place layer read must outlive what is written over it.
+            read = [
+                bottom.clone() if name in node.tops and self.blobs[name].is_shown() else bottom
+                for name, bottom in zip(node.bottoms, bottoms)
+            ]
+            tops, self._tape[i] = tape.record(node, read, node.run)
         else:
             with torch.no_grad():
                 tops = node.run(*bottoms)
         for name, top in zip(node.tops, tops):
+            if name not in node.bottoms and top.is_contiguous():
+                top = tape.apart(top, (*bottoms, *node.op.blobs()))
             self.blobs[name].tensor = top.detach()
-
-    def _record(self, i: int, node: Node, bottoms: list[Tensor]) -> tuple[Tensor, ...]:
-        """Run a node so that its own backward can follow, apart from all others'."""
-        leaves = [bottom.detach() for bottom in bottoms]
-        for j, name in enumerate(node.bottoms):
-            if name in node.tops and self.blobs[name].data_is_held:
-                leaves[j] = leaves[j].clone()  # what was read outlives what comes in its place
-        for leaf, wanted in zip(leaves, node.propagate):
-            leaf.requires_grad_(wanted)
-        with torch.enable_grad():
-            tops = node.run(*leaves)
-        # An edge, unlike the top, does not keep alive what an in-place layer replaces.
-        edges = [get_gradient_edge(top) if top.requires_grad else None for top in tops]
-        self._tape[i] = _Step(leaves, edges)
-        return tops
 
     # Backward.
 
@@ -265,11 +226,11 @@ class Net:
 
         Keywords fill diffs of output blobs (the tops of `start`, if given) first.
         Diffs of blobs are set, diffs of params added to. As in Caffe, layers that lead
-        to no loss are passed over unless the net says `force_backward: true`.
+        to no loss are skipped unless the net has `force_backward: true`.
         Returns the diffs of the inputs (the bottoms of `end`, if given) and of `diffs`.
         """
-        first = self._range(start, len(self._nodes) - 1)
-        last = self._range(end, 0)
+        first = self._number(start, len(self._nodes) - 1)
+        last = self._number(end, 0)
         if tops:
             expected = self.outputs if start is None else self._nodes[first].tops
             if set(tops) - set(expected):
@@ -287,98 +248,111 @@ class Net:
         wanted = self.inputs if end is None else self._nodes[last].bottoms
         return {name: self._blob(name).diff for name in dict.fromkeys([*wanted, *(diffs or ())])}
 
-    def backward_range(self, first: int, last: int, keep: bool = True) -> None:
-        """Run backward over the layers numbered first down to last, both included.
+    def backward_range(self, first: int | None = None, last: int = 0, keep: bool = True) -> None:
+        """Run backward over the layers from number `first` down to `last` (default: all).
 
-        A blob's diff is the sum over its readers, or what stands in it where no reader
-        took part. With `keep`, the same forward can be followed by another backward.
+        This is `backward` without arrays in and out. A blob's diff becomes the sum over
+        its readers; if no reader takes part, the diff that is there is used. A layer that
+        was not run, or was run on other shapes, works on the blobs as they stand.
+        With `keep`, another backward may follow without another forward.
         """
-        self.module.flush()  # gradients are added to what stands in the diffs
+        self.follow_device()
+        end = len(self._nodes) - 1
+        first = end if first is None else first
         arrived: dict[int, Tensor] = {}
-        with self._in_place():
-            for i in range(first, last - 1, -1):
-                node = self._nodes[i]
-                if not node.need_backward or node.type == 'Input':
-                    continue
-                if i not in self._tape:
-                    raise CaffeError(f'{node.name}: backward without a forward before it')
-                step = self._tape[i] if keep else self._tape.pop(i)
+        for i in range(first, last - 1, -1):
+            node = self._nodes[i]
+            if node.need_backward and (node.bottoms or node.op.blob_names):
+                step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 self._step_back(node, step, arrived, keep)
                 if self.debug_info:
-                    debug.backward(self, node)
-        if self.debug_info and last == 0 and first == len(self._nodes) - 1:
-            debug.all_params(self)
+                    debug.log_backward(node, self.blobs)
+        if self.debug_info and (first, last) == (end, 0):
+            debug.log_params([item.parameter for item in self.module.learnable])
 
-    def _step_back(self, node: Node, step: _Step, arrived: dict[int, Tensor], keep: bool) -> None:
-        edges, grads = [], []
-        for value, name, edge in zip(node.writes, node.tops, step.edges):
+    def _step_back(
+        self, node: Node, step: tape.Step | None, arrived: dict[int, Tensor], keep: bool
+    ) -> None:
+        """Set the diffs of a layer's bottoms and add to those of its params."""
+        if step is None or not self._fits(node, step):
+            step = self._retrace(node)
+        diffs = []
+        for value, name in zip(node.writes, node.tops):
             diff = arrived.pop(value, None)
             if diff is None:
                 diff = self.blobs[name].diff_tensor
-            if edge is not None and diff is not None:
-                edges.append(edge)
-                grads.append(diff)
-        bottoms = [leaf for leaf in step.bottoms if leaf.requires_grad]
-        params = [p for p in node.op.blobs() if p.requires_grad]
+            if diff is None:
+                diff = torch.zeros(self.blobs[name].shape, device=self._device)
+            diffs.append(diff)
         with node.named_in_errors():
-            found = (
-                torch.autograd.grad(
-                    edges, bottoms + params, grads, retain_graph=keep, allow_unused=True
-                )
-                if edges
-                else ()
-            )
-        found = list(found) or [None] * (len(bottoms) + len(params))
-        for leaf, value, name in zip(step.bottoms, node.reads, node.bottoms):
+            of_bottoms, of_params = tape.gradients(node, step, diffs, keep)
+        for leaf, value, name, diff in zip(step.bottoms, node.reads, node.bottoms, of_bottoms):
             if leaf.requires_grad:
-                diff = found.pop(0)
                 diff = torch.zeros_like(leaf) if diff is None else diff
                 arrived[value] = arrived[value] + diff if value in arrived else diff
                 self.blobs[name].diff_tensor = arrived[value]
-        for parameter, diff in zip(params, found):
+        for parameter, diff in zip(node.op.blobs(), of_params):
             if diff is not None and parameter.grad is not None:
                 parameter.grad.add_(diff)
             elif diff is not None:
-                parameter.grad = (
-                    diff.clone() if any(diff.data_ptr() == g.data_ptr() for g in grads) else diff
-                )
+                parameter.grad = diff
+
+    def _fits(self, node: Node, step: tape.Step) -> bool:
+        """Say whether the blobs still have the shapes that the step was recorded on."""
+        then = [*(tuple(bottom.shape) for bottom in step.bottoms), *step.shapes]
+        return then == [self.blobs[name].shape for name in (*node.bottoms, *node.tops)]
+
+    def _retrace(self, node: Node) -> tape.Step:
+        """Record a layer on the blobs as they stand, and change no blob."""
+        bottoms, tops = (
+            [self.blobs[name].tensor for name in names] for names in (node.bottoms, node.tops)
+        )
+        with node.named_in_errors():
+            _, step = tape.record(node, bottoms, lambda *leaves: node.op.retrace(leaves, tops))
+            for name, top, shape in zip(node.tops, tops, step.shapes):
+                if top.shape != shape:
+                    raise CaffeError(
+                        f'backward: top {name} is {shape_text(top.shape)}, from the bottoms as '
+                        f'they stand follows {shape_text(shape)}: call reshape or forward first'
+                    )
+        return step
 
     def _seed_losses(self) -> None:
-        """Put each loss's weight into its diff, unless somebody wrote there."""
+        """Put each loss's weight into its diff, unless a diff is there."""
         for node in self._nodes:
             for name, weight in zip(node.tops, node.loss_weights):
-                if weight and self.blobs[name].diff_tensor is None:
-                    blob = self.blobs[name]
+                blob = self.blobs[name]
+                if weight and blob.diff_tensor is None:
                     blob.diff_tensor = torch.full(blob.shape, weight, device=self._device)
 
     def clear_param_diffs(self) -> None:
         """Set the diff of every parameter to zero."""
-        for blob in self._param_blobs:
+        for blob in self.module.param_blobs():
             blob.clear_diff()
 
     def params_written(self) -> None:
-        """Say that the parameters were written on the device: host arrays are void."""
-        for blob in self._param_blobs:
-            blob.written()
+        """Mark host copies of the parameters stale, after the device has written them."""
+        for blob in self.module.param_blobs():
+            blob.mark_stale()
 
     def loss(self) -> Tensor:
-        """The sum of the losses, each by its weight, after a forward: a scalar tensor."""
+        """Return the weighted sum of the losses after a forward, a scalar tensor."""
         terms = [
             self.blobs[name].tensor.sum() * weight
             for node in self._nodes
             for name, weight in zip(node.tops, node.loss_weights)
             if weight
         ]
-        return sum(terms) if terms else torch.zeros((), device=self._device)
+        return sum(terms, torch.zeros((), device=self._device))
 
     # Shapes and weights.
 
     def reshape(self) -> None:
-        """Give every blob the shape that follows from those of the inputs."""
+        """Reshape every blob as follows from the shapes of the inputs."""
         given = {
             top: self.blobs[top].shape
             for node in self._nodes
-            if node.op.param.type == 'Input'
+            if node.type == 'Input'
             for top in node.tops
         }
         for name, shape in self.module.infer_shapes(given).items():
@@ -389,12 +363,19 @@ class Net:
     def copy_from(self, weights: str | os.PathLike) -> None:
         """Copy parameters by layer name from a weight file; nothing on error.
 
-        Layers that only the net has are left as they are, those that only the file has
-        are logged. Shapes must agree, but for the 1s with which old files pad shapes to
+        Layers that only the net has stay as they are, those that only the file has are
+        logged. Shapes must agree, except for the 1s with which old files pad shapes to
         4 axes.
         """
+        self._copy(caffemodel.read(weights), weights)
+
+    def load_hdf5(self, path: str | os.PathLike) -> None:
+        """Copy parameters by layer name from an HDF5 file, whatever its suffix."""
+        self._copy(hdf5.read(path), path)
+
+    def _copy(self, layers: Iterable[StoredLayer], weights: str | os.PathLike) -> None:
         planned = []
-        for layer in caffemodel.read(weights):
+        for layer in layers:
             if layer.name not in self.layer_dict:
                 LOG.info('Ignoring source layer %s', layer.name)
                 continue
@@ -405,15 +386,11 @@ class Net:
                     f'found {len(layer.blobs)}'
                 )
             for i, (stored, blob) in enumerate(zip(layer.blobs, target)):
-                if not _same_shape(stored.shape, blob.shape):
+                if without_padding(stored.shape, len(blob.shape)) != blob.shape:
                     hint = (
-                        (
-                            '; the counts agree: run surgery.transplant from a net of the '
-                            "file's shapes"
-                        )
-                        if stored.count == blob.count
-                        else ''
+                        "; the counts agree: run surgery.transplant from a net of the file's shapes"
                     )
+                    hint = hint if stored.count == blob.count else ''
                     raise CaffeError(
                         f'{weights}: {layer.name}: blob {i}: expected {blob.shape}, '
                         f'found {stored.shape}{hint}'
@@ -425,11 +402,19 @@ class Net:
     def save(
         self, path: str | os.PathLike, diffs: Mapping[str, list[np.ndarray]] | None = None
     ) -> None:
-        """Write net and parameters: .caffemodel, or HDF5 where the suffix is .h5.
+        """Write net and parameters as a .caffemodel, or as HDF5 if the suffix is .h5.
 
         `diffs`, by layer as `params`, are stored beside the values.
         Raises CaffeError if two layers with parameters share a name.
         """
+        write = hdf5.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
+        self._write(write, path, diffs)
+
+    def save_hdf5(self, path: str | os.PathLike) -> None:
+        """Write net and parameters as HDF5, whatever the suffix."""
+        self._write(hdf5.write_hdf5, path, None)
+
+    def _write(self, write: Callable, path: str | os.PathLike, diffs) -> None:
         owners = [name for name, layer in zip(self._layer_names, self.layers) if layer.blobs]
         twice = [name for name in self.params if owners.count(name) > 1]
         if twice:
@@ -437,7 +422,6 @@ class Net:
                 f'{path}: not written: two layers with parameters are named '
                 f'"{twice[0]}", and weights are found by name'
             )
-        write = caffemodel.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
         write(
             path,
             self.module.param,
@@ -464,7 +448,7 @@ class Net:
             raise CaffeError(f'no blob "{name}"; there are {", ".join(self.blobs)}')
         return self.blobs[name]
 
-    def _range(self, layer: str | None, default: int) -> int:
+    def _number(self, layer: str | None, default: int) -> int:
         if layer is None:
             return default
         if layer not in self.layer_dict:
@@ -472,22 +456,14 @@ class Net:
         return self._layer_names.index(layer)
 
     def follow_device(self) -> None:
-        """Move to where caffe_port.mode points, and send what was written on the host."""
+        """Move to the device of caffe_port.mode, and send it what was written on the host."""
         device = mode.device()
-        if (
-            any(blob.parameter.device != device for blob in self._param_blobs[:1])
-            or device != self._device
-        ):
+        param = next(self.module.param_blobs(), None)
+        moved = param is not None and param.parameter.device != device
+        if moved or device != self._device:
             self.module.to(device)
             for blob in self.blobs.values():
                 blob.to(device)
             self._device = device
             self._tape.clear()
         self.module.flush()
-
-
-def _same_shape(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Equal, or equal after the 1s with which old files pad shapes to 4 axes."""
-    if len(stored) == 4 and len(shape) < 4:
-        shape = (1,) * (4 - len(shape)) + shape
-    return stored == shape

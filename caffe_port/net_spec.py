@@ -2,11 +2,11 @@
 
 Four nouns. A Function is one layer call: its type, its bottoms, its settings. A
 Top is one output of a Function and the bottom of others. A NetSpec gives tops
-their names. `layers` (written L) makes Functions and hands out their tops;
+their names. `layers` (written L) makes Functions and returns their tops;
 `params` (written P) holds the enum values. Nothing is named before `to_proto`.
 
-Behaves as pycaffe's net_spec; unlike there, a setting no message knows is told
-where the layer is written and not only in `to_proto`.
+Behaves as pycaffe's net_spec; unlike there, an unknown setting is refused where the
+layer is written and not only in `to_proto`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _BORROWED = {
 
 
 class BottomError(CaffeError, TypeError):
-    """A bottom is not a Top (pycaffe raises a TypeError here, so this is one too)."""
+    """A bottom is not a Top (pycaffe raises a TypeError)."""
 
 
 @cache
 def _own_messages(type_name: str) -> tuple[str, ...]:
-    """The LayerParameter fields a layer type reads: ('convolution_param',) for 'Convolution'.
+    """Return the LayerParameter fields that a layer type reads, such as 'convolution_param'.
 
-    The schema tells: ConvolutionParameter is read by Convolution, and so on.
+    The schema names them: Convolution reads ConvolutionParameter, and so on.
     """
     named_after = tuple(
         field.name
@@ -70,7 +70,7 @@ class Top:
         self.n = n
 
     def to_proto(self) -> caffe_pb2.NetParameter:
-        """The net that computes this top."""
+        """Return the net that computes this top."""
         return to_proto(self)
 
     def _update(self, params: Mapping[str, Any]) -> None:
@@ -80,11 +80,11 @@ class Top:
 class Function:
     """One layer call: `type_name`, the tops it reads, its settings.
 
-    `ntop` and `in_place` are taken out of `params`; what is left are fields of
+    `ntop` and `in_place` are taken out of `params`; the rest are fields of
     LayerParameter or of the messages the type reads.
 
     Raises BottomError if an input is not a Top, CaffeError for a setting that
-    the schema does not know or whose value does not fit.
+    is not in the schema or whose value does not fit.
     """
 
     def __init__(self, type_name: str, inputs: Iterable[Top], params: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ class Function:
                 f'got {len(self.inputs)} for {self.ntop}'
             )
         self.tops = tuple(Top(self, n) for n in range(self.ntop))
-        self.settings()  # only to be told of a misspelt field here, where it was written
+        self.settings()  # raises for a misspelt field here, where it was written
 
     def __str__(self) -> str:
         name = self.params.get('name')
@@ -114,14 +114,14 @@ class Function:
         self.params.update(params)
 
     def settings(self) -> LayerParameter:
-        """The keyword arguments as a LayerParameter with neither bottoms nor tops."""
+        """Return the keyword arguments as a LayerParameter with neither bottoms nor tops."""
         layer = LayerParameter(type=self.type_name)
         for name, value in self.params.items():
             _assign(self._home(layer, name), name, value, str(self))
         return layer
 
     def _home(self, layer: LayerParameter, name: str) -> Message:
-        """The message of `layer` that `name` is a field of."""
+        """Return the message of `layer` that has a field `name`."""
         own = _own_messages(self.type_name)
         for message in (*(getattr(layer, field) for field in own), layer):
             if name in message.DESCRIPTOR.fields_by_name:
@@ -156,7 +156,7 @@ def _assign(message: Message, name: str, value: Any, layer: str) -> None:
     except TypeError as error:
         raise CaffeError(f'{layer}: {name} cannot be {value!r}: {error}') from error
     except ValueError as error:
-        if isinstance(error, CaffeError):  # told already, further in
+        if isinstance(error, CaffeError):  # from a field of this one
             raise
         raise CaffeError(f'{layer}: {name} cannot be {value!r}: {error}') from error
 
@@ -179,9 +179,9 @@ def _listed(value: Any) -> Iterable:
 class NetSpec:
     """A net under construction; attributes and items are its tops.
 
-    `n.conv1 = L.Convolution(n.data, ...)` names a top and its layer `conv1`, and
-    so does `n['conv1/7x7'] = ...` where the name is no identifier. `n.tops` is
-    the dict of all that was assigned, in that order.
+    `n.conv1 = L.Convolution(n.data, ...)` names a top and its layer `conv1`;
+    `n['conv1/7x7'] = ...` takes names that are no identifiers. `n.tops` is the dict of
+    all that was assigned, in that order.
 
     Raises CaffeError when something other than a Top is assigned.
     """
@@ -194,7 +194,7 @@ class NetSpec:
     def __setattr__(self, name: str, value: Top | Function) -> None:
         self[name] = value
 
-    def __getattr__(self, name: str) -> Top:
+    def __getattr__(self, name: str) -> Any:
         # Through __dict__: copy and pickle ask for attributes before __init__ has run.
         tops = self.__dict__.get('tops', {})
         if name not in tops:
@@ -213,30 +213,30 @@ class NetSpec:
             )
         self.tops[name] = value
 
-    def __getitem__(self, name: str) -> Top:
+    def __getitem__(self, name: str) -> Any:
         return self.tops[name]
 
     def __delitem__(self, name: str) -> None:
         del self.tops[name]
 
     def to_proto(self) -> caffe_pb2.NetParameter:
-        """The net: layers in the order of assignment, each after those it rests on.
+        """Return the net: layers in the order of assignment, each after those it reads.
 
-        Tops that were given no name get their layer's type and a number: Convolution1.
+        Tops without a name get their layer's type and a number: Convolution1.
         """
         names = {top: name for name, top in self.tops.items()}
         return _assemble(self.tops.values(), names)
 
 
 def to_proto(*tops: Top) -> caffe_pb2.NetParameter:
-    """The net that computes these tops, every name generated."""
+    """Return the net that computes these tops, with generated names."""
     return _assemble(tops, {})
 
 
 def _assemble(
     wanted: Iterable[Top | Function], names: dict[Top | Function, str]
 ) -> caffe_pb2.NetParameter:
-    """Write out everything `wanted` rests on, naming what `names` does not."""
+    """Return the net that `wanted` needs, with generated names for tops not in `names`."""
     counts: Counter[str] = Counter()
     names = dict(names)
 
@@ -257,10 +257,10 @@ def _assemble(
 
 
 def _in_order(wanted: Iterable[Top | Function]) -> Iterable[Function]:
-    """Every Function that `wanted` rests on, once, after all of its inputs."""
+    """Return every Function that `wanted` needs, once, after all of its inputs."""
     done: dict[Function, None] = {}
     for noun in wanted:
-        # A stack in place of recursion: nets are deeper than Python's call stack.
+        # A stack, as nets may be deeper than Python's call stack.
         path = [noun.fn if isinstance(noun, Top) else noun]
         while path:
             missing = (top.fn for top in path[-1].inputs if top.fn not in done)
@@ -275,11 +275,11 @@ def _in_order(wanted: Iterable[Top | Function]) -> Iterable[Function]:
 class Layers:
     """`layers.<Type>(*bottoms, **settings)` makes a layer of any type.
 
-    Gives its Top; a tuple of Tops with `ntop` above 1; the Function with `ntop=0`.
+    It returns the Top; a tuple of Tops with `ntop` above 1; the Function with `ntop=0`.
     """
 
     def __getattr__(self, type_name: str) -> Callable[..., Any]:
-        if type_name.startswith('__'):  # Python's own questions, not layer types
+        if type_name.startswith('__'):  # Python looks for special methods here
             raise AttributeError(type_name)
 
         def layer(*bottoms: Top, **params: Any) -> Top | tuple[Top, ...] | Function:
@@ -292,9 +292,9 @@ class Layers:
 
 
 class Parameters:
-    """`params.<Type>.<VALUE>` is an enum value of that layer's message: params.Pooling.MAX."""
+    """`params.<Type>.<VALUE>` is an enum value of the type's message: params.Pooling.MAX."""
 
-    def __getattr__(self, type_name: str) -> type[Message]:
+    def __getattr__(self, type_name: str) -> Any:
         return getattr(caffe_pb2, type_name + 'Parameter')
 
 

@@ -1,69 +1,75 @@
-"""Many devices, as Caffe has them: one process each, started by torchrun, one net in all.
+"""Training on many devices, as in Caffe: one process each, started by torchrun, with one net.
 
 Each process is a rank. It takes its share of the data, gradients are averaged over ranks,
-and rank 0 alone speaks and writes. What is called collective here must be called by every
-rank, in the same order. In a single process nothing here does or costs anything.
+and rank 0 alone logs and writes. A function that is collective must be called by every rank,
+in the same order. In a single process these functions do nothing and cost nothing.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Imported later, as PyTorch itself does, its functions would take the process group of that
+# time for a default argument, and nothing could destroy the group any more.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from caffe_port.errors import CaffeError
 
 LOG = logging.getLogger('caffe_port')
 T = TypeVar('T')
-# Tensors travel together up to so many bytes: a message for each bias would only wait.
+# Tensors are sent together up to this many bytes: a message for each bias would mostly wait.
 _BUCKET = 2**26
-_LAST_WORDS = 'last words'
+_LAST_WORDS = 'last words'  # the store's key for the reason why the first rank ended
 
 _rank, _count = 0, 1
 _store: dist.Store | None = None
 
 
 def solver_rank() -> int:
-    """The number of this process, from 0; 0 is the root solver."""
+    """Return the number of this process, from 0; 0 is the root solver."""
     return _rank
 
 
 def solver_count() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return _count
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
+    """Return the number of this process on its machine, which is also its GPU's."""
     return int(os.environ.get('LOCAL_RANK', 0))
 
 
 def run_id() -> str | None:
-    """What tells this call of torchrun from all others, the same after its restarts."""
+    """Return a name that only this call of torchrun has, the same after its restarts."""
     name = os.environ.get('TORCHELASTIC_RUN_ID')
     return f'{name} {os.getppid()}' if name else None
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this anew after a rank ended."""
+    """Return whether torchrun has restarted this process after a rank ended."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
 def join() -> None:
     """Join the processes that torchrun has started, where WORLD_SIZE says there are many.
 
-    NCCL carries what lies on GPUs, gloo what lies on the host. From here on an exception
-    that nobody catches ends the other ranks too, and they say why.
+    NCCL carries tensors on GPUs, gloo those on the host. From here on an uncaught exception
+    ends the other ranks too, and they print the reason.
 
-    Raises CaffeError if they do not come together.
+    Raises CaffeError if the others cannot be reached.
     """
     global _rank, _count, _store
     if os.environ.get('WORLD_SIZE', '1') == '1' or _store:
@@ -71,7 +77,7 @@ def join() -> None:
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     try:
         store, rank, count = next(dist.rendezvous('env://'))
-        # torchrun keeps the store over a restart, with the addresses of those who were before.
+        # torchrun keeps the store over a restart, with the addresses of the processes before it.
         _store = dist.PrefixStore(f'start {os.environ.get("TORCHELASTIC_RESTART_COUNT")}', store)
         dist.init_process_group(
             'cpu:gloo,cuda:nccl' if nccl else 'cpu:gloo',
@@ -82,16 +88,21 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
         raise CaffeError(
             f'rank {os.environ.get("RANK")} of {os.environ["WORLD_SIZE"]}: the '
-            f'others were not joined: {_gist(error)}'
+            f'others were not joined: {_first_sentence(error)}'
         ) from error
     _rank, _count = rank, count
     sys.excepthook = _uncaught
+    atexit.register(leave)
     if rank:
         LOG.setLevel(logging.ERROR)
 
 
 def leave() -> None:
-    """Leave the others at a good end."""
+    """End the work with the other ranks, all of it being done.
+
+    It also runs at the end of a process that has joined. The group's threads end here: one
+    that still ran while Python shuts down could abort the process.
+    """
     global _rank, _count, _store
     if _store:
         dist.destroy_process_group()
@@ -99,53 +110,58 @@ def leave() -> None:
 
 
 def end(status: int, words: str) -> None:
-    """End this process; the others, who end too, give `words` as the reason."""
+    """End this process; the other ranks end too, and print `words` as the reason."""
     if not _store:
         sys.exit(status)
-    try:
-        # Whoever comes first knows why; what the others say follows from it.
+    with suppress(RuntimeError):  # raised where the store has ended with the rank that kept it
+        # The first rank that ends knows why; the reasons of the others follow from it.
         _store.compare_set(_LAST_WORDS, '', f'rank {_rank}: {words}')
-    except RuntimeError:
-        pass  # the store has ended with the rank that kept it
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # An orderly end would wait for sums under way, which no longer come to an end.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or on a full disk
+            stream.flush()
+    # An orderly end would wait for sums under way, which nobody completes any more.
     os._exit(status)
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, trace) -> None:
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
     end(1, f'{kind.__name__}: {error}')
 
 
-def _gist(error: Exception) -> str:
-    """The first sentence of what PyTorch says, without the place in its source."""
-    return re.match(r'(?:\[\S+] )?(.*?)(\. |\n|$)', str(error))[1]
+def _first_sentence(error: Exception) -> str:
+    """Return the first sentence of PyTorch's message, without the place in its source."""
+    found = re.match(r'(?:\[\S+] )?(.*?)(\. |\n|$)', str(error))
+    return found[1] if found else str(error)
 
 
 @contextmanager
 def _others_there() -> Iterator[None]:
-    """What PyTorch raises when a rank has gone becomes one line, with that rank's reason."""
+    """Turn what PyTorch raises when a rank has ended into one line, with that rank's reason."""
     try:
         yield
     except RuntimeError as error:
-        try:
-            said = _store.check([_LAST_WORDS]) and _store.get(_LAST_WORDS).decode()
-        except RuntimeError:  # the store has ended with the rank that kept it
-            said = None
-        said = said or _gist(error)
-        raise CaffeError(f'rank {_rank}: another rank ended: {said}') from error
+        reason = _last_words() or _first_sentence(error)
+        raise CaffeError(f'rank {_rank}: another rank ended: {reason}') from error
+
+
+def _last_words() -> str | None:
+    """Return the reason that the first rank to end has left, if it could leave one."""
+    with suppress(RuntimeError):  # raised where the store has ended with the rank that kept it
+        if _store and _store.check([_LAST_WORDS]):
+            return _store.get(_LAST_WORDS).decode()
+    return None
 
 
 def first(function: Callable[[], T]) -> T:
-    """What function() returns on rank 0, which is alone in it, on every rank; collective.
+    """Call function() on rank 0 alone, and return its result on every rank; collective.
 
-    The others wait. What it returns must be picklable.
+    The other ranks wait. Within the function rank 0 counts as a single process. The result
+    must be picklable.
     """
     global _count
     if _count == 1:
         return function()
-    result = []
+    result: list[T] = []
     if _rank == 0:
         count, _count = _count, 1
         try:
@@ -156,7 +172,7 @@ def first(function: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """`value` of every rank, by rank; collective. It must be picklable."""
+    """Return every rank's `value`, in order of ranks; collective. It must be picklable."""
     values = [value] * _count
     if _count > 1:
         with _others_there():
@@ -165,7 +181,7 @@ def gather(value: T) -> list[T]:
 
 
 def agree(number: int) -> int:
-    """The largest `number` of any rank; collective."""
+    """Return the largest `number` of any rank; collective."""
     if _count == 1:
         return number
     largest = torch.tensor(number)
@@ -177,7 +193,7 @@ def agree(number: int) -> int:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace tensors, all on one device, by their means over ranks; collective.
 
-    Waits for no device: on a GPU the sums are queued as kernels are.
+    It does not wait for a GPU: the sums are queued as kernels are.
     """
     _in_buckets(tensors, lambda flat: dist.all_reduce(flat, async_op=True), _count)
 
@@ -204,7 +220,7 @@ def _in_buckets(
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours that come to _BUCKET bytes or less together; larger ones by themselves."""
+    """Yield neighbouring tensors of _BUCKET bytes or less together; larger ones alone."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -218,7 +234,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _flat(bucket: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """A bucket and its values in one row: a lone tensor's own memory, or a copy."""
+    """Return a bucket and its values as one flat tensor: a single one's own memory, or a copy."""
     if len(bucket) == 1 and bucket[0].is_contiguous():
         return bucket, bucket[0].view(-1)
     return bucket, torch.cat([tensor.reshape(-1) for tensor in bucket])

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
 from configparser import ConfigParser
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
+
+from caffe_port.errors import CaffeError
 
 # Modules of Python layers, under the names that prototxts use for them.
 PYTHON_LAYERS = 'caffe_port.python_layers'
@@ -12,6 +19,7 @@ PYTHON_LAYERS = 'caffe_port.python_layers'
 NETS = 'caffe_port.nets'
 
 _SETUP = Path(__file__).resolve().parents[1] / 'setup.cfg'
+_registered_only = ContextVar('registered_only', default=False)
 
 
 def offered(group: str) -> dict[str, EntryPoint]:
@@ -28,3 +36,50 @@ def offered(group: str) -> dict[str, EntryPoint]:
             if equals:
                 found[name] = EntryPoint(name, value, group)
     return found | {point.name: point for point in entry_points(group=group)}
+
+
+@contextmanager
+def registered_only() -> Iterator[None]:
+    """Let prototxts name registered modules of Python layers only: commands for strangers' files.
+
+    Elsewhere a python_param imports any module on the path, as in pycaffe.
+    """
+    token = _registered_only.set(True)
+    try:
+        yield
+    finally:
+        _registered_only.reset(token)
+
+
+def layer_module(name: str) -> ModuleType:
+    """Import the module that a python_param names: from the path, or else a registered one.
+
+    Raises CaffeError if there is none, or if it cannot be imported.
+    """
+    point, only = offered(PYTHON_LAYERS).get(name), _registered_only.get()
+    if only and point is None:
+        raise CaffeError(
+            f'python_param: module {name} is not registered, and this command imports no other; '
+            f'a package registers it as an entry point {name} of the group {PYTHON_LAYERS}'
+        )
+    try:
+        return point.load() if only and point else _import(name, point)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name.partition('.')[0]:
+            raise CaffeError(
+                f'python_param: no module {name} on the path, and no installed package '
+                f'offers one by that name (entry point group {PYTHON_LAYERS})'
+            ) from error
+        words = f'cannot be imported: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        if isinstance(error, ModuleNotFoundError):
+            words = f'needs {error.name}, which is not installed'
+        raise CaffeError(f'python_param: module {name} {words}') from error
+
+
+def _import(name: str, point: EntryPoint | None) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if point is None or error.name != name.partition('.')[0]:
+            raise
+        return point.load()

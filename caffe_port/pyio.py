@@ -1,7 +1,7 @@
 """caffe.io: images, and arrays to and from protobuf messages.
 
-The file cannot be called io.py: run as a script, a file of this folder would then
-import it in the standard library's place.
+The file is not named io.py: a script in this folder would import it in place of the
+standard library's io.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -18,21 +19,21 @@ from scipy import ndimage
 from caffe_port.errors import CaffeError
 from caffe_port.proto import caffe_pb2
 
-# The luminance of linear RGB after ITU-R BT.709, as skimage's rgb2gray weighs it.
+# The weights of linear RGB in luminance by ITU-R BT.709, as in skimage's rgb2gray.
 LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 
 
 def load_image(filename: str | os.PathLike, color: bool = True) -> np.ndarray:
     """Read an image: H x W x 3 (H x W x 1 if not color) float32, RGB, from 0 to 1.
 
-    Grey images of 16 bits keep them all; without `color`, colours become their luminance.
+    Grey images of 16 bits keep all bits; without `color`, colours become their luminance.
 
-    Raises CaffeError if the file is missing or no image.
+    Raises CaffeError if the file is missing or not an image.
     """
     try:
         with Image.open(filename) as image:
             pixels = _pixels(image)
-    except Exception as error:  # decoders raise whatever a broken file leads them to
+    except Exception as error:  # on a broken file decoders raise anything
         raise CaffeError(f'{filename}: not read as an image: {error}') from error
     if color:
         pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
@@ -42,8 +43,8 @@ def load_image(filename: str | os.PathLike, color: bool = True) -> np.ndarray:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """The pixels from 0 to 1: H x W x 3, or H x W x 1 of a grey image; alpha is left out."""
-    # Of 16-bit files older versions of Pillow make mode I, for which PNG has no other use.
+    """Return pixels from 0 to 1: H x W x 3, or H x W x 1 of a grey image; drop alpha."""
+    # Older versions of Pillow open 16-bit PNG files, and no others, in mode I.
     if image.mode.startswith('I;16') or (image.mode, image.format) == ('I', 'PNG'):
         return np.asarray(image, np.float64)[..., np.newaxis] / 65535
     mode = 'L' if image.mode in ('1', 'L') else 'RGB'
@@ -53,26 +54,27 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
     """Resize an H x W x K image to `new_dims` (height, width) by splines of an order.
 
-    As in pycaffe, with 1 or 3 channels pixels count as squares, whose corners stay in
-    place, and no value leaves the image's range; with others pixels count as points, and
-    the outermost stay in place. Returns float32.
+    As in pycaffe, an image of 1 or 3 channels keeps its range, and its outermost pixels keep
+    their outer edges in place; an image of other channels keeps their centres in place.
+    Returns float32.
     """
     factors = (new_dims[0] / im.shape[0], new_dims[1] / im.shape[1], 1)
+    order: Any = interp_order
     if im.shape[-1] not in (1, 3):
-        return ndimage.zoom(im, factors, order=interp_order).astype(np.float32)
+        return ndimage.zoom(im, factors, order=order).astype(np.float32)
     im = im.astype(np.float32)
-    resized = ndimage.zoom(im, factors, order=interp_order, mode='mirror', grid_mode=True)
+    resized = ndimage.zoom(im, factors, order=order, mode='mirror', grid_mode=True)
     return resized.clip(im.min(), im.max())
 
 
 class Transformer:
-    """Bring images into the shape a net's inputs want, and back.
+    """Turn images into a net's input blobs, and back.
 
     `inputs` maps each input blob to its shape, such as {'data': (1, 3, 227, 227)}.
-    preprocess resizes, then applies in this order what has been set: transpose,
+    preprocess resizes, then applies those of these that are set, in this order: transpose,
     channel swap, raw scale, mean, input scale; deprocess undoes them.
 
-    Raises CaffeError for an input that was not announced, and for settings that do
+    Raises CaffeError for an input that is not among `inputs`, and for settings that do
     not fit its shape.
     """
 
@@ -185,22 +187,24 @@ def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.nda
 
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
-    """The data (or diff) of a BlobProto as a float array of its shape, legacy shapes 4-D."""
+    """Return the data (or diff) of a BlobProto as a float array; legacy shapes have 4 axes.
+
+    Without a shape it is a scalar, as in pycaffe. Raises CaffeError for another count.
+    """
     double = blob.double_diff if return_diff else blob.double_data
     values = np.array(double if len(double) else (blob.diff if return_diff else blob.data))
-    if blob.HasField('shape'):
-        shape = tuple(blob.shape.dim)
-    elif any(blob.HasField(field) for field in ('num', 'channels', 'height', 'width')):
-        shape = (blob.num, blob.channels, blob.height, blob.width)
+    legacy = any(blob.HasField(field) for field in ('num', 'channels', 'height', 'width'))
+    if legacy and not blob.HasField('shape'):
+        shape: tuple[int, ...] = (blob.num, blob.channels, blob.height, blob.width)
     else:
-        shape = values.shape
+        shape = tuple(blob.shape.dim)
     if any(dim < 0 for dim in shape) or values.size != math.prod(shape):
         raise CaffeError(f'BlobProto: {values.size} values for shape {shape}')
     return values.reshape(shape)
 
 
 def array_to_blobproto(arr: np.ndarray, diff: np.ndarray | None = None) -> caffe_pb2.BlobProto:
-    """An array (and its gradient) as a BlobProto."""
+    """Return an array (and its gradient) as a BlobProto."""
     blob = caffe_pb2.BlobProto()
     blob.shape.dim.extend(arr.shape)
     blob.data.extend(arr.astype(float).flat)
@@ -210,23 +214,23 @@ def array_to_blobproto(arr: np.ndarray, diff: np.ndarray | None = None) -> caffe
 
 
 def arraylist_to_blobprotovector_str(arraylist: Sequence[np.ndarray]) -> bytes:
-    """Arrays as a serialized BlobProtoVector."""
+    """Return arrays as a serialized BlobProtoVector."""
     vector = caffe_pb2.BlobProtoVector()
     vector.blobs.extend(array_to_blobproto(array) for array in arraylist)
     return vector.SerializeToString()
 
 
 def blobprotovector_str_to_arraylist(string: bytes) -> list[np.ndarray]:
-    """The arrays of a serialized BlobProtoVector; CaffeError if it is none."""
+    """Return the arrays of a serialized BlobProtoVector; CaffeError if it is not one."""
     try:
         blobs = caffe_pb2.BlobProtoVector.FromString(string).blobs
     except DecodeError as error:
-        raise CaffeError(f'{len(string)} bytes are no BlobProtoVector: {error}') from error
+        raise CaffeError(f'{len(string)} bytes are not a BlobProtoVector: {error}') from error
     return [blobproto_to_array(blob) for blob in blobs]
 
 
 def array_to_datum(arr: np.ndarray, label: int | None = None) -> caffe_pb2.Datum:
-    """A K x H x W array as a Datum: uint8 as bytes, others as float_data.
+    """Return a K x H x W array as a Datum: uint8 as bytes, others as float_data.
 
     Raises CaffeError for another number of axes.
     """
@@ -243,7 +247,7 @@ def array_to_datum(arr: np.ndarray, label: int | None = None) -> caffe_pb2.Datum
 
 
 def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
-    """The K x H x W array of a Datum: uint8, or float where it holds float_data."""
+    """Return the K x H x W array of a Datum: uint8, or float if it has float_data."""
     values = (
         np.frombuffer(datum.data, np.uint8)
         if len(datum.data)

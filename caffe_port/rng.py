@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import secrets
+from typing import Any
 
 import numpy as np
 import torch
 
 from caffe_port.errors import CaffeError
+
+_WORDS = 624  # of mt19937's state
 
 _stream = np.random.RandomState(secrets.randbits(32))
 _device_streams: dict[torch.device, torch.Generator] = {}
@@ -24,12 +27,12 @@ def set_random_seed(seed: int) -> None:
 
 
 def stream() -> np.random.RandomState:
-    """The host stream, from which fillers draw."""
+    """Return the host's stream, from which fillers draw."""
     return _stream
 
 
 def words(count: int) -> np.ndarray:
-    """Draw the next `count` 32-bit words of the host stream, in order (uint32)."""
+    """Draw the next `count` 32-bit words of the host's stream, in order (uint32)."""
     return _stream.randint(0, 2**32, size=count, dtype=np.uint32)
 
 
@@ -90,7 +93,7 @@ class Stream:
 
 
 def get_state() -> dict:
-    """The streams as they stand, for set_state: plain values and uint8/uint32 arrays."""
+    """Return the streams as they stand, for set_state: plain values, uint8 and uint32 arrays."""
     _, key, position, has_gauss, gauss = _stream.get_state()
     return {
         'key': key,
@@ -103,31 +106,60 @@ def get_state() -> dict:
 
 
 def set_state(state: dict) -> None:
-    """Put the streams back to what get_state returned; those of GPUs that are not here stay out.
+    """Set the streams to what get_state returned, or its lists; GPUs not here are left out.
 
     Raises CaffeError, and changes nothing, if `state` is not one.
     """
     global _stream, _device_seed
-    stream, devices = np.random.RandomState(), {}
-    try:
-        stream.set_state(
-            ('MT19937', state['key'], state['position'], state['has_gauss'], state['gauss'])
-        )
-        for name, saved in state['devices'].items():
-            device = torch.device(name)
-            if (device.index or 0) < torch.cuda.device_count():
-                devices[device] = torch.Generator(device)
-                devices[device].set_state(torch.from_numpy(np.array(saved)))
-        seed = int(state['device_seed'])
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
-        raise CaffeError(f'not a state of the random streams: {error}') from error
-    _stream, _device_seed = stream, seed
+    stream, devices = check_state(state)
+    _stream, _device_seed = stream, state['device_seed']
     _device_streams.clear()
     _device_streams.update(devices)
+
+
+def check_state(state: Any) -> tuple[np.random.RandomState, dict[torch.device, torch.Generator]]:
+    """Return the streams that `state` describes, without using them.
+
+    Raises CaffeError, naming the entry, if it is no state.
+    """
+    what = 'not a state of the random streams'
+    try:
+        position, has_gauss, gauss = state['position'], state['has_gauss'], state['gauss']
+        seed, saved = state['device_seed'], state['devices']
+        key = _numbers('key', state['key'], np.uint32)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CaffeError(f'{what}: {str(error) or type(error).__name__}') from error
+    # NumPy takes any position and reads beyond its words.
+    for name, good in {
+        'key': key.shape == (_WORDS,),
+        'position': type(position) is int and 0 <= position <= _WORDS,
+        'has_gauss': type(has_gauss) is int and has_gauss in (0, 1),
+        'gauss': type(gauss) in (int, float) and math.isfinite(gauss),
+        'device_seed': type(seed) is int and -(2**63) <= seed < 2**64,
+        'devices': isinstance(saved, dict),
+    }.items():
+        if not good:
+            raise CaffeError(f'{what}: {name} is {str(state[name])[:40]}')
+    host = np.random.RandomState()
+    host.set_state(('MT19937', key, position, has_gauss, gauss))
+    devices = {}
+    for name, numbers in saved.items():
+        try:
+            device, values = torch.device(name), _numbers(name, numbers, np.uint8)
+            if (device.index or 0) < torch.cuda.device_count():
+                devices[device] = torch.Generator(device)
+                devices[device].set_state(torch.from_numpy(values))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CaffeError(f'{what}: devices: {str(error)[:200]}') from error
+    return host, devices
+
+
+def _numbers(name: str, values: Any, dtype: type) -> np.ndarray:
+    """Return an array or list of integers as an array of `dtype`; ValueError if it is none."""
+    found = np.array(values)
+    bits = np.iinfo(dtype).bits
+    if found.ndim != 1 or (found.size and found.dtype.kind not in 'iu'):
+        raise ValueError(f'{name}: expected integers, found {str(values)[:40]}')
+    if found.size and not 0 <= int(found.min()) <= int(found.max()) < 2**bits:
+        raise ValueError(f'{name}: expected integers of {bits} bits, found {str(values)[:40]}')
+    return found.astype(dtype)

@@ -1,4 +1,4 @@
-"""Proof that a converted file is the one it came from, by its values and by what a net computes."""
+"""Proof that a converted file equals its source, by its values and by what a net computes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 
 from caffe_port import mode
 from caffe_port.errors import CaffeError
-from caffe_port.files.named import load_torch, refused
-from caffe_port.files.stored import LayerBlobs
+from caffe_port.files.stored import StoredLayer, refused
 from caffe_port.net import Net
 
 SEED = 1337
-# As far as whole nets may be apart, relative to the largest output.
+# How far the outputs of whole nets may differ, relative to the largest.
 TOLERANCE = 1e-4
 
 Outputs = dict[str, torch.Tensor]
@@ -23,17 +22,17 @@ Outputs = dict[str, torch.Tensor]
 
 def verify(
     net: Net,
-    source: Sequence[LayerBlobs],
-    target: Sequence[LayerBlobs],
+    source: Sequence[StoredLayer],
+    target: Sequence[StoredLayer],
     state_dict: str | os.PathLike | None = None,
 ) -> Iterator[str]:
-    """Compute with the weights of both sides and yield what was found, line by line.
+    """Compute with the weights of both sides and yield the findings, line by line.
 
     `source` and `target` are fitted to `net`, whose inputs are filled with seeded normal
-    numbers times 50. With `state_dict`, a .pth of the target, the net's module must load
-    it too, strictly. One set of weights is in memory at a time.
+    numbers times 50. With `state_dict`, the target as a .pth of our own writing, the net's
+    module must load it too, strictly. One set of weights is in memory at a time.
 
-    Raises CaffeError if the outputs are further apart than whole nets may be.
+    Raises CaffeError if outputs differ by more than whole nets may.
     """
     same = sum(
         _same_bits(a.array(), b.array())
@@ -49,15 +48,13 @@ def verify(
     elif state_dict is not None:
         _forget(net)
         with refused(state_dict, 'load_state_dict'):
-            net.module.load_state_dict(load_torch(state_dict), strict=True)
+            net.module.load_state_dict(torch.load(state_dict, weights_only=True), strict=True)
         yield from _compared('load_state_dict, strict', expected, _run(net, inputs))
 
 
 def _inputs(net: Net) -> Outputs:
     if not net.inputs:
-        raise CaffeError(
-            f'net "{net.name}" has no inputs to verify it with: take one for deployment'
-        )
+        raise CaffeError(f'net "{net.name}" has no inputs to verify it with: take a deploy net')
     random = np.random.RandomState(SEED)
     return {
         name: torch.from_numpy((random.randn(*net.blobs[name].shape) * 50).astype(np.float32)).to(
@@ -67,7 +64,7 @@ def _inputs(net: Net) -> Outputs:
     }
 
 
-def _computed(net: Net, layers: Sequence[LayerBlobs], inputs: Outputs) -> Outputs:
+def _computed(net: Net, layers: Sequence[StoredLayer], inputs: Outputs) -> Outputs:
     _forget(net)
     for layer in layers:
         for stored, blob in zip(layer.blobs, net.params[layer.name]):
@@ -75,16 +72,16 @@ def _computed(net: Net, layers: Sequence[LayerBlobs], inputs: Outputs) -> Output
     return _run(net, inputs)
 
 
+@torch.no_grad()
 def _forget(net: Net) -> None:
-    """So that a weight which is not loaded shows."""
-    with torch.no_grad():
-        for parameter in net.module.parameters():
-            parameter.fill_(torch.nan)
+    """Fill the parameters with nan, so that a weight which is not loaded shows."""
+    for parameter in net.module.parameters():
+        parameter.fill_(torch.nan)
 
 
+@torch.no_grad()
 def _run(net: Net, inputs: Outputs) -> Outputs:
-    with torch.no_grad():
-        return net.module(**inputs)
+    return net.module(**inputs)
 
 
 def _compared(what: str, expected: Outputs, found: Outputs) -> Iterator[str]:
@@ -101,7 +98,7 @@ def _compared(what: str, expected: Outputs, found: Outputs) -> Iterator[str]:
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference; nan and infinities differ by nothing from themselves."""
+    """Return the largest difference; equal infinities, and nan and nan, differ by 0."""
     equal = (a == b) | (a.isnan() & b.isnan())
     return float((a - b).abs().masked_fill(equal, 0).max()) if a.numel() else 0.0
 

@@ -1,1 +1,6 @@
-"""The nets of the official FCN release, one file each, and the classifiers they start from."""
+"""The nets of the official FCN release, one file each, and the classifiers they start from.
+
+Each fcn(split, ...) takes the places of its data, and for narrow nets `width` (channels of
+the first convolution), `fc` (channels of fc6 and fc7) and `drop` (the share they drop; so few
+channels learn little with the official half).
+"""

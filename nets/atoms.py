@@ -1,4 +1,4 @@
-"""The layers every net file is written in. Decisions stay in the net files."""
+"""The layers that net files share. Decisions stay in the net files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from caffe_port.net_spec import layers as L
 from caffe_port.net_spec import params as P
 from caffe_port.proto import caffe_pb2
 
-# Weights learn at the solver's rate; biases at twice that, without decay.
+# Weights learn at the solver's rate, biases at twice that and without decay.
 LEARNT = [dict(lr_mult=1, decay_mult=1), dict(lr_mult=2, decay_mult=0)]
 FIXED = [dict(lr_mult=0)]
 
@@ -22,7 +22,7 @@ FIXED = [dict(lr_mult=0)]
 def conv_relu(
     bottom: Top, nout: int, ks: int = 3, stride: int = 1, pad: int = 1
 ) -> tuple[Top, Top]:
-    """A learnt convolution and its ReLU in place."""
+    """Make a learnt convolution and its ReLU in place."""
     conv = L.Convolution(
         bottom, kernel_size=ks, stride=stride, num_output=nout, pad=pad, param=LEARNT
     )
@@ -34,22 +34,22 @@ def max_pool(bottom: Top, ks: int = 2, stride: int = 2) -> Top:
 
 
 def lrn(bottom: Top) -> Top:
-    """Response normalisation over five channels, as in CaffeNet, AlexNet and GoogLeNet."""
+    """Normalise responses over five channels, as CaffeNet, AlexNet and GoogLeNet do."""
     return L.LRN(bottom, local_size=5, alpha=0.0001, beta=0.75)
 
 
 def dropout(bottom: Top, ratio: float = 0.5) -> Top:
-    """Half of the elements dropped, or another share, in place."""
+    """Drop a share of the elements, in place."""
     return L.Dropout(bottom, dropout_ratio=ratio, in_place=True)
 
 
 def score(bottom: Top, classes: int) -> Top:
-    """A learnt 1 x 1 convolution to one channel per class."""
+    """Make a learnt 1 x 1 convolution to one channel per class."""
     return L.Convolution(bottom, num_output=classes, kernel_size=1, pad=0, param=LEARNT)
 
 
 def upsample(bottom: Top, classes: int, ks: int, stride: int) -> Top:
-    """A fixed deconvolution; surgery.interp fills in the bilinear kernel."""
+    """Make a fixed deconvolution; surgery.interp fills in the bilinear kernel."""
     return L.Deconvolution(
         bottom,
         param=FIXED,
@@ -57,19 +57,24 @@ def upsample(bottom: Top, classes: int, ks: int, stride: int) -> Top:
     )
 
 
+def scale(bottom: Top, factor: float) -> Top:
+    """Multiply by a fixed factor."""
+    return L.Scale(bottom, filler=dict(type='constant', value=factor), param=FIXED)
+
+
 def add(first: Top, second: Top) -> Top:
     return L.Eltwise(first, second, operation=P.Eltwise.SUM)
 
 
 def pixel_loss(scores: Top, label: Top, normalize: bool = False) -> Top:
-    """The softmax loss over all pixels whose label is not 255."""
+    """Make the softmax loss over all pixels whose label is not 255."""
     return L.SoftmaxWithLoss(scores, label, loss_param=dict(normalize=normalize, ignore_label=255))
 
 
 def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str) -> None:
-    """What a net file does as a script: write `<name>.prototxt` for each name=split.
+    """Run a net file as a script: write `<name>.prototxt` for each name=split.
 
-    They go into the folder named on the command line, else the current one.
+    The folder is that on the command line, or the current one.
     """
     parser = argparse.ArgumentParser(
         description=f'Write {" and ".join(f"{name}.prototxt" for name in splits)}.'

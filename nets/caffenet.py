@@ -1,4 +1,4 @@
-"""CaffeNet and AlexNet: the trunk of FCN-AlexNet, and the two classifiers.
+"""CaffeNet and AlexNet: the trunk of FCN-AlexNet, and both classifiers.
 
 Source: Krizhevsky, Sutskever and Hinton 2012, as in Caffe's model zoo.
 """
@@ -19,7 +19,7 @@ ConvRelu = Callable[..., tuple[Top, Top]]
 
 
 def conv_relu(bottom: Top, nout: int, ks: int, **settings: Any) -> tuple[Top, Top]:
-    """A convolution, with just the settings given, and its ReLU in place."""
+    """Make a convolution, with just the settings given, and its ReLU in place."""
     conv = L.Convolution(bottom, kernel_size=ks, num_output=nout, **settings)
     return conv, L.ReLU(conv, in_place=True)
 
@@ -27,8 +27,8 @@ def conv_relu(bottom: Top, nout: int, ks: int, **settings: Any) -> tuple[Top, To
 def trunk(n: NetSpec, relu1: Top, width: int = 96, conv_relu: ConvRelu = conv_relu) -> Top:
     """Add CaffeNet's pool1 to pool5 on top of `relu1` and return pool5, at a 32nd of the size.
 
-    conv1 stays with the caller, as its padding is the net's own. It has `width`
-    channels. `conv_relu` writes a convolution (bottom, nout, ks, pad=, group=).
+    The caller makes conv1, whose padding differs from net to net, with `width` channels.
+    `conv_relu` makes a convolution from (bottom, nout, ks, pad=, group=).
     """
     n.pool1 = max_pool(relu1, ks=3)
     n.norm1 = lrn(n.pool1)
@@ -39,7 +39,7 @@ def trunk(n: NetSpec, relu1: Top, width: int = 96, conv_relu: ConvRelu = conv_re
 
 
 def classifier(num_classes: int = 1000, width: int = 96, fc: int = 4096) -> NetParameter:
-    """CaffeNet as deployed: `data`, 10 x 3 x 227 x 227 BGR, to `prob`, 10 x num_classes."""
+    """Return CaffeNet as deployed: `data`, 10 x 3 x 227 x 227 BGR, to `prob`, 10 x num_classes."""
     n = NetSpec()
     n.data = L.Input(shape=dict(dim=[10, 3, 227, 227]))
     n.conv1, n.relu1 = conv_relu(n.data, width, ks=11, stride=4)
@@ -48,11 +48,10 @@ def classifier(num_classes: int = 1000, width: int = 96, fc: int = 4096) -> NetP
 
 
 def fully_conv(num_classes: int = 1000, width: int = 96, fc: int = 4096) -> NetParameter:
-    """CaffeNet as deployed, for an image of any size from 227 x 227 on.
+    """Return CaffeNet as deployed, for an image of any size from 227 x 227 on.
 
-    `prob` has num_classes channels and a pixel for every step of 32 pixels that a window
-    of 227 x 227 can take; see vgg16. The weights are the classifier's, fc6, fc7 and fc8
-    as convolutions.
+    `prob` has num_classes channels and a pixel for every window of 227 x 227, 32 pixels
+    apart; see vgg16. The weights are the classifier's, fc6, fc7 and fc8 as convolutions.
     """
     n = NetSpec()
     n.data = data.image()
@@ -69,7 +68,7 @@ def fully_conv(num_classes: int = 1000, width: int = 96, fc: int = 4096) -> NetP
 
 
 def alexnet(num_classes: int = 1000) -> NetParameter:
-    """AlexNet as deployed: CaffeNet, but normalised before it is pooled."""
+    """Return AlexNet as deployed: CaffeNet, but normalised before it is pooled."""
     learnt = partial(conv_relu, param=LEARNT)
     n = NetSpec()
     n.data = L.Input(shape=dict(dim=[10, 3, 227, 227]))
@@ -92,7 +91,7 @@ def _upper_trunk(n: NetSpec, bottom: Top, width: int, conv_relu: ConvRelu) -> To
 
 
 def _narrow(width: int) -> int:
-    """The channels of conv2 and conv5, 8/3 of conv1's, kept even for their two groups."""
+    """Return the channels of conv2 and conv5: 8/3 of conv1's, kept even for their two groups."""
     return 2 * (4 * width // 3)
 
 

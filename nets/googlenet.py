@@ -61,7 +61,7 @@ def inception(
 
 
 def classifier(num_classes: int = 1000) -> NetParameter:
-    """GoogLeNet as deployed: `data`, 10 x 3 x 224 x 224 BGR, to `prob`, 10 x num_classes."""
+    """Return GoogLeNet as deployed: `data`, 10 x 3 x 224 x 224 BGR, to `prob`, 10 x num_classes."""
     n = NetSpec()
     n.data = L.Input(shape=dict(dim=[10, 3, 224, 224]))
     n['loss3/classifier'] = L.InnerProduct(trunk(n), num_output=num_classes, **LAST)
@@ -70,11 +70,10 @@ def classifier(num_classes: int = 1000) -> NetParameter:
 
 
 def fully_conv(num_classes: int = 1000) -> NetParameter:
-    """GoogLeNet as deployed, for an image of any size from 224 x 224 on.
+    """Return GoogLeNet as deployed, for an image of any size from 224 x 224 on.
 
-    `prob` has num_classes channels and a pixel for every step of 32 pixels that a window
-    of 224 x 224 can take; see vgg16. The weights are the classifier's, the last layer
-    as a convolution.
+    `prob` has num_classes channels and a pixel for every window of 224 x 224, 32 pixels
+    apart; see vgg16. The weights are the classifier's, the last layer as a convolution.
     """
     n = NetSpec()
     n.data = data.image()

@@ -15,10 +15,7 @@ from nets.atoms import conv_relu, dropout, pixel_loss, score, upsample, write_pr
 def fcn(
     split: str, nyud_dir: str = '../data/nyud', width: int = 64, fc: int = 4096, drop: float = 0.5
 ) -> NetParameter:
-    """The net for a split of NYUDv2; 'deploy' has neither label nor loss.
-
-    The last three arguments serve narrow nets, which dropout of a half would starve.
-    """
+    """Return the net for a split of NYUDv2; 'deploy' has no label and no loss."""
     n = NetSpec()
     if split == 'deploy':
         n.color, n.hha = data.image(), data.image()
@@ -37,8 +34,8 @@ def fcn(
 
 
 def stream(n: NetSpec, image: Top, suffix: str, width: int, fc: int, drop: float) -> Top:
-    """Add one modality's net up to its scores; `suffix` ends the name of every layer."""
-    # So much padding leaves fc6 a whole window however small the image is.
+    """Add one modality's net and return its scores; `suffix` ends every layer's name."""
+    # With so much padding fc6 has a whole window, however small the image is.
     n['conv1_1' + suffix], n['relu1_1' + suffix] = conv_relu(image, width, pad=100)
     pool5 = vgg16.trunk(n, n['relu1_1' + suffix], width, suffix)
 

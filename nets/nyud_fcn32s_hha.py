@@ -13,17 +13,14 @@ from nets.atoms import conv_relu, dropout, pixel_loss, score, upsample, write_pr
 def fcn(
     split: str, nyud_dir: str = '../data/nyud', width: int = 64, fc: int = 4096, drop: float = 0.5
 ) -> NetParameter:
-    """The net for a split of NYUDv2; 'deploy' has neither label nor loss.
-
-    The last three arguments serve narrow nets, which dropout of a half would starve.
-    """
+    """Return the net for a split of NYUDv2; 'deploy' has no label and no loss."""
     n = NetSpec()
     if split == 'deploy':
         n.data = data.image()
     else:
         n.data, n.label = data.nyud(split, ['hha', 'label'], nyud_dir)
 
-    # So much padding leaves fc6 a whole window however small the image is.
+    # With so much padding fc6 has a whole window, however small the image is.
     n.conv1_1, n.relu1_1 = conv_relu(n.data, width, pad=100)
     vgg16.trunk(n, n.relu1_1, width)
 

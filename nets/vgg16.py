@@ -1,4 +1,4 @@
-"""VGG16: the trunk of all FCNs but AlexNet's, and the classifier it comes from.
+"""VGG16: the trunk of all FCNs but FCN-AlexNet, and the classifier it comes from.
 
 Source: Simonyan and Zisserman 2015, ILSVRC 16 layers, as in Caffe's model zoo.
 """
@@ -15,8 +15,8 @@ from nets.atoms import LEARNT, conv_relu, dropout, max_pool, score
 def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '') -> Top:
     """Add conv1_2 to pool5 on top of `relu1_1` and return pool5, at a 32nd of the size.
 
-    conv1_1 stays with the caller, as its input and its padding are the net's own.
-    The blocks have width x (1, 2, 4, 8, 8) channels. `suffix` ends every name.
+    The caller makes conv1_1, whose input and padding differ from net to net. The blocks
+    have width x (1, 2, 4, 8, 8) channels. `suffix` ends every name.
     """
     bottom = relu1_1
     for block, (convs, nout) in enumerate(zip((2, 2, 3, 3, 3), (1, 2, 4, 8, 8)), start=1):
@@ -31,7 +31,7 @@ def trunk(n: NetSpec, relu1_1: Top, width: int = 64, suffix: str = '') -> Top:
 def classifier(
     num_classes: int = 1000, width: int = 64, fc: int = 4096, size: int = 224, batch: int = 10
 ) -> caffe_pb2.NetParameter:
-    """VGG16 as deployed: `data`, batch x 3 x size x size BGR, to `prob`, batch x num_classes.
+    """Return VGG16 as deployed: `data`, batch x 3 x size x size BGR, `prob`, batch x num_classes.
 
     At size 224 fc6 sees 7 x 7 pixels: its weights are those of an FCN's fc6.
     """
@@ -53,12 +53,12 @@ def classifier(
 
 
 def fully_conv(num_classes: int = 1000, width: int = 64, fc: int = 4096) -> caffe_pb2.NetParameter:
-    """The deployed classifier for an image of any size from 224 x 224 on.
+    """Return VGG16 as deployed, for an image of any size from 224 x 224 on.
 
-    `prob` has num_classes channels and a pixel for every step of 32 pixels that a window
-    of 224 x 224 can take. At its edge a window sees its neighbours, where a crop of its
-    own would be padded with zeros. The weights are the classifier's, fc6, fc7 and fc8
-    as convolutions (see surgery.transplant).
+    `prob` has num_classes channels and a pixel for every window of 224 x 224, 32 pixels
+    apart. A window sees the pixels beyond its edge, where a crop would be padded with
+    zeros. The weights are the classifier's, fc6, fc7 and fc8 as convolutions (see
+    surgery.transplant).
     """
     n = NetSpec()
     n.data = data.image()

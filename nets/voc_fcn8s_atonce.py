@@ -1,18 +1,13 @@
-"""FCN-8s on PASCAL VOC, trained at once from the classifier and not stage by stage.
-
-Fixed scales bring pool4 and pool3 down to the magnitude of the deeper features, so
-that the three streams can learn together.
-"""
+"""FCN-8s on PASCAL VOC, trained at once from the classifier and not stage by stage."""
 
 if __name__ == '__main__':
     import _checkout
 
 from caffe_port.coord_map import crop
-from caffe_port.net_spec import NetSpec, Top
-from caffe_port.net_spec import layers as L
+from caffe_port.net_spec import NetSpec
 from caffe_port.proto.caffe_pb2 import NetParameter
 from nets import data, vgg16
-from nets.atoms import FIXED, add, conv_relu, dropout, pixel_loss, score, upsample, write_prototxts
+from nets.atoms import add, conv_relu, dropout, pixel_loss, scale, score, upsample, write_prototxts
 
 
 def fcn(
@@ -24,17 +19,14 @@ def fcn(
     fc: int = 4096,
     drop: float = 0.5,
 ) -> NetParameter:
-    """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss.
-
-    The last three arguments serve narrow nets, which dropout of a half would starve.
-    """
+    """Return the net: split 'train' is SBD's, 'deploy' has no label and loss, others are VOC's."""
     n = NetSpec()
     if split == 'deploy':
         n.data = data.image()
     else:
         n.data, n.label = data.voc(split, sbdd_dir, voc_dir, seg11valid_from)
 
-    # So much padding leaves fc6 a whole window however small the image is.
+    # With so much padding fc6 has a whole window, however small the image is.
     n.conv1_1, n.relu1_1 = conv_relu(n.data, width, pad=100)
     vgg16.trunk(n, n.relu1_1, width)
 
@@ -45,6 +37,7 @@ def fcn(
     n.score_fr = score(n.drop7, 21)
 
     n.upscore2 = upsample(n.score_fr, 21, ks=4, stride=2)
+    # Scaled down to the magnitude of the deeper features, so that all can learn together.
     n.scale_pool4 = scale(n.pool4, 0.01)
     n.score_pool4 = score(n.scale_pool4, 21)
     n.score_pool4c = crop(n.score_pool4, n.upscore2)
@@ -61,11 +54,6 @@ def fcn(
     if split != 'deploy':
         n.loss = pixel_loss(n.score, n.label)
     return n.to_proto()
-
-
-def scale(bottom: Top, factor: float) -> Top:
-    """The bottom times a fixed factor."""
-    return L.Scale(bottom, filler=dict(type='constant', value=factor), param=FIXED)
 
 
 if __name__ == '__main__':

@@ -19,17 +19,14 @@ def fcn(
     fc: int = 4096,
     drop: float = 0.5,
 ) -> NetParameter:
-    """The net for a split: 'train' is SBD's, others VOC's, 'deploy' has neither label nor loss.
-
-    The last three arguments serve narrow nets, which dropout of a half would starve.
-    """
+    """Return the net: split 'train' is SBD's, 'deploy' has no label and loss, others are VOC's."""
     n = NetSpec()
     if split == 'deploy':
         n.data = data.image()
     else:
         n.data, n.label = data.voc(split, sbdd_dir, voc_dir, seg11valid_from)
 
-    # So much padding leaves fc6 a whole window however small the image is.
+    # With so much padding fc6 has a whole window, however small the image is.
     n.conv1, n.relu1 = conv_relu(n.data, width, ks=11, stride=4, pad=100)
     caffenet.trunk(n, n.relu1, width, conv_relu)
 
@@ -49,7 +46,7 @@ def fcn(
 def conv_relu(
     bottom: Top, nout: int, ks: int, stride: int = 1, pad: int = 0, group: int = 1
 ) -> tuple[Top, Top]:
-    """A convolution without multipliers (its bias learns and decays like its weights), and ReLU."""
+    """Make a convolution without multipliers (its bias learns as its weights do), and its ReLU."""
     return caffenet.conv_relu(bottom, nout, ks, stride=stride, pad=pad, group=group)
 
 

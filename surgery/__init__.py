@@ -1,7 +1,7 @@
-"""Net surgery: carry parameters from one net into another, make upsampling bilinear.
+"""Net surgery: copy parameters from one net to another, make upsampling bilinear.
 
 Nets are pycaffe's: `net.params[layer]` is a list of blobs with `.data` and `.shape`.
-Each function checks all it was given before it writes anything.
+Each function checks its arguments before it writes anything.
 """
 
 from surgery.bilinear import interp, upsample_filt

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from caffe_port.blob import shape_text
 from caffe_port.errors import CaffeError
 from surgery.blobs import blobs_of, shape_of
 
 
 def upsample_filt(size: int) -> np.ndarray:
-    """The bilinear kernel, size x size float64, for a stride of half its size.
+    """Return the bilinear kernel, size x size float64, for a stride of half its size.
 
-    A triangle of half-width f = (size + 1) // 2 on each axis, 1 - |i - c| / f. The
-    centre c is the middle pixel of an odd kernel, between the two of an even one.
+    On each axis it is a triangle of half-width f = (size + 1) // 2, 1 - |i - c| / f. The
+    centre c is the middle pixel of an odd kernel, and between the two of an even one.
 
     Raises CaffeError if `size` is not positive.
     """
@@ -28,19 +29,19 @@ def upsample_filt(size: int) -> np.ndarray:
 
 
 def interp(net: Any, layers: Iterable[str]) -> None:
-    """Make the named Deconvolutions interpolate each channel by itself, bilinearly.
+    """Make the named Deconvolutions interpolate each channel bilinearly.
 
-    Weights of C x C x k x k get the kernel on the diagonal; those of C x 1 x k x k
-    (one channel per group, or one output) get it everywhere. Other weights stay.
+    Weights of C x C x k x k get the kernel on the diagonal, and keep their other values;
+    those of C x 1 x k x k (one channel per group, or one output) get it everywhere.
 
-    Raises CaffeError if a layer is missing, its filter is not square or its
-    channels differ; then no layer has been changed.
+    Raises CaffeError if a layer is missing, its filter is not square or its channels
+    differ; then no layer has changed.
     """
-    layers = list(layers)
-    for layer in layers:
-        _check(layer, shape_of(blobs_of(net, layer)[0]))
-    for layer in layers:
-        weight = blobs_of(net, layer)[0].data
+    weights = {layer: blobs_of(net, layer)[0] for layer in layers}
+    for layer, blob in weights.items():
+        _check(layer, shape_of(blob))
+    for blob in weights.values():
+        weight = blob.data
         channels, across, size, _ = weight.shape
         diagonal = np.arange(channels)
         weight[diagonal, diagonal % across] = upsample_filt(size)
@@ -48,7 +49,7 @@ def interp(net: Any, layers: Iterable[str]) -> None:
 
 def _check(layer: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 4:
-        raise CaffeError(f'{layer}: weights of shape {shape}, must have 4 axes')
+        raise CaffeError(f'{layer}: weights of shape {shape_text(shape)}, must have 4 axes')
     channels, across, height, width = shape
     if height != width:
         raise CaffeError(f'{layer}: {height} x {width} filter, must be square')

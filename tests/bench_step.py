@@ -11,6 +11,7 @@ import functools
 import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import caffe_port as caffe
 import surgery
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from nets import voc_fcn32s
-from solve.samples import voc_data
+from solve.samples import trees
 from solve.voc_fcn32s import SOLVER
 
 
@@ -51,15 +52,11 @@ class Clock:
 
 def solver_on_drawn_images(folder: str, width: int, fc: int) -> caffe.SGDSolver:
     """The official solver of FCN-32s over a few images of VOC's size, weights drawn."""
-    data = voc_data.draw(folder, train=6, val=2, size=(375, 500))
+    places = trees.draw('voc', Path(folder), train=6, val=2, size=(375, 500))
     param = SolverParameter(**{**SOLVER, 'base_lr': 1e-14})  # drawn weights: no step may blow up
     for field in ('train_net', 'test_net', 'test_iter'):
         param.ClearField(field)
-    param.train_net_param.CopyFrom(
-        voc_fcn32s.fcn(
-            'train', sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir), width=width, fc=fc
-        )
-    )
+    param.train_net_param.CopyFrom(voc_fcn32s.fcn('train', **places, width=width, fc=fc))
     solver = caffe.SGDSolver(param)
     generator = torch.Generator().manual_seed(1)
     for name, (weight, *_) in solver.net.params.items():

@@ -1,4 +1,7 @@
-"""Two processes test at a time: each has one thread, and so have the processes it starts."""
+"""Options of the test command, and what all tests share.
+
+Two processes test at a time (setup.cfg): each has one thread, and so have those it starts.
+"""
 
 import os
 
@@ -7,7 +10,15 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 def pytest_addoption(parser):
     parser.addoption(
-        '--thorough', action='store_true', help='draw twenty times as many random examples'
+        '--thorough',
+        action='store_true',
+        help='run only the tests with drawn input, and draw twenty times as many examples',
+    )
+    parser.addoption(
+        '--fuzz', type=float, default=0, metavar='MINUTES', help='run the fuzzer for so long'
+    )
+    parser.addoption(
+        '--fuzz-seed', type=int, metavar='N', help="the fuzzer's seed, to run it again"
     )
 
 
@@ -15,3 +26,10 @@ def pytest_configure(config):
     # By the environment, so that the processes of pytest-xdist know it too.
     if config.getoption('--thorough'):
         os.environ['THOROUGH'] = '1'
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--thorough'):
+        drawn = [item for item in items if getattr(item.obj, 'is_hypothesis_test', False)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
+        items[:] = drawn

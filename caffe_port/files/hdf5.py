@@ -2,97 +2,98 @@
 
 Weights are /data/<layer>/<i>, their gradients /diff/<layer>/<i>, a solver's history is
 /history/<i>, all float32. Source: Caffe's Net::ToHDF5, SGDSolver::SnapshotSolverStateToHDF5.
+Caffe writes contiguous datasets only. h5py says where in the file each one is, and the
+values are read from there without it: no filter of the HDF5 library ever runs.
 """
 
 from __future__ import annotations
 
 import itertools
-import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from caffe_port.blob import checked_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.files import wire
 from caffe_port.files.stored import (
     Arrays,
-    LayerBlobs,
-    Place,
     State,
     StoredBlob,
-    declared_shape,
+    StoredLayer,
     layers_to_write,
+    library,
+    refused,
 )
-from caffe_port.files.upgrade import MAX_LAYERS
 from caffe_port.proto.caffe_pb2 import NetParameter
 
-# A compressed dataset may be larger than its file, a forged one without bound.
-MAX_INFLATION = 32
-# A few bytes can nest groups, or let them hold themselves, without end.
+# Groups can hold themselves: these bound the walk through a forged file.
 MAX_DEPTH = 32
-MAX_OBJECTS = MAX_LAYERS + wire.MAX_BLOBS
-_MIN_BOUND = 1 << 26
+MAX_OBJECTS = 1 << 15
+_MAX_TEXT = 1 << 12
 _GROWTH = 1 << 24  # bytes by which a file in memory grows
 
 
-def read(path: str | os.PathLike) -> list[LayerBlobs]:
-    """The layers of a .caffemodel.h5, by name; the format knows neither types nor order.
+def read(path: str | os.PathLike) -> list[StoredLayer]:
+    """Index the layers of a .caffemodel.h5, by name; the format has neither types nor order.
 
-    The file stays open for as long as a blob of it is held, as another of its name may come.
-
-    Raises CaffeError for what is no such file, for links in it, or without h5py.
+    Raises CaffeError for any other file, for datasets that are not contiguous, for links,
+    or without h5py.
     """
     due = 'a .caffemodel.h5'
-    with _open(path) as file:
-        layers = _blobs(_group(file, 'data', due, path), 'data', path)
+    with _open(path) as (source, file):
+        layers = _blobs(source, _group(file, 'data', due, path), 'data')
         if not layers:
             raise CaffeError(f'{path}: expected {due}, found no blobs in it')
         diff = _member(file, 'diff', path)
-        diffs = _blobs(diff, 'diff', path) if hasattr(diff, 'keys') else {}
+        diffs = _blobs(source, diff, 'diff') if hasattr(diff, 'keys') else {}
         return [
-            LayerBlobs(name, '', _with_diffs(blobs, diffs.get(name, [])))
+            StoredLayer(name, '', _with_diffs(blobs, diffs.get(name, [])))
             for name, blobs in layers.items()
         ]
 
 
 def read_state(path: str | os.PathLike) -> State:
-    """The content of a .solverstate.h5. Raises CaffeError for what is no such file."""
-    with _open(path) as file:
-        history = _blobs(_group(file, 'history', 'a .solverstate.h5', path), 'history', path)
-        learned = _single(file, 'learned_net', path)
-        return State(
-            iter=operator.index(_single(file, 'iter', path)),
-            learned_net=learned.decode('utf-8') if isinstance(learned, bytes) else str(learned),
-            current_step=operator.index(_single(file, 'current_step', path)),
-            history=history.get('', []),
-        )
+    """Return the content of a .solverstate.h5. Raises CaffeError for any other file."""
+    with _open(path) as (source, file):
+        history = _blobs(source, _group(file, 'history', 'a .solverstate.h5', path), 'history')
+        numbers = [
+            int(np.frombuffer(_single(source, file, name, 'i'), file[name].dtype)[0])
+            for name in ('iter', 'current_step')
+        ]
+        learned_net = _single(source, file, 'learned_net', 'S').partition(b'\0')[0].decode('utf-8')
+        return State(numbers[0], learned_net, numbers[1], history.get('', []))
 
 
 def write_hdf5(
     path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None = None
 ) -> None:
-    """Write a .caffemodel.h5: a group for each layer of `net`, with the blobs under its name."""
+    """Write a .caffemodel.h5: a group for each layer of `net`, with the blobs of its name.
+
+    Raises CaffeError for layers whose names HDF5 cannot hold.
+    """
     with _create(path) as file:
         groups = [(file.create_group('data'), 0)]
         if diffs:
             groups.append((file.create_group('diff'), 1))
         for layer, pairs in layers_to_write(path, net, blobs, diffs):
-            for group, which in groups:
-                if not layer.name or layer.name in group:
-                    raise CaffeError(
-                        f'{path}: not written: two layers named "{layer.name}", or '
-                        'one without a name; HDF5 keeps them by name'
-                    )
-                _put_all(
-                    group.create_group(layer.name),
-                    [pair[which] for pair in pairs if pair[which] is not None],
+            if '\0' in layer.name or {'', '.'} & set(layer.name.split('/')):
+                raise CaffeError(
+                    f'{path}: not written: HDF5 can hold no layer named {layer.name!r}; its '
+                    'names are parts between slashes, none of them empty or "."'
                 )
+            for group, which in groups:
+                if layer.name in group:
+                    raise CaffeError(
+                        f'{path}: not written: two layers named "{layer.name}"; '
+                        'HDF5 keeps them by name'
+                    )
+                _put_all(group.create_group(layer.name), [pair[which] for pair in pairs])
 
 
 def write_state_hdf5(
@@ -103,59 +104,41 @@ def write_state_hdf5(
     current_step: int,
 ) -> None:
     """Write a .solverstate.h5 as Caffe does."""
+    h5py = library('h5py', path, 'hdf5')
     with _create(path) as file:
         file.create_dataset('iter', data=np.array([iter], np.int32))
         file.create_dataset('current_step', data=np.array([current_step], np.int32))
-        _put_string(file, 'learned_net', os.fspath(learned_net))
+        # With its closing zero, as Caffe's reader needs it.
+        text = os.fspath(learned_net).encode('utf-8') + b'\0'
+        kind, every = h5py.h5t.C_S1.copy(), h5py.h5s.ALL
+        kind.set_size(len(text))
+        space = h5py.h5s.create(h5py.h5s.SCALAR)
+        dataset = h5py.h5d.create(file.id, b'learned_net', kind, space)
+        dataset.write(every, every, np.array(text, f'S{len(text)}'), kind)
         _put_all(file.create_group('history'), history)
 
 
-def _h5py(path: str | os.PathLike) -> ModuleType:
-    try:
-        import h5py
-    except ImportError as error:
-        raise CaffeError(
-            f'{path}: HDF5 files need h5py, which is not installed: pip install h5py'
-        ) from error
-    return h5py
-
-
 @contextmanager
-def _open(path: str | os.PathLike) -> Iterator[Any]:
-    """An HDF5 file to read from until nobody holds it; it is closed at once if it is refused."""
-    h5py = _h5py(path)
-    with _refused(path):
-        file = h5py.File(path, 'r')
-        try:
-            yield file
-        except BaseException:
-            file.close()
-            raise
-
-
-@contextmanager
-def _refused(path: str | os.PathLike) -> Iterator[None]:
-    """Let what the library says of a file become CaffeError."""
-    try:
-        yield
-    except CaffeError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise CaffeError(
-            f"{path}: damaged, or not an HDF5 file of Caffe's: {' '.join(str(error).split())}"
-        ) from error
+def _open(path: str | os.PathLike) -> Iterator[tuple[wire.Source, Any]]:
+    """Open an HDF5 file twice: to read values from, and as h5py sees it, closed at the end."""
+    h5py, source = library('h5py', path, 'hdf5'), wire.Source(path)
+    with refused(path, "damaged, or not one of Caffe's HDF5 files"), h5py.File(path, 'r') as file:
+        yield source, file
 
 
 @contextmanager
 def _create(path: str | os.PathLike) -> Iterator[Any]:
-    """An HDF5 file to fill, written whole when done.
+    """Open an HDF5 file to fill, written whole at the end.
 
     It grows in memory: the library ends the process where a disk refuses its writes.
     """
-    h5py = _h5py(path)
-    with h5py.File(
-        os.fspath(path), 'w', driver='core', backing_store=False, block_size=_GROWTH
-    ) as file:
+    h5py = library('h5py', path, 'hdf5')
+    with (
+        refused(path, 'not written'),
+        h5py.File(
+            os.fspath(path), 'w', driver='core', backing_store=False, block_size=_GROWTH
+        ) as file,
+    ):
         yield file
         file.flush()
         with replacing(path) as temporary:
@@ -171,7 +154,7 @@ def _group(file: Any, name: str, due: str, path: str | os.PathLike) -> Any:
 
 
 def _member(group: Any, name: str, path: str | os.PathLike) -> Any:
-    """What a group holds under a name, None if nothing.
+    """Return what a group holds under a name, None if nothing.
 
     Raises CaffeError for a link, which may lead nowhere, or to any file of the machine.
     """
@@ -184,25 +167,17 @@ def _member(group: Any, name: str, path: str | os.PathLike) -> Any:
     return link and group[name]
 
 
-def _single(file: Any, name: str, path: str | os.PathLike) -> Any:
-    dataset = _member(file, name, path)
-    if dataset is None or dataset.size != 1 or dataset.nbytes > 1 << 16:
-        found = 'nothing' if dataset is None else dataset.shape
-        raise CaffeError(f'{path}: {name}: expected one value, found {found}')
-    return np.ravel(dataset[()])[0]
-
-
-def _blobs(root: Any, kind: str, path: str | os.PathLike) -> dict[str, list[StoredBlob]]:
-    """The blobs 0, 1, ... of each group within `root`, and under '' its own."""
+def _blobs(source: wire.Source, root: Any, kind: str) -> dict[str, list[StoredBlob]]:
+    """Return the blobs 0, 1, ... of each group within `root`, and under '' its own."""
     found: dict[str, dict[str, StoredBlob]] = {}
-    for name, key, dataset in _datasets(root, '', path, MAX_DEPTH, itertools.count(1)):
-        where = Place((os.fspath(path), name or kind, f'blob {key}' + ': diff' * (kind == 'diff')))
-        found.setdefault(name, {})[key] = _stored(root.file, kind, name, key, dataset, where)
+    for name, key, dataset in _datasets(root, '', source.path, itertools.count(1)):
+        where = f'{source.path}: {name or kind}: blob {key}' + ': diff' * (kind == 'diff')
+        found.setdefault(name, {})[key] = _stored(source, dataset, where)
     for name, blobs in found.items():
         for i in range(len(blobs)):
             if str(i) not in blobs:
                 raise CaffeError(
-                    f'{path}: {name or kind}: blob {i} is missing, found '
+                    f'{source.path}: {name or kind}: blob {i} is missing, found '
                     f'{", ".join(sorted(blobs)[:5])}'
                 )
     return {name: [blobs[str(i)] for i in range(len(blobs))] for name, blobs in found.items()}
@@ -213,9 +188,9 @@ def _with_diffs(blobs: list[StoredBlob], diffs: list[StoredBlob]) -> list[Stored
 
 
 def _datasets(
-    group: Any, name: str, path: str | os.PathLike, depth: int, count: Iterator[int]
+    group: Any, name: str, path: str, count: Iterator[int], depth: int = MAX_DEPTH
 ) -> Iterator[tuple[str, str, Any]]:
-    """Each dataset within a group: the name of its own group, its key there, itself."""
+    """Yield each dataset within a group: the name of its own group, its key there, itself."""
     for key in group:
         inner = f'{name}/{key}' if name else key
         if next(count) > MAX_OBJECTS:
@@ -227,43 +202,49 @@ def _datasets(
             )
         item = _member(group, key, path)
         if hasattr(item, 'keys'):
-            yield from _datasets(item, inner, path, depth - 1, count)
+            yield from _datasets(item, inner, path, count, depth - 1)
         else:
             yield name, key, item
 
 
-def _stored(file: Any, kind: str, name: str, key: str, dataset: Any, where: Place) -> StoredBlob:
-    if dataset.dtype.kind != 'f' or dataset.shape is None:
-        raise CaffeError(f'{where}: expected floats, found {dataset.dtype}')
-    shape = declared_shape(dataset.shape, where)
-    bound = max(MAX_INFLATION * file.id.get_filesize(), _MIN_BOUND)
-    if dataset.is_virtual or dataset.external:
-        raise CaffeError(f'{where}: its values are in another file')
-    if dataset.nbytes > bound:
+def _place(source: wire.Source, dataset: Any, where: str) -> int:
+    """Return where in the file the values of a dataset begin, all in one piece.
+
+    Raises CaffeError for the ways to store values that Caffe does not use: in chunks, with
+    filters, in other files or datasets, not at all.
+    """
+    place = dataset.id.get_offset()
+    if place is None and dataset.size:
+        layout = 'in chunks' if dataset.chunks else 'in another place, or nowhere'
+        raise CaffeError(f'{where}: expected contiguous values, found them {layout}')
+    if place is not None and place + dataset.nbytes > source.size:
         raise CaffeError(
-            f'{where}: expected at most {bound} bytes from a file of this size, '
-            f'found {dataset.nbytes}'
+            f'{where}: needs {dataset.nbytes} bytes at byte {place}, the file has {source.size}'
         )
-    return StoredBlob(where, shape, dataset.dtype, partial(_fill, file, (kind, name, key), shape))
+    return place or 0
 
 
-def _fill(file: Any, names: Sequence[str], shape: tuple[int, ...], out: np.ndarray) -> None:
-    if out.size:
-        with _refused(file.filename):
-            file['/'.join(filter(None, names))].read_direct(out.reshape(shape))
+def _stored(source: wire.Source, dataset: Any, where: str) -> StoredBlob:
+    dtype = dataset.dtype
+    plain = dataset.id.get_type().get_size() == dtype.itemsize and dataset.shape is not None
+    if dtype.kind != 'f' or not plain:
+        raise CaffeError(f'{where}: expected floats, found {dtype}')
+    shape = checked_shape(dataset.shape, where)
+    runs = [wire.Run(_place(source, dataset, where), dataset.size)]
+    return StoredBlob(where, shape, dtype, partial(source.load, runs, dtype))
 
 
-def _put_all(group: Any, arrays: Sequence[np.ndarray]) -> None:
-    for i, array in enumerate(arrays):
+def _single(source: wire.Source, file: Any, name: str, kind: str) -> bytes:
+    """Return the bytes of a dataset of one number or string."""
+    dataset, where = _member(file, name, source.path), f'{source.path}: {name}'
+    if dataset is None or dataset.dtype.kind != kind or dataset.size != 1:
+        raise CaffeError(f'{where}: expected one {"number" if kind == "i" else "string"}')
+    if dataset.nbytes > _MAX_TEXT:
+        raise CaffeError(f'{where}: {dataset.nbytes} bytes, expected at most {_MAX_TEXT}')
+    place = _place(source, dataset, where)
+    return source.read(place, place + dataset.nbytes)
+
+
+def _put_all(group: Any, arrays: Sequence[np.ndarray | None]) -> None:
+    for i, array in enumerate(array for array in arrays if array is not None):
         group.create_dataset(str(i), data=np.asarray(array, np.float32))
-
-
-def _put_string(file: Any, name: str, text: str) -> None:
-    """Store a string with its closing zero, as Caffe's reader needs it."""
-    from h5py import h5d, h5s, h5t
-
-    data = text.encode('utf-8') + b'\0'
-    kind = h5t.C_S1.copy()
-    kind.set_size(len(data))
-    dataset = h5d.create(file.id, name.encode(), kind, h5s.create(h5s.SCALAR))
-    dataset.write(h5s.ALL, h5s.ALL, np.array(data, f'S{len(data)}'), kind)

@@ -1,58 +1,48 @@
-"""What weight files hold: layers' blobs that stay on the disk until they are asked for."""
+"""What weight files hold: layers' blobs that stay on the disk until they are read."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from types import ModuleType
+from typing import IO
 
 import numpy as np
 
 from caffe_port.blob import checked_shape
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, replacing
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 
-MAX_AXES = 32
-
 Arrays = Mapping[str, Sequence[np.ndarray]]
-
-
-class Place(tuple):
-    """Where a blob is, from the file on: joined when an error shows it, not for every blob."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return ': '.join(self)
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class StoredBlob:
-    """A blob in a file: its shape, and the means to read it.
+    """A blob in a file: its shape, and how to read it.
 
-    `where` says for errors what it is; `dtype` is that of the file; `diff` is the
-    gradient stored with it, if any.
+    `where` names it in errors; `dtype` is that of the file; `fill` reads the values into a
+    flat float32 array; `diff` is the gradient stored with it, if any.
     """
 
-    where: str | Place
-    shape: tuple[int, ...]
+    where: str
+    shape: Shape
     dtype: np.dtype
     fill: Callable[[np.ndarray], None] = field(repr=False)
     diff: StoredBlob | None = None
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """Return the number of values."""
         return math.prod(self.shape)
 
-    @property
-    def data(self) -> np.ndarray:
-        """The values, under the name that blobs of nets have for them; read anew each time."""
-        return self.array()
-
     def array(self) -> np.ndarray:
-        """The values in a new array, float32, C order."""
+        """Read the values into a new array, float32, C order."""
         out = np.empty(self.shape, np.float32)
         self.fill(out.reshape(-1))
         return out
@@ -60,8 +50,8 @@ class StoredBlob:
     def read_into(self, out: np.ndarray) -> None:
         """Read the values, in C order, into a float32 array of the same count.
 
-        Raises CaffeError if `out` is of another dtype or count, not contiguous or
-        read-only, or the file no longer has the values.
+        Raises CaffeError if `out` has another dtype or count, is read-only or not
+        contiguous, or if the file no longer has the values.
         """
         if out.dtype != np.float32 or not (out.flags.c_contiguous and out.flags.writeable):
             raise CaffeError(
@@ -77,7 +67,7 @@ class StoredBlob:
 
 
 @dataclass(frozen=True)
-class LayerBlobs:
+class StoredLayer:
     """A layer of a weight file; `type` is empty where the file has none (HDF5)."""
 
     name: str
@@ -87,7 +77,7 @@ class LayerBlobs:
 
 @dataclass(frozen=True)
 class State:
-    """A solver's state; `history` has one blob for each learnable parameter or more."""
+    """A solver's state; `history` has at least one blob for each learnable parameter."""
 
     iter: int
     learned_net: str
@@ -95,30 +85,32 @@ class State:
     history: list[StoredBlob]
 
 
-def declared_shape(dims: Sequence[int], where: str | Place) -> tuple[int, ...]:
-    """The shape a file declares; raises CaffeError where no blob can have it."""
-    # With 1 for 0, so that an empty blob's other dims are bounded too.
-    checked_shape([dim or 1 for dim in dims], where)
-    return tuple(dims)
+def without_padding(shape: Shape, axes: int) -> Shape:
+    """Drop the 1s that old files put before a shape of `axes` axes to make it four."""
+    front = 4 - axes
+    padded = front > 0 and len(shape) == 4 and set(shape[:front]) == {1}
+    return shape[front:] if padded else shape
 
 
 def layers_to_write(
     path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None
 ) -> Iterator[tuple[LayerParameter, list[tuple[np.ndarray, np.ndarray | None]]]]:
-    """Each layer of `net` with its arrays, and their diffs or None.
+    """Yield each layer of `net` with its arrays, each paired with its diff or None.
 
-    Raises CaffeError for blobs of a layer that `net` lacks, and for a diff of another
-    shape than its blob.
+    Raises CaffeError for blobs of a layer that `net` lacks, for what is no array of
+    numbers, and for a diff whose shape is not its blob's.
     """
-    strangers = set(blobs).union(diffs or ()) - {layer.name for layer in net.layer}
-    if strangers or net.layers:
-        what = f'no layer "{min(strangers)}"' if strangers else 'layers of an older format'
+    unknown = set(blobs).union(diffs or ()) - {layer.name for layer in net.layer}
+    if unknown or net.layers:
+        what = f'no layer "{min(unknown)}"' if unknown else 'layers of an older format'
         raise CaffeError(f'{path}: not written: the net has {what}')
     for layer in net.layer:
-        arrays = [
-            _writable(array, f'{path}: {layer.name}: blob {i}')
-            for i, array in enumerate(blobs.get(layer.name, ()))
-        ]
+        arrays = [np.asarray(array) for array in blobs.get(layer.name, ())]
+        for i, array in enumerate(arrays):
+            where = f'{path}: {layer.name}: blob {i}'
+            if array.dtype.kind not in 'fiub':
+                raise CaffeError(f'{where}: expected numbers, found {array.dtype}')
+            checked_shape(array.shape, where)
         given = [np.asarray(diff) for diff in (diffs or {}).get(layer.name, ())]
         shapes = [array.shape for array in arrays]
         if given and [diff.shape for diff in given] != shapes:
@@ -126,12 +118,47 @@ def layers_to_write(
                 f'{path}: {layer.name}: expected diffs of shapes {shapes}, '
                 f'found {[diff.shape for diff in given]}'
             )
-        yield layer, list(zip(arrays, given or [None] * len(arrays)))
+        yield layer, list(zip_longest(arrays, given))
 
 
-def _writable(array: np.ndarray, where: str) -> np.ndarray:
-    array = np.asarray(array)
-    if array.dtype.kind not in 'fiub':
-        raise CaffeError(f'{where}: expected numbers, found {array.dtype}')
-    checked_shape(array.shape, where)
-    return array
+def payload(array: np.ndarray) -> memoryview:
+    """Return the bytes of an array as files hold them: float32, little-endian, C order."""
+    return np.ascontiguousarray(array, '<f4').reshape(-1).view(np.uint8).data
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Open a file to write whole or not at all; raise CaffeError for whatever fails."""
+    with refused(path, 'not written'), replacing(path) as temporary, open(temporary, 'wb') as out:
+        yield out
+
+
+@contextmanager
+def refused(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Turn whatever a library raises within into a CaffeError `path: what: ...`.
+
+    On damaged files zipfile, numpy, h5py and the others raise nearly every exception.
+    """
+    try:
+        yield
+    except CaffeError:
+        raise
+    except Exception as error:
+        raise CaffeError(f'{path}: {what}: {_one_line(error)}') from error
+
+
+def library(name: str, path: str | os.PathLike, extra: str) -> ModuleType:
+    """Import an optional library; raise CaffeError, with what to install, without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition('.')[0]
+        raise CaffeError(
+            f'{path}: needs {package}, which is not installed: pip install {package}, '
+            f"or this package with its extra '{extra}'"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    words = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+    return words[:300] or type(error).__name__

@@ -10,25 +10,25 @@ import numpy as np
 
 from caffe_port.blob import shape_text
 from caffe_port.files.named import Read
-from caffe_port.files.stored import LayerBlobs
+from caffe_port.files.stored import StoredLayer
 from caffe_port.files.weights import blob_names, nbytes
 
 _CHUNK = 1 << 20
-_HEAD = ('layer', 'type', 'blob', 'shape', 'parameters', 'min', 'mean', 'max', 'std', '')
+_HEAD = ['layer', 'type', 'blob', 'shape', 'parameters', 'min', 'mean', 'max', 'std', '']
 _NUMBERS = range(4, 9)  # columns set flush right
 
 
 class Statistics(NamedTuple):
     """Of all values; nan where there are none."""
 
-    least: float
+    min: float
     mean: float
-    most: float
+    max: float
     std: float
 
 
 def statistics(values: np.ndarray) -> Statistics:
-    """Minimum, mean, maximum and standard deviation, added up in float64."""
+    """Return minimum, mean, maximum and standard deviation, added up in float64."""
     flat = values.reshape(-1)
     if not flat.size:
         return Statistics(*[math.nan] * 4)
@@ -39,29 +39,20 @@ def statistics(values: np.ndarray) -> Statistics:
     return Statistics(float(flat.min()), mean, float(flat.max()), math.sqrt(squares / flat.size))
 
 
-def table(layers: Sequence[LayerBlobs], read: Read) -> Iterator[str]:
-    """The lines of the table; one blob is in memory at a time.
+def table(layers: Sequence[StoredLayer], read: Read) -> Iterator[str]:
+    """Yield the lines of the table; one blob is in memory at a time.
 
-    A layer all of whose values are zero is marked so, and one with values that are
-    no finite numbers.
+    Layers whose values are all zero, or not all finite, are marked.
     """
     rows = [_HEAD]
     for layer in layers:
         found = [statistics(read(blob)) for blob in layer.blobs]
-        for i, (name, blob, values) in enumerate(zip(blob_names(layer), layer.blobs, found)):
-            rows.append(
-                (
-                    printable(layer.name) if i == 0 else '',
-                    printable(layer.type) if i == 0 else '',
-                    name,
-                    shape_text(blob.shape),
-                    f'{blob.count:,}',
-                    *[f'{value:.4g}' for value in values],
-                    _mark([each for each, blob in zip(found, layer.blobs) if blob.count])
-                    if i == 0
-                    else '',
-                )
-            )
+        first = [printable(layer.name), printable(layer.type)]
+        mark = _mark([each for each, blob in zip(found, layer.blobs) if blob.count])
+        for name, blob, values in zip(blob_names(layer), layer.blobs, found):
+            numbers = [f'{blob.count:,}', *[f'{value:.4g}' for value in values]]
+            rows.append([*first, name, shape_text(blob.shape), *numbers, mark])
+            first, mark = ['', ''], ''
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [
@@ -72,8 +63,8 @@ def table(layers: Sequence[LayerBlobs], read: Read) -> Iterator[str]:
     yield summary(layers)
 
 
-def summary(layers: Sequence[LayerBlobs]) -> str:
-    """How much there is in all."""
+def summary(layers: Sequence[StoredLayer]) -> str:
+    """Count layers, blobs, parameters and bytes."""
     blobs = sum(len(layer.blobs) for layer in layers)
     return (
         f'{len(layers)} layers, {blobs} blobs, {nbytes(layers) // 4:,} parameters, '
@@ -82,11 +73,11 @@ def summary(layers: Sequence[LayerBlobs]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of a file on one line, without what would steer a terminal."""
+    """Put text of a file on one line, with what would steer a terminal as escapes."""
     return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _mark(found: Sequence[Statistics]) -> str:
     if not all(math.isfinite(value) for values in found for value in values):
         return 'NOT FINITE'
-    return 'ALL ZERO' if found and all(values.least == values.most == 0 for values in found) else ''
+    return 'ALL ZERO' if found and all(values.min == values.max == 0 for values in found) else ''

@@ -5,10 +5,10 @@ mean and deviation of each channel. Caffe's takes y = x - c, in BGR. With M = 25
 
     z = (y + c - M) / (255 s)       per channel,
 
-so conv1_1 answers sum(W z) + b = sum(V y) + b + sum(V (c - M)), where V = W / (255 s) with
+so conv1_1 computes sum(W z) + b = sum(V y) + b + sum(V (c - M)), where V = W / (255 s) with
 its input channels in the order BGR. Dividing the weights and reversing the channels is thus
-exact, and all there is to it if c = M: for images less the mean M the net is
-torchvision's, number for number.
+exact, and enough if c = M: for images less the mean M the net is torchvision's, number for
+number.
 
 If c is another mean, the constant sum(V (c - M)) remains. It is not added to the bias: Caffe
 pads y with zeros, torchvision z, and padding contributes nothing to either sum, whereas the
@@ -27,35 +27,24 @@ from functools import partial
 import numpy as np
 
 from caffe_port.errors import CaffeError
-from caffe_port.files.stored import LayerBlobs, StoredBlob
+from caffe_port.files.stored import StoredBlob, StoredLayer
 
 ZOO_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCHVISION_MEAN_BGR = tuple(255 * mean for mean in (0.406, 0.456, 0.485))
 _SCALE_BGR = 255 * np.array([0.225, 0.224, 0.229])
 
+_CONVS = """conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3
+conv4_1 conv4_2 conv4_3 conv5_1 conv5_2 conv5_3""".split()
+_FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 # Caffe's layer: the module of torchvision's vgg16.
 MODULES = {
-    'conv1_1': 'features.0',
-    'conv1_2': 'features.2',
-    'conv2_1': 'features.5',
-    'conv2_2': 'features.7',
-    'conv3_1': 'features.10',
-    'conv3_2': 'features.12',
-    'conv3_3': 'features.14',
-    'conv4_1': 'features.17',
-    'conv4_2': 'features.19',
-    'conv4_3': 'features.21',
-    'conv5_1': 'features.24',
-    'conv5_2': 'features.26',
-    'conv5_3': 'features.28',
-    'fc6': 'classifier.0',
-    'fc7': 'classifier.3',
-    'fc8': 'classifier.6',
+    **{name: f'features.{i}' for name, i in zip(_CONVS, _FEATURES)},
+    **{name: f'classifier.{i}' for name, i in zip(('fc6', 'fc7', 'fc8'), (0, 3, 6))},
 }
 
 
-def from_torchvision(layers: Sequence[LayerBlobs]) -> list[LayerBlobs]:
-    """Caffe's layers of torchvision's vgg16; conv1_1 takes BGR, 0 to 255, less a mean.
+def from_torchvision(layers: Sequence[StoredLayer]) -> list[StoredLayer]:
+    """Return torchvision's vgg16 as Caffe's layers; conv1_1 takes BGR, 0 to 255, less a mean.
 
     Raises CaffeError if they are not the layers of that net.
     """
@@ -66,12 +55,12 @@ def from_torchvision(layers: Sequence[LayerBlobs]) -> list[LayerBlobs]:
         if name == 'conv1_1':
             blobs[0] = _folded(blobs[0], 1 / _SCALE_BGR)
         type_ = 'Convolution' if name.startswith('conv') else 'InnerProduct'
-        done.append(LayerBlobs(name, type_, blobs))
+        done.append(StoredLayer(name, type_, blobs))
     return done
 
 
-def to_torchvision(layers: Sequence[LayerBlobs]) -> list[LayerBlobs]:
-    """torchvision's layers of Caffe's VGG16; fully connected ones may be convolutional.
+def to_torchvision(layers: Sequence[StoredLayer]) -> list[StoredLayer]:
+    """Return Caffe's VGG16 as torchvision's layers; fully connected ones may be convolutional.
 
     Raises CaffeError if they are not the layers of that net.
     """
@@ -84,21 +73,21 @@ def to_torchvision(layers: Sequence[LayerBlobs]) -> list[LayerBlobs]:
         elif name.startswith('fc') and len(blobs[0].shape) > 2:
             outputs = blobs[0].shape[0]
             blobs[0] = replace(blobs[0], shape=(outputs, blobs[0].count // max(outputs, 1)))
-        done.append(LayerBlobs(module, '', blobs))
+        done.append(StoredLayer(module, '', blobs))
     return done
 
 
-def mean_shift(layers: Sequence[LayerBlobs], mean_bgr: Sequence[float]) -> float:
-    """By how much another mean than torchvision's moves conv1_1 inside an image, at most.
+def mean_shift(layers: Sequence[StoredLayer], mean_bgr: Sequence[float]) -> float:
+    """Return how far another mean than torchvision's moves conv1_1 inside an image, at most.
 
-    `layers` are Caffe's; the answer is the largest |sum(V (c - M))| of all its outputs.
+    `layers` are Caffe's; the result is the largest |sum(V (c - M))| of all its outputs.
     """
     weight = next(layer for layer in layers if layer.name == 'conv1_1').blobs[0].array()
     shift = np.subtract(mean_bgr, TORCHVISION_MEAN_BGR)
     return float(np.abs(weight.sum((2, 3), dtype=np.float64) @ shift).max(initial=0))
 
 
-def _all_of(due: dict[str, str], layers: Sequence[LayerBlobs]) -> dict[str, LayerBlobs]:
+def _all_of(due: dict[str, str], layers: Sequence[StoredLayer]) -> dict[str, StoredLayer]:
     given = {layer.name: layer for layer in layers}
     missing, strange = [n for n in due if n not in given], [n for n in given if n not in due]
     if missing or strange:
@@ -114,7 +103,7 @@ def _all_of(due: dict[str, str], layers: Sequence[LayerBlobs]) -> dict[str, Laye
 
 
 def _folded(weight: StoredBlob, scale: np.ndarray) -> StoredBlob:
-    """The weights O x 3 x H x W with their input channels reversed, then each scaled."""
+    """Return the weights O x 3 x H x W with their input channels reversed, then each scaled."""
     if len(weight.shape) != 4 or weight.shape[1] != 3:
         raise CaffeError(
             f'{weight.where}: expected weights of three colours, found shape {weight.shape}'
@@ -124,5 +113,5 @@ def _folded(weight: StoredBlob, scale: np.ndarray) -> StoredBlob:
 
 
 def _fill_folded(weight: StoredBlob, scale: np.ndarray, out: np.ndarray) -> None:
-    turned = weight.array()[:, ::-1].astype(np.float64)
-    out[:] = (turned * scale[:, None, None]).reshape(-1)
+    reversed_ = weight.array()[:, ::-1].astype(np.float64)
+    out[:] = (reversed_ * scale[:, None, None]).reshape(-1)

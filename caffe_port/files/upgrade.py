@@ -1,4 +1,4 @@
-"""Nets and solvers of older formats made current, as Caffe 1.0 does it.
+"""Bring nets and solvers of older formats to the current one, as Caffe 1.0 does.
 
 V0 nets hold `layers { layer { ... } }`, V1 nets `layers` with enum types; current
 ones `layer` with type strings. Source: Caffe's util/upgrade_proto.cpp (the rules).
@@ -23,134 +23,52 @@ LOG = logging.getLogger('caffe_port')
 # The deepest nets published have some 4000.
 MAX_LAYERS = 10_000
 
+# No string of a real prototxt is longer; to evaluate a longer param_str takes gigabytes.
+MAX_STRING = 1 << 16
+
+_NAMES = """
+AbsVal Accuracy ArgMax BNLL Concat ContrastiveLoss Convolution Data Deconvolution Dropout
+DummyData Eltwise EuclideanLoss Exp Flatten HDF5Data HDF5Output HingeLoss Im2col ImageData
+InfogainLoss InnerProduct LRN MemoryData MultinomialLogisticLoss MVN Pooling Power ReLU Sigmoid
+SigmoidCrossEntropyLoss Silence Slice Softmax Split TanH Threshold WindowData
+""".split()
+_BY_CAPITALS = {name.upper(): name for name in _NAMES}
+_BY_CAPITALS.update(NONE='', SOFTMAXLOSS='SoftmaxWithLoss')
 V1_TYPES = {
-    'NONE': '',
-    'ABSVAL': 'AbsVal',
-    'ACCURACY': 'Accuracy',
-    'ARGMAX': 'ArgMax',
-    'BNLL': 'BNLL',
-    'CONCAT': 'Concat',
-    'CONTRASTIVE_LOSS': 'ContrastiveLoss',
-    'CONVOLUTION': 'Convolution',
-    'DATA': 'Data',
-    'DECONVOLUTION': 'Deconvolution',
-    'DROPOUT': 'Dropout',
-    'DUMMY_DATA': 'DummyData',
-    'ELTWISE': 'Eltwise',
-    'EUCLIDEAN_LOSS': 'EuclideanLoss',
-    'EXP': 'Exp',
-    'FLATTEN': 'Flatten',
-    'HDF5_DATA': 'HDF5Data',
-    'HDF5_OUTPUT': 'HDF5Output',
-    'HINGE_LOSS': 'HingeLoss',
-    'IM2COL': 'Im2col',
-    'IMAGE_DATA': 'ImageData',
-    'INFOGAIN_LOSS': 'InfogainLoss',
-    'INNER_PRODUCT': 'InnerProduct',
-    'LRN': 'LRN',
-    'MEMORY_DATA': 'MemoryData',
-    'MULTINOMIAL_LOGISTIC_LOSS': 'MultinomialLogisticLoss',
-    'MVN': 'MVN',
-    'POOLING': 'Pooling',
-    'POWER': 'Power',
-    'RELU': 'ReLU',
-    'SIGMOID': 'Sigmoid',
-    'SIGMOID_CROSS_ENTROPY_LOSS': 'SigmoidCrossEntropyLoss',
-    'SILENCE': 'Silence',
-    'SLICE': 'Slice',
-    'SOFTMAX': 'Softmax',
-    'SOFTMAX_LOSS': 'SoftmaxWithLoss',
-    'SPLIT': 'Split',
-    'TANH': 'TanH',
-    'THRESHOLD': 'Threshold',
-    'WINDOW_DATA': 'WindowData',
+    name: _BY_CAPITALS[name.replace('_', '')]
+    for name in V1LayerParameter.LayerType.DESCRIPTOR.values_by_name
 }
 V0_TYPES = {
-    'accuracy': 'ACCURACY',
-    'bnll': 'BNLL',
-    'concat': 'CONCAT',
-    'conv': 'CONVOLUTION',
-    'data': 'DATA',
-    'dropout': 'DROPOUT',
-    'euclidean_loss': 'EUCLIDEAN_LOSS',
-    'flatten': 'FLATTEN',
-    'hdf5_data': 'HDF5_DATA',
-    'hdf5_output': 'HDF5_OUTPUT',
-    'im2col': 'IM2COL',
-    'images': 'IMAGE_DATA',
-    'infogain_loss': 'INFOGAIN_LOSS',
-    'innerproduct': 'INNER_PRODUCT',
-    'lrn': 'LRN',
-    'multinomial_logistic_loss': 'MULTINOMIAL_LOGISTIC_LOSS',
-    'pool': 'POOLING',
-    'relu': 'RELU',
-    'sigmoid': 'SIGMOID',
-    'softmax': 'SOFTMAX',
-    'softmax_loss': 'SOFTMAX_LOSS',
-    'split': 'SPLIT',
-    'tanh': 'TANH',
-    'window_data': 'WINDOW_DATA',
+    name.lower(): name
+    for name in """
+        ACCURACY BNLL CONCAT DATA DROPOUT EUCLIDEAN_LOSS FLATTEN HDF5_DATA HDF5_OUTPUT IM2COL
+        INFOGAIN_LOSS LRN MULTINOMIAL_LOGISTIC_LOSS RELU SIGMOID SOFTMAX SOFTMAX_LOSS SPLIT TANH
+        WINDOW_DATA""".split()
 }
-# Where each V0 type's parameters went, and what they are called there.
+V0_TYPES.update(
+    conv='CONVOLUTION', images='IMAGE_DATA', innerproduct='INNER_PRODUCT', pool='POOLING'
+)
+# Which message each V0 type's parameters went to, and what they are called there.
 _V0_PARAMS = {
-    'conv': (
-        'convolution_param',
-        {
-            'num_output': 'num_output',
-            'biasterm': 'bias_term',
-            'weight_filler': 'weight_filler',
-            'bias_filler': 'bias_filler',
-            'pad': 'pad',
-            'kernelsize': 'kernel_size',
-            'group': 'group',
-            'stride': 'stride',
-        },
-    ),
-    'innerproduct': (
-        'inner_product_param',
-        {
-            'num_output': 'num_output',
-            'biasterm': 'bias_term',
-            'weight_filler': 'weight_filler',
-            'bias_filler': 'bias_filler',
-        },
-    ),
-    'pool': (
-        'pooling_param',
-        {'pad': 'pad', 'kernelsize': 'kernel_size', 'stride': 'stride', 'pool': 'pool'},
-    ),
-    'dropout': ('dropout_param', {'dropout_ratio': 'dropout_ratio'}),
-    'lrn': ('lrn_param', {'local_size': 'local_size', 'alpha': 'alpha', 'beta': 'beta', 'k': 'k'}),
-    'concat': ('concat_param', {'concat_dim': 'concat_dim'}),
-    'infogain_loss': ('infogain_loss_param', {'source': 'source'}),
-    'hdf5_data': ('hdf5_data_param', {'source': 'source', 'batchsize': 'batch_size'}),
-    'data': (
-        'data_param',
-        {'source': 'source', 'batchsize': 'batch_size', 'rand_skip': 'rand_skip'},
-    ),
-    'images': (
-        'image_data_param',
-        {
-            'source': 'source',
-            'batchsize': 'batch_size',
-            'rand_skip': 'rand_skip',
-            'shuffle_images': 'shuffle',
-            'new_height': 'new_height',
-            'new_width': 'new_width',
-        },
-    ),
-    'window_data': (
-        'window_data_param',
-        {
-            'source': 'source',
-            'batchsize': 'batch_size',
-            'det_fg_threshold': 'fg_threshold',
-            'det_bg_threshold': 'bg_threshold',
-            'det_fg_fraction': 'fg_fraction',
-            'det_context_pad': 'context_pad',
-            'det_crop_mode': 'crop_mode',
-        },
-    ),
+    'conv': 'convolution_param num_output bias_term weight_filler bias_filler pad kernel_size '
+    'group stride',
+    'innerproduct': 'inner_product_param num_output bias_term weight_filler bias_filler',
+    'pool': 'pooling_param pad kernel_size stride pool',
+    'dropout': 'dropout_param dropout_ratio',
+    'lrn': 'lrn_param local_size alpha beta k',
+    'concat': 'concat_param concat_dim',
+    'infogain_loss': 'infogain_loss_param source',
+    'hdf5_data': 'hdf5_data_param source batch_size',
+    'data': 'data_param source batch_size rand_skip',
+    'images': 'image_data_param source batch_size rand_skip shuffle new_height new_width',
+    'window_data': 'window_data_param source batch_size fg_threshold bg_threshold fg_fraction '
+    'context_pad crop_mode',
+}
+_V0_RENAMED = {
+    'biasterm': 'bias_term',
+    'kernelsize': 'kernel_size',
+    'batchsize': 'batch_size',
+    'shuffle_images': 'shuffle',
 }
 _V0_TRANSFORM = {
     'scale': 'scale',
@@ -164,7 +82,7 @@ _V1_DATA = {
     V1LayerParameter.IMAGE_DATA: 'image_data_param',
     V1LayerParameter.WINDOW_DATA: 'window_data_param',
 }
-# What lies in a ParamSpec now.
+# What is in a ParamSpec now.
 _V1_SPECS = {
     'param': 'name',
     'blob_share_mode': 'share_mode',
@@ -172,24 +90,19 @@ _V1_SPECS = {
     'weight_decay': 'decay_mult',
 }
 _SOLVER_TYPES = {
-    'SGD': 'SGD',
-    'NESTEROV': 'Nesterov',
-    'ADAGRAD': 'AdaGrad',
-    'RMSPROP': 'RMSProp',
-    'ADADELTA': 'AdaDelta',
-    'ADAM': 'Adam',
+    name.upper(): name for name in ('SGD', 'Nesterov', 'AdaGrad', 'RMSProp', 'AdaDelta', 'Adam')
 }
 
 
 def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
-    """A copy of `net` in the current format; errors call it `name`.
+    """Return a copy of `net` in the current format; errors call it `name`.
 
-    Raises CaffeError for what no format allows, such as `layer` beside `layers`, and for
-    more than MAX_LAYERS layers.
+    Raises CaffeError for what no format allows, such as `layer` beside `layers`, for more
+    than MAX_LAYERS layers and for strings longer than MAX_STRING.
     """
     count = len(net.layer) + len(net.layers)
     if count > MAX_LAYERS:
-        raise CaffeError(f'{name}: {count} layers, at most {MAX_LAYERS} are taken')
+        raise CaffeError(f'{name}: {count} layers, expected at most {MAX_LAYERS}')
     _check_strings(net, name)
     upgraded = NetParameter()
     upgraded.CopyFrom(net)
@@ -201,7 +114,7 @@ def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
     old = list(upgraded.layers)
     if any(layer.HasField('layer') for layer in old):
         inputs = set(upgraded.input)
-        old = [_from_v0(layer, name) for layer in _without_padding(old, inputs, name)]
+        old = [_from_v0(layer, name) for layer in _without_padding_layers(old, inputs, name)]
     upgraded.layer.extend([_from_v1(layer) for layer in old])
     upgraded.ClearField('layers')
     _inputs_to_layer(upgraded, name)
@@ -210,10 +123,11 @@ def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
 
 
 def upgrade_solver(solver: SolverParameter, name: str = 'solver') -> SolverParameter:
-    """A copy of `solver` with `type` for the older `solver_type`, its own nets upgraded.
+    """Return a copy of `solver` with `type` for the older `solver_type`, its nets upgraded.
 
-    Raises CaffeError where both are given, and as `upgrade_net`.
+    Raises CaffeError where both are given, and as `upgrade_net` does.
     """
+    _check_strings(solver, name)
     upgraded = SolverParameter()
     upgraded.CopyFrom(solver)
     if upgraded.HasField('solver_type'):
@@ -234,31 +148,36 @@ def upgrade_solver(solver: SolverParameter, name: str = 'solver') -> SolverParam
 
 
 def v1_type(value: int) -> str:
-    """The type string of a V1 layer's enum value; empty if there is none."""
+    """Return the type string of a V1 layer's enum value; empty if there is none."""
     found = V1LayerParameter.LayerType.DESCRIPTOR.values_by_number.get(value)
     return V1_TYPES[found.name] if found else ''
 
 
 def v0_type(word: str) -> str:
-    """The type string of a V0 layer's type word; the word itself if it is unknown."""
+    """Return the type string of a V0 layer's type word; the word itself if it is unknown."""
     return V1_TYPES[V0_TYPES[word]] if word in V0_TYPES else word
 
 
 def _check_strings(message: Message, name: str) -> None:
-    """Refuse strings that are not UTF-8, which protobuf hands out as bytes."""
+    """Refuse strings beyond MAX_STRING, and those not UTF-8, which protobuf returns as bytes."""
     for field, value in message.ListFields():
         values = [value] if field.has_presence else value
         if field.type == field.TYPE_MESSAGE:
             for each in values:
                 _check_strings(each, name)
-        elif field.type == field.TYPE_STRING and any(isinstance(each, bytes) for each in values):
-            raise CaffeError(f'{name}: {field.full_name.partition(".")[2]} is not UTF-8')
+        elif field.type == field.TYPE_STRING:
+            where = f'{name}: {field.full_name.partition(".")[2]}'
+            if any(isinstance(each, bytes) for each in values):
+                raise CaffeError(f'{where} is not UTF-8')
+            longest = max(map(len, values))
+            if longest > MAX_STRING:
+                raise CaffeError(f'{where}: {longest} characters, expected at most {MAX_STRING}')
 
 
-def _without_padding(
+def _without_padding_layers(
     layers: list[V1LayerParameter], inputs: set[str], name: str
 ) -> list[V1LayerParameter]:
-    """V0 layers with each padding layer folded into the conv or pool that it feeds."""
+    """Fold each padding layer of a V0 net into the conv or pool that it feeds."""
     makers: dict[str, V1LayerParameter | None] = dict.fromkeys(inputs)
     kept = []
     for layer in layers:
@@ -300,19 +219,20 @@ def _fold(padding: V1LayerParameter, layer: V1LayerParameter, name: str) -> None
 
 def _from_v0(connection: V1LayerParameter, name: str) -> V1LayerParameter:
     old = connection.layer
-    layer = V1LayerParameter(bottom=connection.bottom, top=connection.top)
-    if old.HasField('type'):
-        if old.type not in V0_TYPES:
-            raise CaffeError(f'{name}: {old.name}: unknown V0 layer type "{old.type}"')
-        layer.type = V1LayerParameter.LayerType.Value(V0_TYPES[old.type])
-    param, renamed = _V0_PARAMS.get(old.type, ('', {}))
+    if old.HasField('type') and old.type not in V0_TYPES:
+        raise CaffeError(f'{name}: {old.name}: unknown V0 layer type "{old.type}"')
+    layer = V1LayerParameter(
+        bottom=connection.bottom, top=connection.top, type=V0_TYPES.get(old.type)
+    )
+    param, *taken = _V0_PARAMS.get(old.type, '-').split()
     for field, value in old.ListFields():
+        renamed = _V0_RENAMED.get(field.name, field.name.removeprefix('det_'))
         if field.name in _V0_KEPT:
             put(layer, field.name, value)
         elif field.name in _V0_TRANSFORM:
             put(layer.transform_param, _V0_TRANSFORM[field.name], value)
-        elif field.name in renamed:
-            put(getattr(layer, param), renamed[field.name], value)
+        elif renamed in taken:
+            put(getattr(layer, param), renamed, value)
         elif field.name == 'hdf5_output_param' and old.type == 'hdf5_output':
             layer.hdf5_output_param.CopyFrom(value)
         elif field.name != 'type':
@@ -345,7 +265,7 @@ def _from_v1(old: V1LayerParameter) -> LayerParameter:
 
 
 def _move_transform(param: Message, layer: LayerParameter) -> None:
-    """Move what a data layer's own message said of the transformation to transform_param."""
+    """Move a data layer's own settings of the transformation to transform_param."""
     for field in ('scale', 'mean_file', 'crop_size', 'mirror'):
         if param.HasField(field):
             setattr(layer.transform_param, field, getattr(param, field))
@@ -355,7 +275,7 @@ def _move_transform(param: Message, layer: LayerParameter) -> None:
 def _inputs_to_layer(net: NetParameter, name: str) -> None:
     """Turn `input` with `input_shape` or `input_dim` into an Input layer at the front.
 
-    Inputs without any shape, as older weight files have them, are just dropped.
+    Inputs without any shape, as older weight files have them, are dropped.
     """
     if not net.input:
         return

@@ -1,41 +1,43 @@
-"""Weight files of every kind as layers with their blobs in Caffe's order.
+"""Weight files of every kind as layers with their blobs in Caffe's order; fitted to a net.
 
-Kinds go by suffix. Files of named tensors (.pth, .pt, .safetensors, .npz) call a blob
-`<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance and
+The suffix says the kind. Files of named tensors (.pth, .pt, .safetensors, .npz) call a
+blob `<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance and
 scale_factor of a BatchNorm; blob0, blob1, ... of a Python layer; and from the third blob
-of any other layer on its number. The last dot parts the two, so layers may have dots.
+of any other layer on its number. The last dot separates the two, so layers may have dots.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-import numpy as np
-
+from caffe_port.blob import shape_text
 from caffe_port.errors import CaffeError
-from caffe_port.files import caffemodel, hdf5, named, wire
-from caffe_port.files.stored import LayerBlobs, StoredBlob
+from caffe_port.files import caffemodel, hdf5, named, pth, wire
+from caffe_port.files.named import Named, Read
+from caffe_port.files.stored import Shape, StoredBlob, StoredLayer, without_padding
 from caffe_port.proto.caffe_pb2 import NetParameter
 
-READERS = {
-    '.pth': named.read_torch,
-    '.pt': named.read_torch,
+READERS: dict[str, Callable[[Any], Named]] = {
+    '.pth': pth.read_torch,
+    '.pt': pth.read_torch,
     '.safetensors': named.read_safetensors,
     '.npz': named.read_npz,
 }
-WRITERS = {
-    '.pth': named.write_torch,
-    '.pt': named.write_torch,
+WRITERS: dict[str, Callable[[Any, Sequence[tuple[str, StoredBlob]], Read], None]] = {
+    '.pth': pth.write_torch,
+    '.pt': pth.write_torch,
     '.safetensors': named.write_safetensors,
     '.npz': named.write_npz,
 }
 SUFFIXES = ('.caffemodel', '.caffemodel.h5', *READERS)
-# Compressed or shared values may be more than their file, forged ones without bound.
-_MIN_BOUND = 1 << 26
-_RANKS = {'weight': 0, 'bias': 1, 'mean': 0, 'variance': 1, 'scale_factor': 2}
+# Deflated or shared values may take more bytes than their file; forged ones without bound.
+_MOST_TIMES, _LEAST_BOUND = 8, 1 << 26
+_PLACES = {'weight': 0, 'bias': 1, 'mean': 0, 'variance': 1, 'scale_factor': 2}
 _NUMBERED = re.compile(r'(?:blob)?(0|[1-9]\d{0,5})', re.ASCII)
 # How many axes today's Caffe gives the blobs of layers that are older than `shape`.
 _AXES = {'Convolution': (4, 1), 'Deconvolution': (4, 1), 'InnerProduct': (2, 1), 'PReLU': (1,)}
@@ -44,26 +46,26 @@ Names = Mapping[str, Sequence[str]]
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """The suffix that says what a weight file is; CaffeError for any other."""
+    """Return the suffix that says what a weight file is; raise CaffeError for any other."""
     for suffix in SUFFIXES:
         if os.fspath(path).endswith(suffix):
             return suffix
     raise CaffeError(f'{path}: expected a name that ends in {", ".join(SUFFIXES)}')
 
 
-def nbytes(layers: Iterable[LayerBlobs]) -> int:
-    """The bytes of all values as float32."""
+def nbytes(layers: Iterable[StoredLayer]) -> int:
+    """Return the bytes of all values as float32."""
     return sum(4 * blob.count for layer in layers for blob in layer.blobs)
 
 
-def read(path: str | os.PathLike) -> list[LayerBlobs]:
-    """The layers of a weight file that have blobs; types are known from a .caffemodel only.
+def read(path: str | os.PathLike) -> list[StoredLayer]:
+    """Index the layers of a weight file that have blobs; only a .caffemodel knows their types.
 
     Shapes that an old file pads to 4 axes lose the padding: Caffe takes a bias of
     1 x 1 x 1 x N from an old file, but refuses it in a new one.
 
-    Raises CaffeError for what is no such file, a layer that comes twice, and values
-    far beyond the size of the file.
+    Raises CaffeError for any other file, for two layers of one name, and for values far
+    beyond the size of the file.
     """
     kind = kind_of(path)
     if kind in READERS:
@@ -72,14 +74,12 @@ def read(path: str | os.PathLike) -> list[LayerBlobs]:
         layers = [_unpadded(layer) for layer in caffemodel.read(path) if layer.blobs]
     names: set[str] = set()
     for layer in layers:
-        if layer.name in names or '\0' in layer.name:
-            raise CaffeError(
-                f'{path}: two layers named "{layer.name}"'
-                if layer.name in names
-                else f'{path}: layer name {layer.name!r} has a zero in it'
-            )
+        if '\0' in layer.name:
+            raise CaffeError(f'{path}: layer name {layer.name!r} has a zero in it')
+        if layer.name in names:
+            raise CaffeError(f'{path}: two layers named "{layer.name}"')
         names.add(layer.name)
-    bound = max(hdf5.MAX_INFLATION * os.path.getsize(path), _MIN_BOUND)
+    bound = max(_MOST_TIMES * os.path.getsize(path), _LEAST_BOUND)
     if nbytes(layers) > bound:
         raise CaffeError(
             f'{path}: expected at most {bound} bytes of values in a file of this '
@@ -89,7 +89,7 @@ def read(path: str | os.PathLike) -> list[LayerBlobs]:
 
 
 def read_net(path: str | os.PathLike) -> NetParameter | None:
-    """The net that a weight file holds, None where it holds none."""
+    """Return the net that a weight file holds, None where it holds none."""
     if kind_of(path) in READERS or wire.Source(path).is_hdf5():
         return None
     return caffemodel.read_net(path)
@@ -97,35 +97,32 @@ def read_net(path: str | os.PathLike) -> NetParameter | None:
 
 def write(
     path: str | os.PathLike,
-    layers: Sequence[LayerBlobs],
+    layers: Sequence[StoredLayer],
     net: NetParameter | None = None,
     names: Names | None = None,
-    read: named.Read = named.values_of,
+    read: Read = StoredBlob.array,
 ) -> None:
     """Write layers as a weight file of the kind that the suffix says.
 
-    A .caffemodel holds every layer of `net`; without one it holds the layers given,
+    A .caffemodel holds every layer of `net`; without a net it holds the layers given,
     by name, type (if known) and blobs, which is what Caffe copies weights from.
-    `names` are a net's own names for the blobs of its layers; `read` fetches a blob.
-    A .caffemodel, a .caffemodel.h5 and a .pth are put together in memory; the others are
-    written blob by blob.
+    `names` are the net's own names for the blobs of its layers; `read` fetches a blob.
+    An .npz is written blob by blob; the others are put together in memory.
     """
     kind = kind_of(path)
     if kind in WRITERS:
         WRITERS[kind](path, list(_named(layers, names or {})), read)
         return
-    with named.refused(path, 'not written'):
-        bare = NetParameter(
-            layer=[dict(name=layer.name, type=layer.type or None) for layer in layers]
-        )
-        if kind == '.caffemodel':
-            caffemodel.write(path, net or bare, _Arrays(layers, read))
-        else:
-            caffemodel.write_hdf5(path, bare, _Arrays(layers, read))
+    bare = NetParameter(layer=[dict(name=layer.name, type=layer.type or None) for layer in layers])
+    arrays = {layer.name: [read(blob) for blob in layer.blobs] for layer in layers}
+    if kind == '.caffemodel':
+        caffemodel.write(path, net or bare, arrays)
+    else:
+        hdf5.write_hdf5(path, bare, arrays)
 
 
-def blob_names(layer: LayerBlobs) -> list[str]:
-    """What files of named tensors call the blobs of a layer, going by its type."""
+def blob_names(layer: StoredLayer) -> list[str]:
+    """Return what files of named tensors call the blobs of a layer of its type."""
     count = len(layer.blobs)
     if layer.type == 'Python':
         return [f'blob{i}' for i in range(count)]
@@ -134,64 +131,138 @@ def blob_names(layer: LayerBlobs) -> list[str]:
     return names[:count] + [str(i) for i in range(len(names), count)]
 
 
-class _Arrays(Mapping):
-    """Each layer's arrays, read when asked for."""
-
-    def __init__(self, layers: Sequence[LayerBlobs], read: named.Read):
-        self._layers, self._read = {layer.name: layer for layer in layers}, read
-
-    def __getitem__(self, name: str) -> list[np.ndarray]:
-        return [self._read(blob) for blob in self._layers[name].blobs]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-
-def _named(layers: Sequence[LayerBlobs], names: Names) -> Iterator[tuple[str, StoredBlob]]:
+def _named(layers: Sequence[StoredLayer], names: Names) -> Iterator[tuple[str, StoredBlob]]:
     for layer in layers:
         for name, blob in zip(names.get(layer.name) or blob_names(layer), layer.blobs):
             yield f'{layer.name}.{name}', blob
 
 
-def _layers(path: str | os.PathLike, named: named.Named) -> list[LayerBlobs]:
-    """The layers of a file of named tensors, in the order of their first blobs."""
-    grouped: dict[str, dict[str, StoredBlob]] = {}
-    for key, blob in named.items():
-        layer, _, name = key.rpartition('.')
-        if '.' not in key or _rank(name) is None:
+def _layers(path: str | os.PathLike, tensors: Named) -> list[StoredLayer]:
+    """Return the layers of a file of named tensors, in the order of their first blobs."""
+    grouped: dict[str, dict[int, str]] = {}
+    for key in tensors:
+        layer, dot, name = key.rpartition('.')
+        place = _place(name)
+        if not dot or place is None:
             raise CaffeError(
                 f'{path}: {key}: expected <layer>.weight, <layer>.bias or '
-                f"<layer>.<i>, which Caffe's blobs are called"
+                f"<layer>.<i>, as Caffe's blobs are called"
             )
-        grouped.setdefault(layer, {})[name] = blob
-    return [
-        LayerBlobs(layer, '', _in_order(path, layer, blobs)) for layer, blobs in grouped.items()
-    ]
+        if place in grouped.setdefault(layer, {}):
+            raise CaffeError(
+                f'{path}: {layer}: expected one blob {place}, found {grouped[layer][place]}, {key}'
+            )
+        grouped[layer][place] = key
+    found = []
+    for layer, keys in grouped.items():
+        # A Bias layer has a bias only; no other place may be empty.
+        if sorted(keys) != list(range(len(keys))) and list(keys.values()) != [f'{layer}.bias']:
+            raise CaffeError(
+                f'{path}: {layer}: expected blobs 0 to {len(keys) - 1}, '
+                f'found {", ".join(list(keys.values())[:5])}'
+            )
+        found.append(StoredLayer(layer, '', [tensors[keys[place]] for place in sorted(keys)]))
+    return found
 
 
-def _in_order(
-    path: str | os.PathLike, layer: str, blobs: dict[str, StoredBlob]
-) -> list[StoredBlob]:
-    names = sorted(blobs, key=_rank)
-    for i, name in enumerate(names):
-        # A Bias layer has a bias only; nothing else may be skipped.
-        if _rank(name) != i and names != ['bias']:
-            raise CaffeError(f'{path}: {layer}: expected one blob {i}, found {", ".join(names)}')
-    return [blobs[name] for name in names]
-
-
-def _rank(name: str) -> int | None:
+def _place(name: str) -> int | None:
+    """Return which blob of its layer a name means, None where it means none."""
     number = _NUMBERED.fullmatch(name)
-    return int(number[1]) if number else _RANKS.get(name)
+    return int(number[1]) if number else _PLACES.get(name)
 
 
-def _unpadded(layer: LayerBlobs) -> LayerBlobs:
+def _unpadded(layer: StoredLayer) -> StoredLayer:
     blobs = list(layer.blobs)
     for i, axes in enumerate(_AXES.get(layer.type, ())[: len(blobs)]):
-        shape = blobs[i].shape
-        if len(shape) == 4 and set(shape[: 4 - axes]) <= {1}:
-            blobs[i] = replace(blobs[i], shape=shape[4 - axes :])
-    return LayerBlobs(layer.name, layer.type, blobs)
+        blobs[i] = replace(blobs[i], shape=without_padding(blobs[i].shape, axes))
+    return StoredLayer(layer.name, layer.type, blobs)
+
+
+# Weights fitted to a net.
+
+
+class Shaped(Protocol):
+    """Anything with a shape."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+
+class NetLayer(Protocol):
+    """A layer as Net.layer_dict has it: its type and its blobs."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def blobs(self) -> Sequence[Shaped]: ...
+
+
+@dataclass
+class Fit:
+    """The layers of a net that a file has, in the net's order and shapes; the rest in words.
+
+    missing: layers that only the net has. mismatched: layers whose blobs differ.
+    left_over: layers that only the file has. cast: fully connected layers that were made
+    convolutional.
+    """
+
+    layers: list[StoredLayer] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+    cast: list[str] = field(default_factory=list)
+
+
+def fit(
+    layers: Sequence[StoredLayer], net: Mapping[str, NetLayer], fully_conv: bool = False
+) -> Fit:
+    """Match a file's layers with those of a net (its layer_dict) by name, blob for blob.
+
+    Shapes may differ by the 1s with which old files pad them. With `fully_conv` the
+    O x (I*H*W) weights of a fully connected layer may become O x I x H x W ones of a
+    convolution: the counts agree and the values stay in C order.
+    """
+    result = Fit()
+    given = {layer.name: layer for layer in layers}
+    for name, own in net.items():
+        if not own.blobs:
+            continue
+        shapes = [blob.shape for blob in own.blobs]
+        layer = given.pop(name, None)
+        if layer is None:
+            result.missing.append(f'{name}: {_shapes(shapes)}')
+            continue
+        found = [blob.shape for blob in layer.blobs]
+        plain = len(found) == len(shapes) and all(map(_same, found, shapes))
+        cast = not plain and own.type == 'Convolution' and _castable(found, shapes)
+        if cast and fully_conv:
+            result.cast.append(f'{name}: {_shapes(found)} to {_shapes(shapes)}')
+        elif not plain:
+            hint = '; the counts agree: --fully-conv casts it' if cast else ''
+            result.mismatched.append(
+                f'{name}: expected {_shapes(shapes)}, found {_shapes(found)}{hint}'
+            )
+            continue
+        blobs = [replace(blob, shape=shape) for blob, shape in zip(layer.blobs, shapes)]
+        result.layers.append(StoredLayer(name, own.type, blobs))
+    result.left_over += [
+        f'{name}: {_shapes([blob.shape for blob in layer.blobs])}' for name, layer in given.items()
+    ]
+    return result
+
+
+def _castable(found: Sequence[Shape], shapes: Sequence[Shape]) -> bool:
+    """Return whether blobs of a fully connected layer can do what a convolution does."""
+    if len(found) != len(shapes):
+        return False
+    outputs, *window = shapes[0]
+    dense = (outputs, math.prod(window))
+    return _same(found[0], dense) and all(map(_same, found[1:], shapes[1:]))
+
+
+def _same(found: Shape, shape: Shape) -> bool:
+    return without_padding(found, len(shape)) == shape
+
+
+def _shapes(shapes: Sequence[Shape]) -> str:
+    return ', '.join(map(shape_text, shapes))

@@ -1,4 +1,4 @@
-"""Protobuf's wire format read from a file in place, without a message in memory.
+"""Read protobuf's wire format from a file in place, without a message in memory.
 
 A weight file is a few thousand small fields around a few large payloads. `Source`
 walks the fields; the payloads are read straight into the arrays they belong to.
@@ -9,21 +9,21 @@ from __future__ import annotations
 import os
 import stat
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import BlobProto, NetParameter, SolverState
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# Far above what any net holds; they bound the work and the memory a forged file can ask for.
+# Far above what any net has. They bound the time and memory that a forged file costs: a
+# field of two bytes can make a layer or a blob, which takes a kilobyte here.
 MAX_FIELDS = 1 << 17
-MAX_BLOBS = 1 << 14
 MAX_NAME = 1 << 10
 _WINDOW = 1 << 13
 _WIRES = {
@@ -36,12 +36,12 @@ _WIRES = {
 _CHUNK = 1 << 20
 _FIRST_ROWS = 64
 UNKNOWN = 'binary data'
-_HDF5 = b'\x89HDF\r\n\x1a\n'
+HDF5, ZIP = b'\x89HDF\r\n\x1a\n', b'PK\x03\x04'
 _MAGIC = (
-    (_HDF5, 'an HDF5 file'),
+    (HDF5, 'an HDF5 file'),
     (b'\xff\xd8\xff', 'a JPEG image'),
     (b'\x89PNG\r\n\x1a\n', 'a PNG image'),
-    (b'PK\x03\x04', 'a zip archive (perhaps a PyTorch checkpoint)'),
+    (ZIP, 'a zip archive (perhaps a PyTorch checkpoint)'),
     (b'\x1f\x8b', 'a gzip archive'),
     (b'\x93NUMPY', 'a numpy file'),
 )
@@ -60,41 +60,41 @@ class Field(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Numbers that lie in a file at even steps: packed, or each behind a tag byte."""
+    """Numbers at even steps in a file: packed, or each after a tag byte."""
 
     start: int
-    count: int
-    tagged: bool
+    size: int
+    tagged: bool = False
 
 
 class Source:
-    """A regular file held open for reading at any place; its errors name it.
+    """A regular file, open for reading at any place; its errors name it.
 
-    Raises CaffeError if there is no such file, it can't be read or is empty.
+    Raises CaffeError if there is no such file, it cannot be read or is empty.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         try:
-            # Looked at before it is opened: opening a pipe would wait for its writer.
+            # Before opening: to open a pipe would wait for its writer.
             mode = os.stat(self.path).st_mode
             if not stat.S_ISREG(mode):
                 found = 'a directory' if stat.S_ISDIR(mode) else 'no regular file'
                 raise CaffeError(f'{self.path}: expected a file, found {found}')
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except CaffeError:
+            raise
         except (OSError, ValueError) as error:
-            if isinstance(error, CaffeError):
-                raise
             raise CaffeError(f'{self.path}: {getattr(error, "strerror", error)}') from error
         weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
         self._window, self._window_start = b'', 0
-        self._tallied: Counter[str] = Counter()
+        self._fields = 0
         if self.size == 0:
             raise CaffeError(f'{self.path}: the file is empty')
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes start:end."""
+        """Return the bytes start:end."""
         data = bytearray(end - start)
         self.readinto(start, memoryview(data))
         return bytes(data)
@@ -115,15 +115,15 @@ class Source:
             done += count
 
     def head(self, count: int = 4096) -> bytes:
-        """The first bytes, at most `count`."""
+        """Return the first bytes, at most `count`."""
         return self.read(0, min(count, self.size))
 
     def is_hdf5(self) -> bool:
-        """Whether the file says it is HDF5."""
-        return self.head().startswith(_HDF5)
+        """Return whether the file begins as HDF5 does."""
+        return self.head().startswith(HDF5)
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of the message that lies at start:end, in file order.
+        """Yield the fields of the message at start:end, in file order.
 
         Raises CaffeError where the bytes are no protobuf message.
         """
@@ -132,26 +132,29 @@ class Source:
             yield field
             start = field.end
 
-    def named(self, start: int, end: int, kind: Descriptor) -> Iterator[tuple[str | None, Field]]:
-        """The fields of a message of the given kind, each with its name (see `name`)."""
+    def named(
+        self, start: int, end: int, kind: type[Message]
+    ) -> Iterator[tuple[str | None, Field]]:
+        """Yield the fields of a message of the given kind, each with its name (see `name`)."""
         for field in self.fields(start, end):
             yield self.name(field, kind), field
 
-    def name(self, field: Field, kind: Descriptor) -> str | None:
-        """The field's name in a message of the given kind, None if it has no such field.
+    def name(self, field: Field, kind: type[Message]) -> str | None:
+        """Return the field's name in a message of the given kind, None if it has no such field.
 
         Raises CaffeError if the wire type is not that of the field.
         """
-        name, wires = known_fields(kind).get(field.number, (None, ()))
+        fields = known_fields(kind)  # type: ignore[arg-type]
+        name, wires = fields.get(field.number, (None, ()))
         if name and field.wire not in wires:
             raise CaffeError(
-                f'{self.path}: {kind.name}.{name} at byte {field.tag}: '
+                f'{self.path}: {kind.DESCRIPTOR.name}.{name} at byte {field.tag}: '
                 f'expected wire type {wires[0]}, found {field.wire}'
             )
         return name
 
     def text(self, field: Field, most: int = MAX_NAME) -> str:
-        """The string that a field holds; raises CaffeError for more than `most` bytes."""
+        """Return the string that a field holds; raise CaffeError for more than `most` bytes."""
         if field.end - field.start > most:
             raise CaffeError(
                 f'{self.path}: name at byte {field.start}: expected at most {most} '
@@ -162,21 +165,21 @@ class Source:
         except UnicodeDecodeError as error:
             raise CaffeError(f'{self.path}: name at byte {field.start} is not UTF-8') from error
 
-    def varints(self, start: int, end: int) -> Iterator[int]:
-        """The packed numbers at start:end."""
-        while start < end:
-            value, start = self._varint(start, end)
+    def varints(self, field: Field) -> Iterator[int]:
+        """Yield the numbers of a field: its own, or those packed into it."""
+        if field.wire == VARINT:
+            yield field.value
+            return
+        at = field.start
+        while at < field.end:
+            value, at = self._varint(at, field.end)
             yield value
 
-    def tally(self, what: str, most: int) -> None:
-        """Count one more of something found; raises CaffeError beyond `most`."""
-        self._tallied[what] += 1
-        if self._tallied[what] > most:
-            raise CaffeError(f'{self.path}: more than {most} {what}; no net has so many')
-
     def field(self, at: int, end: int) -> Field:
-        """The field whose tag is at `at`, of a message that ends at `end`."""
-        self.tally('fields', MAX_FIELDS)
+        """Return the field whose tag is at `at`, of a message that ends at `end`."""
+        self._fields += 1
+        if self._fields > MAX_FIELDS:
+            raise CaffeError(f'{self.path}: more than {MAX_FIELDS} fields; no net has so many')
         tag, start = self._varint(at, end)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
@@ -202,12 +205,9 @@ class Source:
         return Field(number, wire, at, start, start + length)
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        """The number at `at` and the place behind it."""
-        window = self._peek(at, min(at + 10, end))
-        if window and window[0] < 0x80:
-            return window[0], at + 1
+        """Return the number at `at` and the place after it."""
         value = 0
-        for i, byte in enumerate(window):
+        for i, byte in enumerate(self._peek(at, min(at + 10, end))):
             value |= (byte & 0x7F) << 7 * i
             if byte < 0x80:
                 return value & (1 << 64) - 1, at + i + 1
@@ -221,7 +221,7 @@ class Source:
         return self._window[first : first + end - start]
 
     def numbers(self, field: Field, end: int, itemsize: int) -> tuple[Run, int]:
-        """The floats or doubles that begin with `field`, and the place behind them.
+        """Return the floats or doubles that begin with `field`, and the place after them.
 
         Unpacked numbers come one to a field: the run takes in all that follow
         without a gap, up to `end`.
@@ -233,7 +233,7 @@ class Source:
                     f'{self.path}: {size} bytes at byte {field.start} are not a '
                     f'multiple of {itemsize}'
                 )
-            return Run(field.start, size // itemsize, False), field.end
+            return Run(field.start, size // itemsize), field.end
         # The tags of the fields concerned (5, 6, 8 and 9) take one byte.
         tag, step = field.number << 3 | field.wire, itemsize + 1
         at, rows = field.end, _FIRST_ROWS
@@ -252,17 +252,17 @@ class Source:
         """Fill the flat float32 array `out` with the numbers of `runs`, stored as `dtype`."""
         done = 0
         for run in runs:
-            part = out[done : done + run.count]
+            part = out[done : done + run.size]
             if dtype == np.float32 and not run.tagged:
-                self.readinto(run.start, memoryview(part.view(np.uint8)))
+                self.readinto(run.start, part.view(np.uint8).data)
             else:
                 self._load_converted(run, dtype, part)
-            done += run.count
+            done += run.size
 
     def _load_converted(self, run: Run, dtype: np.dtype, out: np.ndarray) -> None:
         step, rows = dtype.itemsize + run.tagged, _CHUNK // 8
-        for first in range(0, run.count, rows):
-            count = min(rows, run.count - first)
+        for first in range(0, run.size, rows):
+            count = min(rows, run.size - first)
             at = run.start + first * step
             raw = np.frombuffer(self.read(at, at + count * step), np.uint8).reshape(count, step)
             with np.errstate(over='ignore'):
@@ -270,10 +270,10 @@ class Source:
 
 
 @cache
-def known_fields(kind: Descriptor) -> dict[int, tuple[str, tuple[int, ...]]]:
-    """Name and possible wire types of each field of a message, by number."""
-    found = {}
-    for field in kind.fields:
+def known_fields(kind: type[Message]) -> dict[int, tuple[str, tuple[int, ...]]]:
+    """Return name and possible wire types of each field of a message, by number."""
+    found: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for field in kind.DESCRIPTOR.fields:
         own = _WIRES.get(field.type, VARINT)
         # In proto2 a field without presence is a repeated one, which may be packed.
         found[field.number] = field.name, (own,) if field.has_presence else (own, BYTES)
@@ -281,7 +281,7 @@ def known_fields(kind: Descriptor) -> dict[int, tuple[str, tuple[int, ...]]]:
 
 
 def what_is(source: Source) -> str:
-    """Say in words what a file is: by its first bytes, else the message it would fit."""
+    """Say what a file is: by its first bytes, else by the message it would fit."""
     head = source.head()
     for magic, words in _MAGIC:
         if head.startswith(magic):
@@ -292,19 +292,15 @@ def what_is(source: Source) -> str:
         found = {(field.number, field.wire) for field in source.fields(0, source.size)}
     except CaffeError:
         return UNKNOWN
-    for words, message in _KINDS.items():
-        known = {
-            (number, each)
-            for number, (_, wires) in known_fields(message.DESCRIPTOR).items()
-            for each in wires
-        }
-        if found <= known:
+    for words, kind in _KINDS.items():
+        fields = known_fields(kind)
+        if all(wire in fields.get(number, ('', ()))[1] for number, wire in found):
             return words
     return UNKNOWN
 
 
 def is_text(head: bytes) -> bool:
-    """Whether the first bytes of a file look like UTF-8 text."""
+    """Return whether the first bytes of a file look like UTF-8 text."""
     if any(byte < 32 and byte not in b'\t\n\r\f' for byte in head):
         return False
     try:
@@ -315,22 +311,18 @@ def is_text(head: bytes) -> bool:
     return True
 
 
-def varint(value: int) -> bytes:
-    """Encode a number of at least 0."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def signed(value: int, bits: int) -> int:
-    """The int32 or int64 that a varint stands for."""
+    """Return the int32 or int64 that a varint stands for."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> bits - 1 else value
 
 
 def opening(number: int, length: int) -> bytes:
-    """Encode what stands before a payload of `length` bytes: its tag and the length."""
-    return varint(number << 3 | BYTES) + varint(length)
+    """Encode what precedes a payload of `length` bytes: its tag and the length."""
+    out = bytearray()
+    for value in (number << 3 | BYTES, length):
+        while value > 0x7F:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+    return bytes(out)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port.blob import Blob, checked_shape
+from caffe_port.blob import Blob, ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import fillers
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
@@ -51,14 +51,17 @@ class Op(nn.Module):
             'place', torch.empty(0, dtype=torch.uint8, device=device), persistent=False
         )
         self.blob_names: list[str] = []
+        self.param_blobs: list[ParamBlob] = []  # the same params as pycaffe shows them
         self.views: dict[str, Shape] = {}
-        # Blobs of tops that the layer owns, which a net shows in place of its own.
+        # Tops that a layer without bottoms owns; a net shows these very blobs.
         self.kept_tops: list[Blob | None] = []
 
-    def __getattr__(self, name: str) -> Any:
-        value: Any = super().__getattr__(name)
-        # A param shared with PERMISSIVE has the owner's memory in this layer's shape.
-        return value.view(self.views[name]) if name in self.__dict__.get('views', ()) else value
+    def __getattr__(self, name: str):
+        value = super().__getattr__(name)
+        # A permissively shared param is the owner's memory in this layer's shape.
+        if isinstance(value, Tensor) and name in self.__dict__.get('views', ()):
+            return value.view(self.views[name])
+        return value
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +89,16 @@ class Op(nn.Module):
     setup: Callable[..., None] = _need_no_setup
     top_shapes: Callable[..., list[Shape]] = _shapes_by_forward
 
+    def retrace(self, bottoms: Sequence[Tensor], tops: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return tops that lead back to `bottoms`, as if they had just been computed.
+
+        `tops` are the values as they stand. What forward keeps, such as BatchNorm's
+        statistics, stays; Dropout draws a mask.
+        """
+        # Forward may write to clones, which lead back to the params.
+        clones = {name: getattr(self, name).clone() for name in self.blob_names}
+        return as_tuple(torch.func.functional_call(self, clones, tuple(bottoms)))
+
     def add_blob(
         self,
         name: str,
@@ -99,13 +112,14 @@ class Op(nn.Module):
             values = zeros(shape).to(self.device)
         else:
             values = torch.from_numpy(fillers.fill(filler, shape)).to(self.device)
-        self.register_parameter(name, nn.Parameter(values, requires_grad=learned))
+        parameter = nn.Parameter(values, requires_grad=learned)
+        self.register_parameter(name, parameter)
         self.blob_names.append(name)
+        self.param_blobs.append(ParamBlob(parameter))
 
     def blobs(self) -> list[nn.Parameter]:
-        """Return the parameter blobs in Caffe's order."""
-        own = (self._parameters[name] for name in self.blob_names)
-        return [parameter for parameter in own if parameter is not None]
+        """Return the parameters in Caffe's order."""
+        return [blob.parameter for blob in self.param_blobs]
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
@@ -169,7 +183,7 @@ def per_axis(values: Sequence[int], axes: int, default: int | None, what: str) -
     if not values:
         if default is None:
             raise CaffeError(f'{what} is not given')
-        values = (default,)
+        return (default,) * axes
     if len(values) not in (1, axes):
         raise CaffeError(f'{len(values)} values of {what} for {axes} spatial axes')
     return tuple(values) * (axes if len(values) == 1 else 1)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from caffe_port import plugins
-from caffe_port.blob import Blob, ParamBlob
+from caffe_port.blob import Blob
 from caffe_port.errors import CaffeError
-from caffe_port.ops.base import Op, Shape
+from caffe_port.ops.base import Op, Shape, as_tuple
 
 
-class LayerBlobs(list):
-    """The parameter blobs of a Python layer; add_blob(*dims) appends one of zeros."""
+class ParamBlobs(list):
+    """The parameter blobs of a Python layer."""
 
     def __init__(self, op: Python):
         super().__init__()
         self._op = op
 
     def add_blob(self, *dims: int) -> Blob:
-        name = f'blob{len(self)}'
-        self._op.add_blob(name, dims)
-        self.append(ParamBlob(getattr(self._op, name)))
+        """Append a blob of zeros, to be called in the layer's setup."""
+        self._op.add_blob(f'blob{len(self)}', dims)
         return self[-1]
 
 
@@ -34,13 +33,13 @@ class Layer:
 
     A subclass defines setup, reshape, forward (bottom, top) and backward
     (top, propagate_down, bottom), where bottom and top are lists of Blob.
-    `param_str` is the prototxt's string, `phase` TRAIN or TEST, `blobs` the
-    layer's parameters, which `blobs.add_blob(*dims)` adds in setup.
+    `param_str` is the prototxt's string, `phase` is TRAIN or TEST, `blobs` are the layer's
+    parameters: setup adds each by `blobs.add_blob(*dims)` and fills its data.
     """
 
     param_str: str = ''
     phase: int
-    blobs: LayerBlobs
+    blobs: ParamBlobs
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Read param_str and check bottoms and tops; called once."""
@@ -59,24 +58,10 @@ class Layer:
 
 
 def _find(module: str, layer: str) -> type[Layer]:
-    """The class a python_param names; it must derive from Layer, and nothing is evaluated."""
+    """Return the class that a python_param names, which must derive from Layer."""
     if not re.fullmatch(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*', module):
         raise CaffeError(f'python_param: "{module}" is not the name of a module')
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.split('.')[0]:
-            raise CaffeError(
-                f'python_param: module {module} needs {error.name}, which is not installed'
-            ) from error
-        point = plugins.offered(plugins.PYTHON_LAYERS).get(module)
-        if point is None:
-            raise CaffeError(
-                f'python_param: no module {module} on the path, and no installed '
-                'package offers one by that name (entry point group '
-                f'{plugins.PYTHON_LAYERS})'
-            ) from error
-        loaded = point.load()
+    loaded = plugins.layer_module(module)
     found = getattr(loaded, layer, None)
     if not (isinstance(found, type) and issubclass(found, Layer)):
         raise CaffeError(
@@ -95,20 +80,28 @@ class Python(Op):
         layer_class = _find(p.module, p.layer)
         self.layer = layer_class.__new__(layer_class)
         self.layer.param_str, self.layer.phase = p.param_str, self.phase
-        self.layer.blobs = LayerBlobs(self)
-        self.layer.__init__()
+        self.param_blobs = self.layer.blobs = ParamBlobs(self)
+        layer_class.__init__(self.layer)
         self.bottom = [Blob(shape, self.device) for shape in shapes]
         self.top = [Blob((), self.device) for _ in self.param.top]
         if not shapes:
-            self.kept_tops = self.top
+            self.kept_tops = [*self.top]
         self.layer.setup(self.bottom, self.top)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         if not bottoms and not self.blob_names:
             tops = self.run()
-            # The layer writes its tops anew next time: a graph must not hold on to them.
+            # The layer overwrites its tops next time: a graph needs its own.
             return tuple(top.clone() for top in tops) if torch.is_grad_enabled() else tops
-        return _PythonFunction.apply(self, len(bottoms), *bottoms, *self.blobs())
+        return _PythonFunction.apply(self, False, len(bottoms), *bottoms, *self.blobs())
+
+    def retrace(self, bottoms: Sequence[Tensor], tops: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        # Its backward reads its blobs, so its forward need not run.
+        for blob, bottom in zip(self.bottom, bottoms):
+            blob.borrow(bottom.detach())
+        for blob, top in zip(self.top, tops):
+            blob.tensor = top.detach().clone()
+        return as_tuple(_PythonFunction.apply(self, True, len(bottoms), *bottoms, *self.blobs()))
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         for blob, shape in zip(self.bottom, shapes):
@@ -119,32 +112,39 @@ class Python(Op):
 
     def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         for blob, bottom in zip(self.bottom, bottoms):
-            blob.tensor = bottom.detach()
-        device = bottoms[0].device if bottoms else self.device
+            blob.borrow(bottom.detach())
         for blob in self.top:
-            blob.to(device)
+            blob.to(bottoms[0].device if bottoms else self.device)
         self.layer.reshape(self.bottom, self.top)
         self.layer.forward(self.bottom, self.top)
         return tuple(blob.tensor for blob in self.top)
 
 
 class _PythonFunction(torch.autograd.Function):
-    """Lets PyTorch's backward pass call the layer's own."""
+    """Let PyTorch's backward pass call the layer's own.
+
+    With `done`, the layer's blobs already hold bottoms and tops, and its forward is not run.
+    """
 
     @staticmethod
-    def forward(ctx, op: Python, count: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, op: Python, done: bool, count: int, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.op, ctx.count = op, count
-        # Copies, since the layer writes its tops anew next time.
-        return tuple(top.clone() for top in op.run(*inputs[:count]))
+        tops = [blob.tensor for blob in op.top] if done else op.run(*inputs[:count])
+        # Copies, since the layer overwrites its tops next time.
+        return tuple(top.clone() for top in tops)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        op, propagate = ctx.op, list(ctx.needs_input_grad[2 : 2 + ctx.count])
+        op, propagate = ctx.op, list(ctx.needs_input_grad[3 : 3 + ctx.count])
         for blob, grad in zip(op.top, grads):
             blob.diff_tensor = grad.clone()
         for blob in op.bottom:
             blob.diff_tensor = torch.zeros_like(blob.tensor)
         op.layer.backward(op.top, propagate, op.bottom)
-        found = [blob.diff_tensor if wanted else None for blob, wanted in zip(op.bottom, propagate)]
+        # Copies, since the layer overwrites its diffs next time.
+        found = [
+            blob.diff_tensor.clone() if wanted else None
+            for blob, wanted in zip(op.bottom, propagate)
+        ]
         # The layer has added to the diffs of its own blobs itself.
-        return None, None, *found, *([None] * len(op.blob_names))
+        return None, None, None, *found, *([None] * len(op.blob_names))

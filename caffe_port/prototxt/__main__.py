@@ -12,21 +12,20 @@ from caffe_port.prototxt import read_net, read_solver, to_text, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Upgrade a prototxt; the exit status: 0, or 2 where it can't be done."""
+    """Upgrade a prototxt; return the exit status: 0, or 2 after one line of error."""
     parser = argparse.ArgumentParser(
         prog='caffe_port.prototxt',
-        description='Bring a prototxt of any format of Caffe to the current one.',
+        description="Upgrade a prototxt of any of Caffe's formats to the current one.",
     )
     parser.add_argument('source', metavar='SRC', help='the prototxt to upgrade')
     parser.add_argument('target', metavar='DST', nargs='?', help='default: standard output')
     parser.add_argument('--solver', action='store_true', help='SRC is a solver, not a net')
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     options = parser.parse_args(arguments)
-    read = read_solver if options.solver else read_net
     try:
         if options.target and os.path.exists(options.target) and not options.force:
             raise CaffeError(f'{options.target}: exists; --force replaces it')
-        message = read(options.source)
+        message = (read_solver if options.solver else read_net)(options.source)
         if options.target:
             write(message, options.target)
         else:

@@ -1,54 +1,82 @@
-"""What a snapshot of Caffe forgets: data order, random streams, recent losses, notes."""
+"""The resume file beside a solver state: what Caffe's snapshots forget.
+
+These are data order, random streams, recent losses and a script's notes. It also holds the
+digests of the snapshot's other two files, which ties the three together.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from caffe_port import mode, parallel, rng
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.ops.python import Python
-
-if TYPE_CHECKING:
-    from caffe_port.solving.solver import SGDSolver
+from caffe_port.net import Net
 
 LOG = logging.getLogger('caffe_port')
 _MAX_BYTES = 16 * 2**20
+_DIGESTS = 'sha256'
+
+
+class Resumable(Protocol):
+    """What a resume file knows of a solver."""
+
+    iter: int
+    net: Net
+    test_nets: list[Net]
+    losses: deque[Tensor]
+    notes: dict
+
+    @property
+    def type(self) -> str: ...
+
+
+class Stateful(Protocol):
+    """A layer that has a place in its data, and can go on from there."""
+
+    def state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
 
 
 def beside(state: str | os.PathLike) -> Path:
-    """Where the memory of a solver state lies: x.solverstate has x.memory.json."""
+    """Return the path of a solver state's resume file: x.solverstate has x.memory.json."""
     name = Path(state).name.removesuffix('.h5').removesuffix('.solverstate')
     return Path(state).with_name(f'{name}.memory.json')
 
 
-def _layers(solver: SGDSolver) -> Iterator[tuple[str, Any]]:
-    """The layers that have a state of their own, by net and name."""
+def _layers(solver: Resumable) -> Iterator[tuple[str, Stateful]]:
+    """Yield the layers that have a state of their own, by number of the net and name."""
     for number, net in enumerate([solver.net, *solver.test_nets]):
         for node in net.module.nodes:
-            layer = node.op.layer if isinstance(node.op, Python) else node.op
-            if hasattr(layer, 'set_state'):
-                yield f'{number}:{node.name}', layer
+            layers: tuple[Any, ...] = node.op, getattr(node.op, 'layer', None)
+            for layer in layers:
+                if hasattr(layer, 'set_state'):
+                    yield f'{number}:{node.name}', layer
 
 
-def collect(solver: SGDSolver) -> dict:
-    """The memory of a solver as it stands between two iterations; collective.
+def collect(solver: Resumable) -> dict:
+    """Return the content of a resume file for a solver between two iterations; collective.
 
-    Random streams and layers are those of every rank, as one that skips an image leaves the
-    others' order; all else is the same on all.
+    Random streams and layers are those of every rank, since a rank that skips an image
+    leaves the others' order; the rest is the same on all.
     """
     own = {name: layer.state() for name, layer in _layers(solver)}
     (streams, layers), *others = parallel.gather((rng.get_state(), own))
     return {
         'iter': solver.iter,
-        'type': solver.param.type,
+        'type': solver.type,
         'streams': streams,
         'streams_of_other_ranks': [streams for streams, _ in others],
         'layers': layers,
@@ -58,71 +86,157 @@ def collect(solver: SGDSolver) -> dict:
     }
 
 
-def save(path: Path, content: dict) -> None:
-    """Write what `collect` has returned."""
+def save(path: Path, content: dict, digests: dict[str, str] | None = None) -> None:
+    """Write what `collect` has returned.
+
+    `digests` are the snapshot's files, as `digest` returns them; without them those in
+    the file at `path`, which is written anew, stay.
+    """
+    if digests is None:
+        digests = _stored_digests(path)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, default=_plain))
+        temporary.write_text(json.dumps({**content, _DIGESTS: digests}, default=_plain))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
-    raise TypeError(f'{type(value).__name__} does not go into JSON')
+    raise TypeError(f'{type(value).__name__} cannot be written as JSON')
+
+
+def _stored_digests(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text())[_DIGESTS]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def digest(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, in hexadecimal. Raises CaffeError if it cannot be read."""
+    found, block = hashlib.sha256(), bytearray(1 << 20)
+    try:
+        with open(path, 'rb', buffering=0) as file:
+            while count := file.readinto(block):
+                found.update(memoryview(block)[:count])
+    except OSError as error:
+        raise CaffeError(f'{path}: not read: {error.strerror}') from error
+    return found.hexdigest()
 
 
 def load(path: Path, iteration: int) -> dict | None:
-    """The memory of a snapshot at `iteration`; None where there is no file.
+    """Read the resume file of a snapshot at `iteration`; None where there is no file.
 
-    Raises CaffeError if the file is broken or of another iteration.
+    Raises CaffeError if the file is broken or of another iteration. All of it is checked
+    but the states of layers, which only the layers know.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise CaffeError(f'{path}: larger than any memory file ({_MAX_BYTES} bytes)')
-        content = json.loads(path.read_text())
-        for streams in [content['streams'], *content.setdefault('streams_of_other_ranks', [])]:
-            streams['key'] = np.array(streams['key'], np.uint32)
-            streams['devices'] = {
-                name: np.array(state, np.uint8) for name, state in streams['devices'].items()
-            }
-        found = content['iter']
-        content['losses'], content['notes']
-        # Earlier versions kept the layers of rank 0 alone.
-        for layers in [content['layers'], *content.setdefault('layers_of_other_ranks', [])]:
-            layers.keys()
+            raise CaffeError(f'{path}: larger than any resume file ({_MAX_BYTES} bytes)')
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CaffeError(f'{path}: not read: {error.strerror}') from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, CaffeError):
             raise
+        raise CaffeError(f'{path}: not a resume file: {error}') from error
+    try:
+        _check(content)
+    except CaffeError as error:
         raise CaffeError(
-            f'{path}: not the memory of a snapshot: {error!r}; without the file '
-            "the run resumes as Caffe's does"
+            f"{path}: not a resume file: {error}; without the file the run resumes as Caffe's does"
         ) from error
-    if found != iteration:
-        raise CaffeError(f'{path}: belongs to iteration {found}, the solver state to {iteration}')
+    if content['iter'] != iteration:
+        raise CaffeError(
+            f'{path}: belongs to iteration {content["iter"]}, the solver state to {iteration}'
+        )
     return content
 
 
-def recall(content: dict, solver: SGDSolver) -> None:
-    """Put layers, streams, losses and notes back to what `content` says.
+def _check(content: Any) -> None:
+    """Raise CaffeError unless `content` has the keys of `collect`, each of its kind."""
+    if not isinstance(content, dict):
+        raise CaffeError(f'expected an object, found {_short(content)}')
+    # Earlier versions did without these.
+    content.setdefault('streams_of_other_ranks', [])
+    content.setdefault('layers_of_other_ranks', [])
+    content.setdefault('type', None)
+    content.setdefault(_DIGESTS, {})
+    for key, kinds in {
+        'iter': (int,),
+        'type': (str, type(None)),
+        'streams': (dict,),
+        'streams_of_other_ranks': (list,),
+        'layers': (dict,),
+        'layers_of_other_ranks': (list,),
+        'losses': (list,),
+        'notes': (dict,),
+        _DIGESTS: (dict,),
+    }.items():
+        if key not in content:
+            raise CaffeError(f'{key} is missing')
+        if type(content[key]) not in kinds:
+            expected = ' or '.join(kind.__name__ for kind in kinds)
+            raise CaffeError(f'{key}: expected {expected}, found {_short(content[key])}')
+    for layers in content['layers_of_other_ranks']:
+        if not isinstance(layers, dict):
+            raise CaffeError(f'layers_of_other_ranks: expected dict, found {_short(layers)}')
+    for loss in content['losses']:
+        if type(loss) not in (int, float) or not math.isfinite(loss):
+            raise CaffeError(f'losses: expected finite numbers, found {_short(loss)}')
+    for kind, value in content[_DIGESTS].items():
+        if not isinstance(value, str):
+            raise CaffeError(f'{_DIGESTS}: {kind}: expected a string, found {_short(value)}')
+    rng.check_state(content['streams'])
+    for rank, streams in enumerate(content['streams_of_other_ranks'], 1):
+        try:
+            rng.check_state(streams)
+        except CaffeError as error:
+            raise CaffeError(f'streams_of_other_ranks: rank {rank}: {error}') from error
 
-    Another number of ranks goes on in rank 0's data order, each with the streams it has.
-    Raises CaffeError if it is of other data; what came before that has changed then.
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f'{text[:37]}...'
+
+
+def check_file(content: dict, where: Path, kind: str, path: Path) -> None:
+    """Raise CaffeError unless `path` is the file of this kind that the snapshot was written with.
+
+    `content` is that of the resume file `where`; `kind` is caffemodel or solverstate. Without
+    a digest, as earlier versions wrote it, every file passes.
+    """
+    expected = content[_DIGESTS].get(kind)
+    if expected is not None and digest(path) != expected:
+        raise CaffeError(
+            f'{path}: not the .{kind} of this snapshot: its SHA-256 is not the one in {where}'
+        )
+
+
+def apply(content: dict, solver: Resumable, where: str | os.PathLike) -> None:
+    """Set layers, streams, losses and notes to what `load` or `collect` has returned.
+
+    With another number of ranks than before all take rank 0's data order, and each keeps
+    the random streams it has.
+    Raises CaffeError, naming file `where` and layer, and changes nothing, if a layer's
+    state is not one of its data.
     """
     layers = [content['layers'], *content['layers_of_other_ranks']]
     own = layers[parallel.solver_rank() if len(layers) == parallel.solver_count() else 0]
+    before: list[tuple[Stateful, Any]] = []
     for name, layer in _layers(solver):
-        if name in own:
+        if name not in own:
+            continue
+        before.append((layer, layer.state()))
+        try:
             layer.set_state(own[name])
+        except Exception as error:
+            for changed, state in before:
+                changed.set_state(state)
+            raise CaffeError(
+                f'{where}: layer {name.partition(":")[2]}: {str(error) or type(error).__name__}'
+            ) from error
     streams = [content['streams'], *content['streams_of_other_ranks']]
     if len(streams) == parallel.solver_count():
         rng.set_state(streams[parallel.solver_rank()])

@@ -1,11 +1,10 @@
-"""How SGDSolver moves the parameters, and the history that this takes."""
+"""What every type of solver does to gradients and parameters, and the history it keeps."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,85 +15,75 @@ from caffe_port.errors import CaffeError
 from caffe_port.files.stored import StoredBlob
 from caffe_port.module import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter
+from caffe_port.solving.rules import RULES, Step
 
 LOG = logging.getLogger('caffe_port')
+# Elements that are worked on at once. A rule takes several passes: on a CPU these few stay
+# in the cache of their core, on a GPU they bound the memory that passes need in between.
+_PIECE_OF_CPU = 2**16  # for each thread
+_PIECE_OF_GPU = 2**25
 
 
 class Update:
-    """history = momentum * history + rate * (diff + decay * w); w -= history.
+    """The update of a net's parameters by a type of solver, and its history.
 
-    Rate and decay count with each parameter's lr_mult and decay_mult; `diff` is the mean
-    over iter_size passes and over ranks. Parameters of lr_mult 0 are at rest.
+    It runs as Caffe's SGDSolver::ApplyUpdate does on the CPU, operation by operation: clip,
+    average over iter_size, add weight decay, make the update, which stands in the diff
+    afterwards, and subtract it.
     """
 
-    def __init__(self, param: SolverParameter, learnable: Sequence[Learnable]):
-        self.param, self._learnable = param, learnable
-        self._moved = [item for item in learnable if item.lr_mult != 0]
-        self._history: dict[int, Tensor] = {}
-        self._before: dict[int, Tensor] = {}  # the history before, where `last` asks for it
-
-    def apply(self, rate: float) -> None:
-        """Average the gradients over ranks, clip them and move the parameters; collective."""
-        p = self.param
-        groups: dict[tuple[float, float], list[int]] = {}
-        for i, item in enumerate(self._moved):
-            if item.parameter.grad is None:
-                item.parameter.grad = torch.zeros_like(item.parameter)
-            groups.setdefault((item.lr_mult, item.decay_mult), []).append(i)
-        parallel.average([item.parameter.grad for item in self._moved])
-        scale = self._clip() / p.iter_size
-        for (lr_mult, decay_mult), members in groups.items():
-            self._move(members, rate * lr_mult, p.weight_decay * decay_mult, scale)
+    def __init__(self, type: str, param: SolverParameter, learnable: Sequence[Learnable]):
+        self.param, self._rule, self._learnable = param, RULES[type], learnable
+        self._history: dict[int, tuple[Tensor, ...]] = {}  # by the parameter's number
 
     @torch.no_grad()
-    def _move(self, members: list[int], rate: float, decay: float, scale: float) -> None:
-        """Move parameters that share multipliers in one fused pass over memory.
+    def apply(self, rate: float, iteration: int) -> None:
+        """Average gradients over ranks and move the parameters; collective."""
+        p = self.param
+        # The same on all ranks, unlike the diffs of frozen parameters that somebody has read.
+        trained = [item.parameter for item in self._learnable if item.parameter.requires_grad]
+        grads = [_diff(parameter) for parameter in trained]
+        parallel.average(grads)
+        scales = [self._clip(grads), 1 / p.iter_size]
+        groups: dict[tuple[float, float], list[int]] = {}
+        for i, item in enumerate(self._learnable):
+            if not self._stays(i):
+                groups.setdefault((item.lr_mult, item.decay_mult), []).append(i)
+        for (lr_mult, decay_mult), members in groups.items():
+            # As Caffe's, the rate is a float32 before lr_mult scales it.
+            step = Step(p, float(np.float32(rate)) * lr_mult, iteration)
+            for weights, diffs, *history in _pieces([self._tensors(i) for i in members]):
+                for scale in scales:
+                    if scale != 1:
+                        torch._foreach_mul_(diffs, scale)
+                self._regularize(weights, diffs, p.weight_decay * decay_mult)
+                self._rule.update(step, diffs, *history)
+                torch._foreach_sub_(weights, diffs)
 
-        PyTorch's kernel does buffer = momentum * buffer + g; w -= lr * buffer. Caffe keeps
-        the rate inside the history, so the gradient is scaled by it on the way in (the
-        kernel divides by grad_scale) and the kernel's own lr is 1.
-        """
-        weights = [self._moved[i].parameter for i in members]
-        grads = [weight.grad for weight in weights]
-        for i, weight in zip(members, weights):
-            if i not in self._history or self._history[i].device != weight.device:
-                self._history[i] = (
-                    self._history[i].to(weight.device)
-                    if i in self._history
-                    else torch.zeros_like(weight)
-                )
-        history = [self._history[i] for i in members]
-        if self.param.snapshot_diff and self.param.type == 'Nesterov':
-            self._before.update((i, self._history[i].clone()) for i in members)
-        factor = rate * scale
-        if abs(factor) < torch.finfo(torch.float32).tiny:  # the kernel cannot divide by it
-            torch._foreach_mul_(grads, 0.0)
-            factor = 1.0
-        if self.param.regularization_type == 'L1' and decay:
-            for weight, grad in zip(weights, grads):
-                grad.add_(weight.sign(), alpha=rate * decay / factor)
-            decay = 0.0
-        torch._fused_sgd_(
-            weights,
-            grads,
-            history,
-            weight_decay=rate * decay,
-            # At 0 the kernel would take no history; this is 0 once it is float32.
-            momentum=self.param.momentum or math.ulp(0.0),
-            lr=1.0,
-            dampening=0.0,
-            nesterov=self.param.type == 'Nesterov',
-            maximize=False,
-            is_first_step=False,
-            grad_scale=torch.full((), 1 / factor, device=weights[0].device),
+    def _stays(self, i: int) -> bool:
+        """Whether a parameter has an update of 0 and a history of 0: no memory is spent on it."""
+        item = self._learnable[i]
+        return (
+            self._rule.history_is_update
+            and item.lr_mult == 0
+            and item.parameter.grad is None
+            and i not in self._history
         )
 
-    def _clip(self) -> float:
+    def _tensors(self, i: int) -> tuple[Tensor, ...]:
+        """A parameter, its diff and its history, all on the parameter's device."""
+        parameter = self._learnable[i].parameter
+        history = self._history.get(i)
+        if history is None:
+            history = tuple(torch.zeros_like(parameter) for _ in range(self._rule.histories))
+        self._history[i] = tuple(tensor.to(parameter.device) for tensor in history)
+        return parameter.detach(), _diff(parameter), *self._history[i]
+
+    def _clip(self, grads: list[Tensor]) -> float:
         """The factor that brings the gradients' L2 norm down to clip_gradients."""
         limit = self.param.clip_gradients
-        if limit < 0 or not self._moved:
+        if limit < 0 or not grads:
             return 1.0
-        grads = [item.parameter.grad for item in self._moved]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if norm <= limit:
             return 1.0
@@ -106,55 +95,98 @@ class Update:
         )
         return limit / norm
 
-    def last(self) -> dict[int, np.ndarray]:
-        """What was last subtracted from each parameter, by its id; zeros for those at rest."""
-        last = {id(item.parameter): array for item, array in zip(self._learnable, self.arrays())}
-        momentum = self.param.momentum
-        for i, before in self._before.items():
-            moved = (1 + momentum) * self._history[i] - momentum * before
-            last[id(self._moved[i].parameter)] = moved.cpu().numpy()
-        return last
+    def _regularize(self, weights: list[Tensor], diffs: list[Tensor], decay: float) -> None:
+        """Add decay * weights to the diffs, or for L1 decay * sign(weights)."""
+        if decay:
+            l1 = self.param.regularization_type == 'L1'
+            pull = torch._foreach_sign(weights) if l1 else weights
+            torch._foreach_add_(diffs, pull, alpha=decay)
 
-    def largest(self) -> list[tuple[float, torch.nn.Parameter]]:
-        """The largest last change of each parameter that has been changed."""
-        return [
-            (float(tensor.abs().max()), self._moved[i].parameter)
-            for i, tensor in self._history.items()
+    def largest(self) -> tuple[str, list[tuple[float, torch.nn.Parameter]]]:
+        """Return what is largest where, of each parameter that has been moved, and its name.
+
+        It is the last change where the history tells it, else the value.
+        """
+        if self._rule.history_is_update:
+            what, tensors = 'last change', {i: kept[0] for i, kept in self._history.items()}
+        else:
+            what, tensors = 'value', {i: self._learnable[i].parameter for i in self._history}
+        return what, [
+            (float(tensor.detach().abs().max()), self._learnable[i].parameter)
+            for i, tensor in tensors.items()
+            if tensor.numel()
         ]
 
     def arrays(self) -> list[np.ndarray]:
-        """The history, an array per learnable parameter, as Caffe keeps it; zeros at rest."""
-        kept = {id(self._moved[i]): tensor for i, tensor in self._history.items()}
+        """Return the history as Caffe's solver states order it; zeros where there is none yet."""
         return [
-            kept[id(item)].cpu().numpy()
-            if id(item) in kept
+            self._history[i][k].cpu().numpy()
+            if i in self._history
             else np.zeros(tuple(item.parameter.shape), np.float32)
-            for item in self._learnable
+            for k in range(self._rule.histories)
+            for i, item in enumerate(self._learnable)
         ]
 
-    def check(self, history: Sequence[StoredBlob], where: str | os.PathLike, net: str) -> None:
-        """Raise CaffeError unless the history stored at `where` is one of these parameters."""
-        if len(history) != len(self._learnable):
-            twice = '; twice as many are kept by AdaDelta and Adam'
-            raise CaffeError(
-                f'{where}: expected {len(self._learnable)} history blobs for net '
-                f'"{net}", found {len(history)}'
-                + twice
-                * (len(history) == 2 * len(self._learnable))
-            )
-        for i, (item, blob) in enumerate(zip(self._learnable, history)):
-            if blob.count != item.parameter.numel():
-                raise CaffeError(
-                    f'{where}: history blob {i}: expected shape '
-                    f'{tuple(item.parameter.shape)}, found {tuple(blob.shape)}'
-                )
+    def read(
+        self, stored: Sequence[StoredBlob], where: str | os.PathLike, net: str
+    ) -> dict[int, tuple[Tensor, ...]]:
+        """Read the history of a solver state into memory, for `restore`.
 
-    def restore(self, history: Sequence[StoredBlob]) -> None:
-        """Take up a history that `check` lets pass."""
-        stored = {id(item): blob for item, blob in zip(self._learnable, history)}
-        self._history = {
-            i: torch.from_numpy(stored[id(item)].array())
-            .reshape(item.parameter.shape)
-            .to(item.parameter.device)
-            for i, item in enumerate(self._moved)
-        }
+        Raises CaffeError, naming the file `where`, unless it is one of these parameters.
+        """
+        count = len(self._learnable)
+        if len(stored) != self._rule.histories * count:
+            raise CaffeError(
+                f'{where}: expected {self._rule.histories * count} history blobs for net "{net}", '
+                f'found {len(stored)}; AdaDelta and Adam keep two for each parameter, other '
+                'types one'
+            )
+        history = {}
+        for i, item in enumerate(self._learnable):
+            parameter = item.parameter
+            for number in range(i, len(stored), count):
+                if stored[number].count != parameter.numel():
+                    raise CaffeError(
+                        f'{where}: history blob {number}: expected shape '
+                        f'{tuple(parameter.shape)}, found {tuple(stored[number].shape)}'
+                    )
+            arrays = [blob.array().reshape(parameter.shape) for blob in stored[i::count]]
+            # Frozen parameters mostly have zeros, which need no memory.
+            if item.lr_mult or any(array.any() for array in arrays):
+                history[i] = tuple(map(torch.from_numpy, arrays))
+        return history
+
+    def restore(self, history: dict[int, tuple[Tensor, ...]]) -> None:
+        """Go on from a history that `read` has returned."""
+        self._history = history
+
+
+def _diff(parameter: torch.nn.Parameter) -> Tensor:
+    """Return a parameter's gradient, of zeros where it has none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _pieces(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Cut rows of tensors of one shape each into pieces, and yield some of them at a time.
+
+    Yields the columns of the rows: as many lists as a row has tensors. The pieces share
+    the tensors' memory. A tensor that is not contiguous stays whole.
+    """
+    batch: list[tuple[Tensor, ...]] = []
+    size = 0
+    on_cpu = all(row[0].device.type == 'cpu' for row in rows)
+    most = _PIECE_OF_CPU * torch.get_num_threads() if on_cpu else _PIECE_OF_GPU
+    for row in rows:
+        parts: Sequence[tuple[Tensor, ...]] = [row]
+        if all(tensor.is_contiguous() for tensor in row):
+            parts = list(zip(*(tensor.view(-1).split(most) for tensor in row)))
+        for part in parts:
+            if batch and size + part[0].numel() > most:
+                yield tuple(map(list, zip(*batch)))
+                batch, size = [], 0
+            batch.append(part)
+            size += part[0].numel()
+    if batch:
+        yield tuple(map(list, zip(*batch)))

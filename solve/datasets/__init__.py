@@ -1,7 +1,7 @@
 """The Python data layers of the official nets.
 
-Official prototxts name them by the release's modules. Importing this package lets
-those names lead here, unless the path has modules of the same names.
+Official prototxts name them by the release's modules. Importing this package makes
+those names importable, unless the path already has modules of the same names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all data sets share: reading lists, images and labels, trusting none of them."""
+"""Read lists of ids and pictures, and turn pictures and labels into blobs."""
 
 from __future__ import annotations
 
@@ -11,41 +11,33 @@ from PIL import Image
 
 from caffe_port.errors import CaffeError
 
-# The most pixels a picture may have; what it says of its size is checked before it is decoded.
-MAX_PIXELS = 64 * 2**20
 VOID = 255
 
 
 def read_list(path: str | os.PathLike) -> list[str]:
-    """Read the ids of a split, one a line, in the file's order; blank lines do not count.
+    """Read the ids of a split, one a line, in the file's order; skip blank lines.
 
-    Raises CaffeError if the file is missing, empty or not UTF-8, or if a line could
-    lead out of the data set's folders.
+    Raises CaffeError if the file is missing, empty or not UTF-8, or if a line is not a
+    plain name.
     """
     path = existing(path)
     try:
-        lines = path.read_bytes().decode('utf-8').split('\n')
-    except UnicodeDecodeError as error:
-        raise CaffeError(f'{path}: not a list of ids: byte {error.start} is not UTF-8') from error
-    except OSError as error:
-        raise CaffeError(f'{path}: not read: {error.strerror}') from error
-    ids = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            ids.append(plain_name(line.strip(), f'{path}: line {number}'))
+        lines = path.read_text(encoding='utf-8').split('\n')
+    except (OSError, UnicodeError) as error:
+        raise CaffeError(f'{path}: not a list of ids: {error}') from error
+    ids = [
+        plain_name(line.strip(), f'{path}: line {number}')
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not ids:
         raise CaffeError(f'{path}: empty, one image id a line expected')
     return ids
 
 
 def plain_name(name: str, where: str) -> str:
-    """Return `name` if it names something inside a folder; raise CaffeError if not."""
-    if (
-        name in ('', '.', '..')
-        or len(name) > 255
-        or not name.isprintable()
-        or set(name) & set('/\\')
-    ):
+    """Return `name` if it can name a file in a folder; raise CaffeError if not."""
+    if name in ('', '.', '..') or len(name) > 255 or not name.isprintable() or {*name} & {*'/\\'}:
         raise CaffeError(
             f'{where}: {name[:80]!r} is not an id: a plain name expected, without folders'
         )
@@ -55,25 +47,25 @@ def plain_name(name: str, where: str) -> str:
 def existing(path: str | os.PathLike) -> Path:
     """Return `path` if it is a file; raise CaffeError if not."""
     path = Path(path)
-    if not os.path.isfile(path):
+    if not path.is_file():
         looked = '' if path.is_absolute() else f' (looked from {Path.cwd()})'
-        what = 'a folder, a file expected' if os.path.isdir(path) else 'no such file'
+        what = 'a folder, a file expected' if path.is_dir() else 'no such file'
         raise CaffeError(f'{path}: {what}{looked}')
     return path
 
 
 def read_rgb(path: str | os.PathLike) -> np.ndarray:
-    """Read a JPEG or PNG picture; grey and CMYK ones are converted.
+    """Read a JPEG or PNG picture; convert grey and CMYK ones.
 
     uint8, H x W x 3, RGB.
 
-    Raises CaffeError if it is missing, broken, of another format or above 64 Mpixel.
+    Raises CaffeError if it is missing, broken or of another format.
     """
     return np.asarray(picture(path, ('JPEG', 'PNG'), 'RGB'))
 
 
 def read_label_png(path: str | os.PathLike) -> np.ndarray:
-    """Read the labels of a PNG: the palette indices, or the values of a grey one.
+    """Read the labels of a PNG: its palette indices, or its grey values.
 
     uint8, H x W.
 
@@ -91,46 +83,46 @@ def read_label_png(path: str | os.PathLike) -> np.ndarray:
 def picture(
     path: str | os.PathLike, formats: tuple[str, ...], mode: str | None = None
 ) -> Image.Image:
-    path = existing(path)
-    wanted = ' or '.join(formats)
+    """Read a picture of one of `formats`, converted to `mode` if given."""
+    path, wanted = existing(path), ' or '.join(formats)
     try:
         with Image.open(path, formats=formats) as image:
-            width, height = image.size
-            if not 0 < width * height <= MAX_PIXELS:
-                raise CaffeError(f'{path}: {width} x {height} pixels, at most {MAX_PIXELS} in all')
             image.load()
-            return image if mode is None or image.mode == mode else image.convert(mode)
-    except CaffeError:
-        raise
+            return image if mode in (None, image.mode) else image.convert(mode)
     except Image.UnidentifiedImageError as error:
         raise CaffeError(f'{path}: not a {wanted} file') from error
-    except Exception as error:  # decoders raise whatever a broken file leads them to
+    except Exception as error:  # a decoder may raise anything on a broken file
         raise CaffeError(f'{path}: broken {wanted} file: {error}') from error
 
 
 def bgr_blob(rgb: np.ndarray, mean: Sequence[float]) -> np.ndarray:
-    """Make an H x W x 3 RGB picture a blob: 1 x 3 x H x W float32, BGR, minus `mean`."""
+    """Turn an H x W x 3 RGB picture into a blob: 1 x 3 x H x W float32, BGR, minus `mean`."""
     bgr = rgb[:, :, ::-1].astype(np.float32)
     bgr -= np.asarray(mean, np.float64)
     return np.ascontiguousarray(bgr.transpose(2, 0, 1))[np.newaxis]
 
 
 def label_blob(labels: np.ndarray, classes: int, path: Path, rgb: np.ndarray) -> np.ndarray:
-    """Make H x W labels a blob: 1 x 1 x H x W float32 of 0..classes-1 and 255 (void).
+    """Turn H x W labels into a blob: 1 x 1 x H x W float32 of 0..classes-1 and 255 (void).
 
-    Raises CaffeError, naming `path`, if another value occurs or if the labels are not
-    of the size of their picture.
+    Raises CaffeError, naming `path`, if another value occurs or if the labels and their
+    picture `rgb` differ in size.
     """
     if labels.shape != rgb.shape[:2]:
         raise CaffeError(
             f'{path}: label of {labels.shape[0]} x {labels.shape[1]} (height x width)'
             f', its image is {rgb.shape[0]} x {rgb.shape[1]}'
         )
-    odd = ~np.isin(labels, [*range(classes), VOID])
-    if odd.any():
-        y, x = np.argwhere(odd)[0]
-        raise CaffeError(
-            f'{path}: image {path.stem} has label {labels[y, x]} at row {y}, '
-            f'column {x}; 0..{classes - 1} and {VOID} (void) expected'
-        )
+    known = np.isin(labels, [*range(classes), VOID])
+    check_labels(labels, known, path, f'0..{classes - 1} and {VOID} (void)')
     return labels.astype(np.float32)[np.newaxis, np.newaxis]
+
+
+def check_labels(labels: np.ndarray, known: np.ndarray, path: Path, expected: str) -> None:
+    """Raise CaffeError with the first label, H x W, that is not `known`, H x W bool."""
+    if not known.all():
+        y, x = np.argwhere(~known)[0]
+        raise CaffeError(
+            f'{path}: image {path.stem} has label {labels[y, x]} at row {y}, column {x}; '
+            f'{expected} expected'
+        )

@@ -1,4 +1,4 @@
-"""The data layer all data sets share: the order of images, and one read ahead."""
+"""The data layer that all data sets share: the order of images, and reading one ahead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +22,28 @@ from solve.datasets.images import plain_name
 
 LOG = logging.getLogger('caffe_port')
 _REQUIRED = object()
+# Python's parser takes some 500 times the length of a literal; official ones have 150 characters.
+_LONGEST_PARAM_STR = 64 * 2**10
 
 
 @dataclass(frozen=True)
 class Params:
-    """What a layer's param_str says; each getter raises CaffeError for a wrong type."""
+    """The values of a layer's param_str; each getter raises CaffeError for a wrong type."""
 
     layer: str
     values: dict
 
     @classmethod
     def parse(cls, layer: str, text: str) -> Params:
-        """Read a Python literal, never running it: a prototxt is data."""
+        """Read a dict literal without running it: a prototxt is data.
+
+        Raises CaffeError if it is another expression, or longer than 64 KiB.
+        """
+        if len(text) > _LONGEST_PARAM_STR:
+            raise CaffeError(
+                f'{layer}: param_str has {len(text)} characters, at most {_LONGEST_PARAM_STR} '
+                'expected'
+            )
         try:
             values = ast.literal_eval(text.strip())
         except Exception as error:  # the parser's own limits raise several kinds
@@ -45,13 +55,13 @@ class Params:
         return cls(layer, values)
 
     def get(self, key: str, types: tuple[type, ...], what: str, default: Any = _REQUIRED) -> Any:
-        """The value of `key`, which must be of one of `types` or equal `default`."""
+        """Return the value of `key`, which must be of one of `types` or be `default`."""
         if key not in self.values:
             if default is _REQUIRED:
                 raise CaffeError(f"{self.layer}: param_str lacks '{key}' ({what})")
             return default
         value = self.values[key]
-        # A bool is an int to isinstance; to a reader it is not.
+        # Not isinstance, which takes a bool for an int.
         if type(value) not in types and (default is _REQUIRED or value is not default):
             raise CaffeError(
                 f"{self.layer}: param_str: '{key}' must be {what}, got {repr(value)[:80]}"
@@ -62,7 +72,7 @@ class Params:
         return self.get(key, (str,), 'a string', default)
 
     def mean(self, default: tuple[float, ...], key: str = 'mean') -> tuple[float, ...]:
-        """As many finite numbers as `default` has."""
+        """Return as many finite numbers as `default` has."""
         mean = self.get(key, (tuple, list), f'{len(default)} numbers', default)
         if len(mean) != len(default) or not all(
             type(value) in (int, float) and math.isfinite(value) for value in mean
@@ -75,24 +85,25 @@ class Params:
 
 
 class Order:
-    """Which of `count` images comes next: drawn at random from `seed`, or in order.
+    """The order of `count` images: drawn at random from `seed`, or one after the other.
 
-    Drawing is Python 2's random.randint, the release's: Python 3's gives other numbers.
+    Draws as Python 2's random.randint, which the release used; Python 3's gives other
+    numbers.
     """
 
     def __init__(self, count: int, drawn: bool, seed: int | None):
         self._count = count
         self._random = random.Random(seed) if drawn else None
-        self._share = 0, 1  # this rank, of how many
+        self._share = 0, 1  # this rank, number of ranks
         self._share_out(self._after(-1))
 
     def _after(self, pick: int) -> int:
-        return (
-            int(self._random.random() * self._count) if self._random else ((pick + 1) % self._count)
-        )
+        if self._random:
+            return int(self._random.random() * self._count)
+        return (pick + 1) % self._count
 
     def _share_out(self, pick: int) -> None:
-        """Give each rank a pick, from `pick` on: `index` is this rank's."""
+        """Give each rank one pick, rank 0 `pick`; `index` is this rank's."""
         self._first = pick, self._random and self._random.getstate()[1]
         rank, ranks = self._share
         picks = [pick]
@@ -101,46 +112,47 @@ class Order:
         self.index, self._last = picks[rank], picks[-1]
 
     def advance(self) -> None:
-        """Go on to the next image, or of many ranks' to this rank's next."""
+        """Move on to this rank's next image."""
         self._share_out(self._after(self._last))
 
     def share(self, rank: int, ranks: int) -> None:
-        """From the current images on take every `ranks`-th pick, beginning with the rank-th."""
+        """Take every `ranks`-th pick from the current one on, beginning with the rank-th."""
         self._share = rank, ranks
         self.set_state(self.state())
 
     def state(self) -> dict:
-        """What JSON can hold to go on from here, whatever the number of ranks."""
+        """Return the place in the order, as JSON can hold it, for any number of ranks."""
         index, words = self._first
         return {'count': self._count, 'index': index, 'random': words and list(words)}
 
     def set_state(self, state: dict) -> None:
-        """Go on from a state(); raises CaffeError, and stays, if it is not this order's."""
+        """Go on from a state().
+
+        Raises CaffeError, and changes nothing, if it is malformed or of another order.
+        """
+        where = 'state of the data order'
         try:
             count, index, words = state['count'], state['index'], state['random']
         except (TypeError, KeyError) as error:
-            raise CaffeError('state of the data order: count, index and random expected') from error
+            raise CaffeError(f'{where}: count, index and random expected') from error
         if count != self._count or (words is None) != (self._random is None):
             raise CaffeError(
-                f'state of the data order: of {count} images, '
-                f'{"in order" if words is None else "drawn"}; the layer has '
-                f'{self._count}, {"drawn" if self._random else "in order"}'
+                f'{where}: of {count} images, {"in order" if words is None else "drawn"}; the '
+                f'layer has {self._count}, {"drawn" if self._random else "in order"}'
             )
         if type(index) is not int or not 0 <= index < self._count:
-            raise CaffeError(f'state of the data order: index {index} of {count} images')
+            raise CaffeError(f'{where}: index {index} of {count} images')
         if self._random:
             try:
                 self._random.setstate((3, tuple(words), None))
             except (TypeError, ValueError, OverflowError) as error:
-                raise CaffeError(
-                    f'state of the data order: not a state of the generator: {error}'
-                ) from error
+                raise CaffeError(f'{where}: not a state of the generator: {error}') from error
         self._share_out(index)
 
 
-def start(load: Callable[[str], Any], name: str) -> Future:
-    """Call load(name) in a thread of its own, one that no process waits for at its end."""
-    future = Future()
+def load_in_thread(load: Callable[[str], Any], name: str) -> Future:
+    """Call load(name) in a daemon thread, so that the process can end before it returns."""
+    future: Future = Future()
 
     def run() -> None:
         try:
@@ -153,29 +165,28 @@ def start(load: Callable[[str], Any], name: str) -> Future:
 
 
 class SegDataLayer(Layer):
-    """Feeds one image and its labels at a time, at the image's own size.
+    """Feed one image and its labels at a time, at the image's own size.
 
-    A subclass says in `open` which images there are and in `load` what the tops get.
-    Splits with 'train' in the name are drawn at random from `seed`, unless param_str
-    has 'randomize': False; all others run in order and then begin anew. Of many ranks
-    that train each takes its share of that order, as in Caffe. While the net works on an
-    image, the next is read.
+    A subclass lists the images in `open` and reads one in `load`. Splits with 'train' in
+    the name are drawn at random from `seed`, unless param_str has 'randomize': False; all
+    others run in order, over and over. In training each rank takes its share of that
+    order, as in Caffe. While the net works on an image, a thread reads the next.
 
-    `current` is the id of the image that is in the tops. An image that cannot be read
-    raises its CaffeError; with `skip_bad` the next one takes its place, of many ranks this
-    rank's next, and `skipped` says why, by id.
+    `current` is the id of the image in the tops. An image that cannot be read raises its
+    CaffeError; with `skip_bad` this rank's next image takes its place, and `skipped`
+    keeps the error by id.
     """
 
-    top_names: ClassVar[tuple[str, ...]] = ('data', 'label')
+    top_names: tuple[str, ...] = ('data', 'label')
     current: str | None = None
     skip_bad: bool = False
 
     def open(self, params: Params) -> list[str]:
-        """Take what `load` needs from `params` and return the ids of the split."""
+        """Keep what `load` needs of `params` and return the ids of the split."""
         raise NotImplementedError
 
     def load(self, name: str) -> tuple[np.ndarray, ...]:
-        """Return the tops for image `name`, float32; may run in another thread."""
+        """Return the tops for image `name`, float32. May run in another thread."""
         raise NotImplementedError
 
     def setup(self, bottom, top) -> None:
@@ -202,7 +213,11 @@ class SegDataLayer(Layer):
             self._share(parallel.solver_rank(), parallel.solver_count())
 
     def reshape(self, bottom, top) -> None:
-        """Have the current image and give the tops its size."""
+        """Read the current image, unless it is read, and give the tops its size."""
+        for blob, array in zip(top, self._read()):
+            blob.reshape(*array.shape)
+
+    def _read(self) -> tuple[np.ndarray, ...]:
         while self._now is None:
             name = self.ids[self._order.index]
             ahead, self._ahead = self._ahead, None
@@ -211,19 +226,18 @@ class SegDataLayer(Layer):
                 self.current = name
             except CaffeError as error:
                 self._skip(name, error)
-        for blob, array in zip(top, self._now):
-            blob.reshape(*array.shape)
+        return self._now
 
     def forward(self, bottom, top) -> None:
-        """Copy the image to the tops, pick the next and begin to read it."""
-        for blob, array in zip(top, self._now):
+        """Copy the image to the tops, pick the next one and start to read it."""
+        for blob, array in zip(top, self._read()):
             blob.data[...] = array
         self._now = None
         self._order.advance()
-        self._ahead = start(self.load, self.ids[self._order.index])
+        self._ahead = load_in_thread(self.load, self.ids[self._order.index])
 
     def _skip(self, name: str, error: CaffeError) -> None:
-        """Go on to the next image, if that is wanted and there may be one."""
+        """Move on to the next image; raise `error` without skip_bad or if none is left."""
         if not self.skip_bad or {*self.skipped, name} == set(self.ids):
             raise error
         if name not in self.skipped:
@@ -232,7 +246,7 @@ class SegDataLayer(Layer):
         self._order.advance()
 
     def backward(self, top, propagate_down, bottom) -> None:
-        """Data has no gradient."""
+        """Do nothing: data has no gradient."""
 
     def _share(self, rank: int, ranks: int) -> None:
         self._order.share(rank, ranks)
@@ -240,9 +254,9 @@ class SegDataLayer(Layer):
 
     @contextmanager
     def shared(self, rank: int, ranks: int, count: int) -> Iterator[None]:
-        """Feed the rank-th of every `ranks` images; afterwards go on behind the next `count`.
+        """Feed the rank-th of every `ranks` images; on leaving, skip the `count` fed by all.
 
-        For layers that feed every image, as they do to test.
+        For testing, where the layer feeds every image.
         """
         before = self.state()
         self._share(rank, ranks)
@@ -255,13 +269,13 @@ class SegDataLayer(Layer):
                 self._order.advance()
 
     def state(self) -> dict:
-        """The place in the data order, as plain values that JSON can hold."""
+        """Return the place in the data order, as JSON can hold it."""
         return {**self._order.state(), 'skipped': dict(self.skipped)}
 
     def set_state(self, state: dict) -> None:
         """Go on from a state() of a layer with the same images.
 
-        Raises CaffeError, and changes nothing, if it is of another list or malformed.
+        Raises CaffeError, and changes nothing, if it is malformed or of another list.
         """
         skipped = state.get('skipped', {}) if isinstance(state, dict) else {}
         if not isinstance(skipped, dict):
@@ -271,5 +285,5 @@ class SegDataLayer(Layer):
         self._now = self._ahead = None
 
     def __getstate__(self) -> dict:
-        # Lets nets be copied and pickled: a thread cannot be, and the copy reads for itself.
+        # A thread cannot be copied or pickled; the copy of a layer reads the image again.
         return {**self.__dict__, '_ahead': None}

@@ -8,59 +8,23 @@ import numpy as np
 
 from caffe_port.errors import CaffeError
 from solve.datasets.images import bgr_blob, picture, read_list, read_rgb
-from solve.datasets.labels import recoded, void_first
+from solve.datasets.labels import read_mat, recoded, void_first
 from solve.datasets.layer import Params, SegDataLayer
-from solve.datasets.matfile import read_mat
 
-CLASSES = (
-    'wall',
-    'floor',
-    'cabinet',
-    'bed',
-    'chair',
-    'sofa',
-    'table',
-    'door',
-    'window',
-    'bookshelf',
-    'picture',
-    'counter',
-    'blinds',
-    'desk',
-    'shelves',
-    'curtain',
-    'dresser',
-    'pillow',
-    'mirror',
-    'floor mat',
-    'clothes',
-    'ceiling',
-    'books',
-    'refridgerator',
-    'television',
-    'paper',
-    'towel',
-    'shower curtain',
-    'box',
-    'whiteboard',
-    'person',
-    'night stand',
-    'toilet',
-    'sink',
-    'lamp',
-    'bathtub',
-    'bag',
-    'otherstructure',
-    'otherfurniture',
-    'otherprop',
+CLASSES = tuple(
+    'wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, '
+    'blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, '
+    'refridgerator, television, paper, towel, shower curtain, box, whiteboard, person, '
+    'night stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture, '
+    'otherprop'.split(', ')
 )
 MEAN = (116.19, 97.203, 92.318)
 MEAN_HHA = (132.431, 94.076, 118.477)
 MEAN_LOG_DEPTH = 7.844
-# Where the experiments look for it in the project, by the nets' names for the folders.
+# The default folders in the project, by the argument of the nets that names them.
 PLACES = {'nyud_dir': 'data/nyud'}
 
-# Where each top's file lies in the data set's folder.
+# The file of each top in the data set's folder.
 FILES = {
     'color': 'data/images/img_{}.png',
     'depth': 'data/depth/img_{}.png',
@@ -73,12 +37,11 @@ def read_depth(path: Path) -> np.ndarray:
     """Read the depths of a 16-bit grey PNG as they are stored, in millimetres: uint16, H x W.
 
     Raises CaffeError if the PNG is missing, broken, of another kind, or has a depth of
-    0, which stands for 'not measured' and has no logarithm. The official depths are
-    filled in; the release would feed a net minus infinity there, and its loss be NaN
-    from then on.
+    0 ("not measured"), which has no logarithm. The official depths are filled in; the
+    release would feed minus infinity there, and the loss would be NaN from then on.
     """
     image = picture(path, ('PNG',))
-    # Older Pillows say I where newer ones say I;16; no PNG has more than 16 bits.
+    # The mode is I in older Pillows and I;16 in newer ones; no PNG has more than 16 bits.
     if not image.mode.startswith('I'):
         raise CaffeError(
             f'{path}: PNG of mode {image.mode}, must be grey of 16 bits: '
@@ -88,22 +51,20 @@ def read_depth(path: Path) -> np.ndarray:
     if not depth.all():
         y, x = np.argwhere(depth == 0)[0]
         raise CaffeError(
-            f'{path}: depth 0 at row {y}, column {x}, which has no logarithm; depths '
-            'filled in where nothing was measured are expected'
+            f'{path}: depth 0 at row {y}, column {x}, which has no logarithm; '
+            'expected depths that are filled in where nothing was measured'
         )
     return depth
 
 
 def read_labels(path: Path) -> np.ndarray:
     """Read labels, stored 1..40 with 0 for void, as 0..39 and 255: uint8, H x W."""
-    classes = len(CLASSES)
-    return recoded(
-        read_mat(path, 'segmentation'), void_first(classes), path, f'0 (void) or 1..{classes}'
-    )
+    stored, classes = read_mat(path, 'segmentation'), len(CLASSES)
+    return recoded(stored, void_first(classes), path, f'0 (void) or 1..{classes}')
 
 
 def depth_blob(depth: np.ndarray) -> np.ndarray:
-    """Make H x W depths a blob: 1 x 1 x H x W float32, their natural log minus its mean."""
+    """Turn H x W depths into a blob: 1 x 1 x H x W float32, their natural log minus its mean."""
     log = np.log(depth.astype(np.float32))
     return (log - np.float32(MEAN_LOG_DEPTH))[np.newaxis, np.newaxis]
 
@@ -112,19 +73,18 @@ _READ = {'color': read_rgb, 'depth': read_depth, 'hha': read_rgb, 'label': read_
 _BLOB = {
     'color': lambda rgb: bgr_blob(rgb, MEAN),
     'depth': depth_blob,
-    # Reversed twice: HHA's channels stay as they are stored.
+    # Reversed here and again by bgr_blob: HHA's channels stay as stored.
     'hha': lambda hha: bgr_blob(hha[:, :, ::-1], MEAN_HHA),
     'label': lambda labels: labels.astype(np.float32)[np.newaxis, np.newaxis],
 }
 
 
 class NYUDSegDataLayer(SegDataLayer):
-    """What NYUDv2 has of a room, by name.
+    """Feed what param_str's 'tops' names of each room, in that order.
 
-    Tops are those that param_str's 'tops' names, in its order, all float32: color,
-    1 x 3 x H x W, BGR minus mean; depth, 1 x 1 x H x W, natural log of millimetres minus
-    mean; hha, 1 x 3 x H x W, channels as stored, minus mean; label, 1 x 1 x H x W, 0..39
-    and 255 for void. param_str: nyud_dir, split, tops, seed, randomize.
+    Tops, float32: color, 1 x 3 x H x W, BGR minus mean; depth, 1 x 1 x H x W, natural log
+    of millimetres minus mean; hha, 1 x 3 x H x W, channels as stored, minus mean; label,
+    1 x 1 x H x W, 0..39 and 255 for void. param_str: nyud_dir, split, tops, seed, randomize.
     """
 
     def open(self, params: Params) -> list[str]:

@@ -8,79 +8,43 @@ import numpy as np
 
 from caffe_port.errors import CaffeError
 from solve.datasets.images import VOID, bgr_blob, label_blob, read_list, read_rgb
-from solve.datasets.labels import recoded, void_first
+from solve.datasets.labels import read_mat, recoded, void_first
 from solve.datasets.layer import Params, SegDataLayer
-from solve.datasets.matfile import read_mat
 
-SEMANTIC = (
-    'awning',
-    'balcony',
-    'bird',
-    'boat',
-    'bridge',
-    'building',
-    'bus',
-    'car',
-    'cow',
-    'crosswalk',
-    'desert',
-    'door',
-    'fence',
-    'field',
-    'grass',
-    'moon',
-    'mountain',
-    'person',
-    'plant',
-    'pole',
-    'river',
-    'road',
-    'rock',
-    'sand',
-    'sea',
-    'sidewalk',
-    'sign',
-    'sky',
-    'staircase',
-    'streetlight',
-    'sun',
-    'tree',
-    'window',
+SEMANTIC = tuple(
+    'awning balcony bird boat bridge building bus car cow crosswalk desert door fence field grass '
+    'moon mountain person plant pole river road rock sand sea sidewalk sign sky staircase '
+    'streetlight sun tree window'.split()
 )
 GEOMETRIC = ('sky', 'horizontal', 'vertical')
 MEAN = (114.578, 115.294, 108.353)
-# Where the experiments look for it in the project, by the nets' names for the folders.
+# The default folders in the project, by the argument of the nets that names them.
 PLACES = {'siftflow_dir': 'data/sift-flow'}
 # These two images lack annotations.
 UNLABELLED = ('highway_bost181', 'street_urb506')
 
-# Images and both kinds of labels lie in folders of this name.
+# The name of the folder of images, and of those of both kinds of labels.
 SCENES = 'spatial_envelope_256x256_static_8outdoorcategories'
 
 
 def read_semantic(path: Path) -> np.ndarray:
     """Read labels, stored 1..33 with 0 for void, as 0..32 and 255: uint8, H x W."""
-    return recoded(
-        read_mat(path, 'S'), void_first(len(SEMANTIC)), path, f'0 (void) or 1..{len(SEMANTIC)}'
-    )
+    classes = len(SEMANTIC)
+    return recoded(read_mat(path, 'S'), void_first(classes), path, f'0 (void) or 1..{classes}')
 
 
 def read_geometric(path: Path) -> np.ndarray:
     """Read labels, stored 1..3 with -1, or 0, for void, as 0..2 and 255: uint8, H x W."""
-    return recoded(
-        read_mat(path, 'S'),
-        {-1: VOID, **void_first(len(GEOMETRIC))},
-        path,
-        f'-1 or 0 (void) or 1..{len(GEOMETRIC)}',
-    )
+    table = {-1: VOID, **void_first(len(GEOMETRIC))}
+    return recoded(read_mat(path, 'S'), table, path, f'-1 or 0 (void) or 1..{len(GEOMETRIC)}')
 
 
 class SIFTFlowSegDataLayer(SegDataLayer):
-    """Images of SIFT Flow with both their labels.
+    """Feed images of SIFT Flow with both their labels.
 
     Tops, float32: data, 1 x 3 x H x W, BGR minus mean; sem, 1 x 1 x H x W, 0..32 and geo,
     1 x 1 x H x W, 0..2, both with 255 for void. param_str: siftflow_dir, split, mean, seed,
-    randomize. The two images without annotations are left out of every split.
+    randomize. Leaves the two images without annotations out of every split.
     """
 
     top_names = ('data', 'sem', 'geo')

@@ -10,52 +10,32 @@ import numpy as np
 from caffe_port.errors import CaffeError
 from nets.data import VOC_MEAN_BGR
 from solve.datasets.images import bgr_blob, label_blob, read_label_png, read_list, read_rgb
+from solve.datasets.labels import read_mat
 from solve.datasets.layer import Params, SegDataLayer
-from solve.datasets.matfile import read_mat
 
-CLASSES = (
-    'background',
-    'aeroplane',
-    'bicycle',
-    'bird',
-    'boat',
-    'bottle',
-    'bus',
-    'car',
-    'cat',
-    'chair',
-    'cow',
-    'diningtable',
-    'dog',
-    'horse',
-    'motorbike',
-    'person',
-    'pottedplant',
-    'sheep',
-    'sofa',
-    'train',
-    'tvmonitor',
+CLASSES = tuple(
+    'background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse '
+    'motorbike person pottedplant sheep sofa train tvmonitor'.split()
 )
 MEAN = VOC_MEAN_BGR
 SEG11VALID_IMAGES = 736
-# Where the experiments look for it in the project, by the nets' names for the folders.
+# The default folders in the project, by the argument of the nets that names them.
 PLACES = {'sbdd_dir': 'data/sbdd/dataset', 'voc_dir': 'data/pascal/VOC2011'}
 
 
 def palette() -> np.ndarray:
-    """VOC's colour map, for writing labels and predictions: 256 x 3 uint8, RGB.
+    """Return VOC's colour map, for writing labels and predictions: 256 x 3 uint8, RGB.
 
     The bits of an index, three at a time, are the bits of red, green and blue from
     the highest down.
     """
-    index = np.arange(256)[:, np.newaxis]
-    channel = np.arange(3)
+    index, channel = np.arange(256)[:, np.newaxis], np.arange(3)
     bits = [(index >> (3 * group + channel) & 1) << (7 - group) for group in range(3)]
-    return sum(bits).astype(np.uint8)
+    return np.sum(bits, 0).astype(np.uint8)
 
 
 def segmentation_list(voc_dir: str | os.PathLike, split: str) -> Path:
-    """Where VOC keeps the ids of a segmentation split."""
+    """Return the path of the list of a segmentation split of VOC."""
     return Path(voc_dir, 'ImageSets', 'Segmentation', f'{split}.txt')
 
 
@@ -64,12 +44,12 @@ def seg11valid(
     sbdd_dir: str | os.PathLike,
     expected: int | None = SEG11VALID_IMAGES,
 ) -> list[str]:
-    """The images the official nets are scored on: VOC 2011's val without SBD's train.
+    """Return the ids that the official nets are scored on: VOC 2011's val without SBD's train.
 
-    Ids in the order of val.txt.
+    In the order of val.txt.
 
     Raises CaffeError if there are not `expected` of them, as with another year's val;
-    None lets any number but none pass.
+    None allows any number but 0.
     """
     val, train = segmentation_list(voc_dir, 'val'), Path(sbdd_dir, 'train.txt')
     in_val, in_train = read_list(val), read_list(train)
@@ -86,21 +66,19 @@ def seg11valid(
 
 
 def remarks(voc_dir: str | os.PathLike, **_: object) -> list[str]:
-    """What of these folders is not as published, though it may be meant so."""
+    """Return lines on what differs from the published data, though it may be meant to."""
     path = segmentation_list(voc_dir, 'seg11valid')
     count = len(read_list(path)) if path.is_file() else SEG11VALID_IMAGES
-    return (
-        []
-        if count == SEG11VALID_IMAGES
-        else [
-            f'{path} has {count} images, the official list {SEG11VALID_IMAGES}: scores will not '
-            'compare with published ones'
-        ]
-    )
+    if count == SEG11VALID_IMAGES:
+        return []
+    return [
+        f'{path} has {count} images, the official list {SEG11VALID_IMAGES}: scores will not '
+        'compare with published ones'
+    ]
 
 
 class SBDDSegDataLayer(SegDataLayer):
-    """Images and labels of SBD.
+    """Feed images and labels of SBD.
 
     Tops: data, 1 x 3 x H x W float32, BGR minus mean; label, 1 x 1 x H x W float32,
     0..20 and 255 for void. param_str: sbdd_dir, split, mean, seed, randomize.
@@ -119,12 +97,12 @@ class SBDDSegDataLayer(SegDataLayer):
 
 
 class VOCSegDataLayer(SegDataLayer):
-    """Images and labels of VOC.
+    """Feed images and labels of VOC.
 
     Tops as SBDDSegDataLayer's. param_str: voc_dir, split, mean, seed, randomize.
-    Split seg11valid is VOC's seg11valid.txt if there is one, else it is made from VOC's
-    val and SBD's train list, which needs 'sbdd_dir' too; 'expected' is then the number
-    of images there must be, None for any.
+    The list of split seg11valid is VOC's seg11valid.txt if there is one. If not, it is
+    made from VOC's val and SBD's train list: param_str then needs 'sbdd_dir', and
+    'expected' is the number of images there must be (None: any).
     """
 
     def open(self, params: Params) -> list[str]:
@@ -135,8 +113,8 @@ class VOCSegDataLayer(SegDataLayer):
             return read_list(path)
         if 'sbdd_dir' not in params.values:
             raise CaffeError(
-                f'{path}: no such file; write it, or give param_str an '
-                "'sbdd_dir', SBD's folder, to have it made from val.txt"
+                f'{path}: no such file; write it, or give param_str '
+                "'sbdd_dir', SBD's folder, to make it from val.txt"
             )
         expected = params.get(
             'expected', (int, type(None)), 'a number of images or None', SEG11VALID_IMAGES

@@ -17,8 +17,8 @@ from typing import Any
 import nets
 from caffe_port import Net, prototxt
 from caffe_port.errors import CaffeError
-from caffe_port.files.fit import fit
-from caffe_port.files.stored import LayerBlobs
+from caffe_port.files.stored import StoredLayer
+from caffe_port.files.weights import fit
 from caffe_port.proto.caffe_pb2 import NetParameter
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.run import options
@@ -71,7 +71,7 @@ def data_of(net: str) -> ModuleType | None:
     return DATA[net.split('_')[0]] if net in EXPERIMENTS else None
 
 
-def described(net: str, split: str | None, layers: Sequence[LayerBlobs]) -> NetParameter:
+def described(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetParameter:
     """The net of an experiment for `split`, as narrow as its weights, or that of a prototxt."""
     if net in EXPERIMENTS:
         fcn = importlib.import_module(f'nets.{net}').fcn
@@ -83,7 +83,7 @@ def described(net: str, split: str | None, layers: Sequence[LayerBlobs]) -> NetP
     return prototxt.read_net(net)
 
 
-def _widths(fcn: Callable[..., NetParameter], layers: Sequence[LayerBlobs]) -> dict[str, Any]:
+def _widths(fcn: Callable[..., NetParameter], layers: Sequence[StoredLayer]) -> dict[str, Any]:
     """The widths of the weights' first and sixth layers, at most the official ones."""
     found = {}
     for argument, start in (('width', 'conv1'), ('fc', 'fc6')):
@@ -96,12 +96,12 @@ def _widths(fcn: Callable[..., NetParameter], layers: Sequence[LayerBlobs]) -> d
     return found
 
 
-def load(net: Net, path: Path, layers: Sequence[LayerBlobs]) -> None:
+def load(net: Net, path: Path, layers: Sequence[StoredLayer]) -> None:
     """Load every weight of `net` from the layers of the file `path`.
 
     Raises CaffeError if the file lacks a layer of the net, or has one of another shape.
     """
-    found = fit(layers, net)
+    found = fit(layers, net.layer_dict)
     wrong = found.missing + found.mismatched
     if wrong:
         raise CaffeError(

@@ -9,7 +9,7 @@ from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from nets import caffenet, vgg16
 from solve.datasets import voc
 from solve.run.progress import progress
-from solve.samples import voc_data
+from solve.samples.windows import Windows
 
 # By name: the net, the smallest image whose pool5 is as large as fc6 wants it (Caffe's
 # pooling rounds up), its widths, and how many batches it learns from.
@@ -42,7 +42,7 @@ def train(name: str, weights: Path, seed: int) -> None:
     """Train a classifier of NETS to name the object in the middle and save it as a caffemodel."""
     net, size, widths, rounds = NETS[name]
     caffe.set_random_seed(seed)
-    windows = voc_data.Windows(SCENES, size, seed)
+    windows = Windows(SCENES, size, seed)
     param = SolverParameter(max_iter=rounds, **SOLVER)
     param.train_net_param.CopyFrom(_to_train(net(len(voc.CLASSES), **widths), size))
     solver = caffe.SGDSolver(param)

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solve.datasets import voc
 from solve.run import experiment, snapshots
-from solve.samples import classifiers, other_data, voc_data
+from solve.samples import classifiers, trees
 
 SEED = 1337
 
 
-def _voc(folder: Path, **settings: int) -> dict[str, str]:
-    data = voc_data.draw(folder, **settings)
-    chosen = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
-    voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(chosen) + '\n')
-    return dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir))
-
-
-def _nyud(folder: Path, **settings: int) -> dict[str, str]:
-    return other_data.draw_nyud(folder, **settings).places
-
-
-def _siftflow(folder: Path, **settings: int) -> dict[str, str]:
-    return other_data.draw_siftflow(folder, **settings).places
-
-
-def _pascalcontext(folder: Path, **settings: int) -> dict[str, str]:
-    return other_data.draw_pascalcontext(folder, **settings).places
+_voc = functools.partial(trees.draw, 'voc', train=150, val=40)
+_nyud = functools.partial(trees.draw, 'nyud')
+_siftflow = functools.partial(trees.draw, 'siftflow', size=(160, 160))
+_pascalcontext = functools.partial(trees.draw, 'pascalcontext')
 
 
 @dataclass(frozen=True)

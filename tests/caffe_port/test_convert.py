@@ -1,6 +1,7 @@
 """The converter: every pair of kinds bit for bit, nets held against files, errors in one line."""
 
 import functools
+import os
 import resource
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import torch
 from torch import nn
 
 import caffe_port as caffe
-from caffe_port import convert, prototxt
+from caffe_port import convert, plugins, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, weights
-from caffe_port.files.fit import fit
-from caffe_port.files.stored import LayerBlobs, StoredBlob
+from caffe_port.files.stored import StoredBlob, StoredLayer
+from caffe_port.files.weights import fit
 from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.verify import verify
 from nets import voc_fcn8s
@@ -111,7 +112,7 @@ def test_names_without_a_net_are_those_of_the_module(name):
         str(vector['prototxt']), caffe.TRAIN if str(vector['phase']) == 'TRAIN' else caffe.TEST
     )
     for node in net.module.nodes:
-        layer = LayerBlobs(node.name, node.op.param.type, node.op.blobs())
+        layer = StoredLayer(node.name, node.op.param.type, node.op.blobs())
         assert weights.blob_names(layer) == list(node.op.blob_names)
 
 
@@ -179,7 +180,9 @@ def test_verify_tells_one_changed_weight(tmp_path):
     for name in ('a', 'b'):
         caffemodel.write(tmp_path / f'{name}.caffemodel', net.module.param, arrays)
         arrays['fc'][0][2, 7] += 1
-    sides = [fit(weights.read(tmp_path / f'{name}.caffemodel'), net).layers for name in 'ab']
+    sides = [
+        fit(weights.read(tmp_path / f'{name}.caffemodel'), net.layer_dict).layers for name in 'ab'
+    ]
     said = verify(net, *sides)
     assert next(said) == 'verify: 3 of 4 blobs bit for bit'
     with pytest.raises(CaffeError, match='fc: weights read back: .* apart'):
@@ -228,13 +231,13 @@ def test_fully_connected_layer_computes_as_the_convolution_it_becomes(tmp_path, 
     )
     assert 'cast: fc: 4 x 48, 4 to 4 x 3 x 4 x 4, 4' in capsys.readouterr().out
     turned = [
-        LayerBlobs(
+        StoredLayer(
             'fc',
             '',
             [StoredBlob('fc', shape, ODD.dtype, lambda out: None) for shape in ((48, 4), (4,))],
         )
     ]
-    assert len(fit(turned, net_of(conv), fully_conv=True).mismatched) == 1
+    assert len(fit(turned, net_of(conv).layer_dict, fully_conv=True).mismatched) == 1
     image = np.random.RandomState(0).randn(1, 2, 6, 6).astype(np.float32)
     plain, convolved = net_of(TINY), net_of(conv)
     plain.copy_from(path)
@@ -330,7 +333,12 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, t
         (tmp_path / 'a.bin', out / 'b.pth', [], 'a.bin: expected a name that ends in'),
         (tmp_path / 'none.pth', out / 'b.npz', [], 'none.pth: No such file'),
         (tmp_path / 'folder.pth', out / 'b.npz', [], 'expected a file, found a directory'),
-        (tmp_path / 'text.pth', out / 'b.npz', [], 'text.pth: not loaded: '),
+        (
+            tmp_path / 'text.pth',
+            out / 'b.npz',
+            [],
+            'text.pth: not a state_dict that torch',
+        ),
         (tmp_path / 'text.caffemodel', out / 'b.npz', [], 'found text'),
         (path, tmp_path / 'folder.pth', ['--force'], 'expected a file, found a directory'),
         (path, tmp_path / 'text.pth', [], 'text.pth: exists; --force replaces it'),
@@ -341,7 +349,7 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, t
         (path, out / 'b.pth', ['--info'], '--info looks at SRC alone'),
     ):
         assert words in refused(capsys, source, target, *options)
-    assert 'DST is not given' in refused(capsys, path)
+    assert 'DST is missing' in refused(capsys, path)
     assert (tmp_path / 'text.pth').read_text() == 'hello'
     assert run(path, tmp_path / 'text.pth', '--force') == 0
     # Even onto itself: what is mapped is the file as it was.
@@ -363,15 +371,23 @@ def test_full_disk_leaves_no_half_file(tmp_path, capsys, tiny, kind):
     assert (tmp_path / f'b{kind}').read_text() == 'before'
 
 
-def test_missing_h5py_is_told(tmp_path, capsys, tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'h5py', None)
-    line = refused(capsys, tiny[0], tmp_path / 'b.caffemodel.h5')
-    assert 'need h5py, which is not installed: pip install h5py' in line
+@pytest.mark.parametrize(
+    'module, kind', [('h5py', '.caffemodel.h5'), ('safetensors.numpy', '.safetensors')]
+)
+def test_a_library_that_is_missing_is_named_with_what_to_install(
+    tmp_path, capsys, tiny, monkeypatch, module, kind
+):
+    h5py_for(kind)
+    monkeypatch.setitem(sys.modules, module, None)
+    name = module.partition('.')[0]
+    line = refused(capsys, tiny[0], tmp_path / f'b{kind}')
+    assert f'b{kind}: needs {name}, which is not installed: pip install {name}, or' in line
 
 
-def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_file(tmp_path, tiny):
+def test_a_bare_checkout_run_in_any_folder_ends_in_one_line_with_status_2(tmp_path, tiny):
     (tmp_path / 'folder.pth').mkdir()
     before = sorted(tmp_path.iterdir())
+    bare = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     little_room = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (600, 600))
     running = [
         (
@@ -379,6 +395,7 @@ def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_fi
             subprocess.Popen(
                 [sys.executable, convert.__file__, *arguments.split()],
                 cwd=tmp_path,
+                env=bare,
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -388,6 +405,7 @@ def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_fi
         for arguments, words, limit in (
             ('tiny.caffemodel b.onnx', 'b.onnx: expected a name that ends in .caffemodel', None),
             ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
+            ('tiny.caffemodel b.pth --net os', '--net os: no such net; there are', None),
             ('none.pth b.npz', 'none.pth: No such file or directory', None),
             ('folder.pth b.npz', 'folder.pth: expected a file, found a directory', None),
             ('tiny.caffemodel b.pth', 'b.pth: not written: File too large', little_room),
@@ -399,3 +417,44 @@ def test_command_run_in_any_folder_ends_in_one_line_with_status_2_and_no_half_fi
         assert errors.startswith('error: ') and errors.count('\n') == 1
         assert ('missing: conv1/7x7_s2: 64 x 3 x 7 x 7, 64' in told) == ('fit the net' in words)
     assert sorted(tmp_path.iterdir()) == before
+
+
+# A stranger's prototxt.
+
+
+def test_a_strangers_prototxt_imports_registered_modules_only(tmp_path, capsys, tiny, monkeypatch):
+    (tmp_path / 'strange_layers.py').write_text('open("ran", "w")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = TINY + 'layer { type: "Python" name: "p" top: "p" python_param { module: "%s" layer: "L" } }'
+    for module in ('strange_layers', 'venv.__main__'):
+        proto = write_text(tmp_path / 'a.prototxt', text % module)
+        line = refused(capsys, tiny[0], tmp_path / 'b.pth', '--prototxt', proto)
+        assert f'module {module} is not registered' in line
+        assert 'entry point' in line and 'caffe_port.python_layers' in line
+    assert not (tmp_path / 'ran').exists() and 'strange_layers' not in sys.modules
+    # Registered modules are imported: it is their class that is asked for.
+    proto = write_text(tmp_path / 'a.prototxt', text % 'voc_layers')
+    line = refused(capsys, tiny[0], tmp_path / 'b.pth', '--prototxt', proto)
+    assert 'module voc_layers has no class L' in line
+    # In code any module on the path is.
+    with pytest.raises(CaffeError, match='module strange_layers has no class L'):
+        net_of(text % 'strange_layers')
+    assert (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+    'code, words',
+    [
+        ('raise SystemExit(3)', 'cannot be imported: SystemExit: 3'),
+        ('1 / 0', 'cannot be imported: ZeroDivisionError: division by zero'),
+        ('def', 'cannot be imported: SyntaxError: '),
+        ('import no_such_thing', 'needs no_such_thing, which is not installed'),
+    ],
+)
+def test_a_module_that_fails_on_import_is_an_error_in_one_line(tmp_path, monkeypatch, code, words):
+    (tmp_path / 'failing_layers.py').write_text(code + '\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CaffeError, match=f'module failing_layers {words}') as caught:
+        plugins.layer_module('failing_layers')
+    assert '\n' not in str(caught.value)

@@ -1,4 +1,4 @@
-"""NetSpec says what pycaffe's says, and says at once what is wrong."""
+"""NetSpec writes the nets that pycaffe's writes, and refuses a mistake where it is made."""
 
 import copy
 import pickle
@@ -69,7 +69,7 @@ def test_items_and_attributes_are_the_same_tops():
         del n.data
 
 
-def test_layers_come_in_the_order_of_assignment_but_after_what_they_rest_on():
+def test_layers_come_in_the_order_of_assignment_but_after_what_they_read():
     n = NetSpec()
     n.sum = L.Eltwise(L.ReLU(image()), L.TanH(image()))
     n.late = L.Sigmoid(n.sum)
@@ -83,7 +83,7 @@ def test_layers_come_in_the_order_of_assignment_but_after_what_they_rest_on():
     ]
 
 
-def test_unnamed_tops_are_numbered_by_type_and_a_layer_bears_its_first_top_s_name():
+def test_unnamed_tops_are_numbered_by_type_and_a_layer_has_its_first_top_s_name():
     data, label = L.Data(ntop=2)
     proto = to_proto(L.ReLU(data), L.ReLU(label))
     assert [(layer.name, list(layer.top)) for layer in proto.layer] == [
@@ -222,7 +222,7 @@ def test_params_are_the_enum_values():
         ),
     ],
 )
-def test_a_wrong_setting_is_told_where_it_is_written(settings, told):
+def test_a_wrong_setting_is_refused_where_it_is_written(settings, told):
     with pytest.raises(CaffeError, match=told):
         L.Convolution(image(), **settings)
 
@@ -242,11 +242,11 @@ def test_only_tops_can_be_assigned():
         n.data = L.Data(ntop=2)
 
 
-def test_a_missing_top_is_told_with_those_there_are():
+def test_a_missing_top_is_named_with_those_there_are():
     n = NetSpec()
     n.data = image()
     with pytest.raises(AttributeError, match="no top 'dat'; it has data"):
-        n.dat
+        print(n.dat)
     assert not hasattr(n, 'label')
 
 

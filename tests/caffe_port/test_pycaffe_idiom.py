@@ -2,6 +2,8 @@
 
 import gc
 import inspect
+from configparser import ConfigParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ import pytest
 import caffe_port as caffe
 from caffe_port import layers as L
 from caffe_port import params as P
+from caffe_port.ops import LAYER_TYPES
 from surgery import upsample_filt
 from tests.vectors import net_of
 
 CLASSES = 4
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def conv_relu(bottom, nout, ks=3, stride=1, pad=1):
@@ -59,7 +63,7 @@ def files(tmp_path):
     (tmp_path / 'val.prototxt').write_text(str(fcn()))
     (tmp_path / 'deploy.prototxt').write_text(str(fcn(loss=False)))
     (tmp_path / 'solver.prototxt').write_text(
-        """
+        f"""
         train_net: "train.prototxt"
         test_net: "val.prototxt"
         test_iter: 1
@@ -74,10 +78,9 @@ def files(tmp_path):
         weight_decay: 0.0005
         random_seed: 1337
         snapshot: 4
-        snapshot_prefix: "%s/snap"
+        snapshot_prefix: "{tmp_path}/snap"
         test_initialization: false
     """
-        % tmp_path
     )
     return tmp_path
 
@@ -121,7 +124,7 @@ def compute_hist(net, count, layer='score', gt='label'):
 def test_solve_as_the_release_does(files):
     caffe.set_mode_cpu()
     solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
-    interp_layers = [k for k in solver.net.params.keys() if 'up' in k]
+    interp_layers = [k for k in solver.net.params.keys() if 'up' in k]  # noqa: SIM118
     assert interp_layers == ['upscore']
     interp(solver.net, interp_layers)
     feed(solver.net)
@@ -200,38 +203,11 @@ def test_argument_orders_are_pycaffes():
     assert names(caffe.io.Transformer.preprocess)[0] == 'in_'
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        'Net',
-        'SGDSolver',
-        'get_solver',
-        'Layer',
-        'NetSpec',
-        'layers',
-        'params',
-        'to_proto',
-        'coord_map',
-        'proto',
-        'io',
-        'TRAIN',
-        'TEST',
-        'set_mode_cpu',
-        'set_mode_gpu',
-        'set_device',
-        'set_random_seed',
-        'layer_type_list',
-    ],
-)
-def test_the_package_has_pycaffes_names(name):
-    assert hasattr(caffe, name)
-
-
 def test_imports_as_pycaffe_code_writes_them():
     import caffe_port.io
     from caffe_port.io import Transformer  # noqa: F401
 
-    from caffe_port import Layer, Net, SGDSolver  # noqa: F401
+    from caffe_port import Layer, Net, SGDSolver, to_proto  # noqa: F401
     from caffe_port.coord_map import coord_map_from_to, crop  # noqa: F401
     from caffe_port.proto import caffe_pb2
 
@@ -293,6 +269,76 @@ def test_arrays_that_are_held_show_what_is_computed_next():
         assert np.array_equal(weight_diff, fresh.params['ip'][0].diff)
 
 
+MANY = """
+force_backward: true
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 4 } } }
+layer { name: "conv" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param {
+        num_output: 6 weight_filler { type: "xavier" } } }
+layer { name: "split" type: "Split" bottom: "ip" top: "a" top: "b" }
+layer { name: "tanh" type: "TanH" bottom: "a" top: "a" }
+layer { name: "flat" type: "Flatten" bottom: "b" top: "flat" }
+layer { name: "slice" type: "Slice" bottom: "b" top: "left" top: "right" slice_param { axis: 0 } }
+layer { name: "bias" type: "Parameter" top: "bias" param { name: "p" }
+        parameter_param { shape { dim: 3 dim: 4 } } }
+layer { name: "half" type: "Power" bottom: "flat" top: "flat" power_param { scale: 0.5 } }
+layer { name: "elu" type: "ELU" bottom: "left" top: "left" }
+layer { name: "join" type: "Concat" bottom: "left" bottom: "right" top: "join"
+        concat_param { axis: 0 } }
+layer { name: "crop" type: "Crop" bottom: "join" bottom: "a" top: "crop" crop_param { axis: 1 } }
+layer { name: "sigmoid" type: "Sigmoid" bottom: "crop" top: "crop" }
+layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "flat" bottom: "join" bottom: "crop"
+        bottom: "b" top: "sum" }
+layer { name: "same" type: "Reshape" bottom: "sum" top: "same" reshape_param {
+        shape { dim: 3 dim: -1 } } }
+layer { name: "shift" type: "Power" bottom: "bias" top: "bias" power_param { shift: 1 } }
+layer { name: "out" type: "Eltwise" bottom: "same" bottom: "bias" top: "out" }
+"""
+
+
+@pytest.mark.parametrize('after', ['nothing', 'part', 'all'])
+def test_to_hold_arrays_changes_no_value(after):
+    net, fresh = net_of(MANY, caffe.TRAIN), net_of(MANY, caffe.TRAIN)
+    for name, blobs in net.params.items():
+        for one, other in zip(blobs, fresh.params[name]):
+            other.data[...] = one.data
+    held = {}
+    for value in (1, 2, 3):
+        for each in (net, fresh):
+            each.blobs['data'].data[...] = value * image(value)[:2, :3, :4]
+            each.clear_param_diffs()
+        if not held:
+            if after == 'part':
+                net.forward(end='bias')
+            if after == 'all':
+                net.forward()
+                net.blobs['out'].diff[...] = 1
+                net.backward()
+                net.clear_param_diffs()
+            held = {name: (blob.data, blob.diff) for name, blob in net.blobs.items()}
+            params = [(blob.data, blob.diff) for blob in sum(net.params.values(), [])]
+        for each in (net, fresh):
+            each.forward()
+            each.forward(start='sum')
+            each.blobs['out'].diff[...] = each.blobs['out'].data
+            each.backward()
+            each.backward(start='sum', end='slice')
+        for name, (data, diff) in held.items():
+            assert data is net.blobs[name].data and diff is net.blobs[name].diff
+            assert np.array_equal(data, fresh.blobs[name].data), name
+            assert np.array_equal(diff, fresh.blobs[name].diff), name
+        for (data, diff), blob in zip(params, sum(fresh.params.values(), [])):
+            assert np.array_equal(data, blob.data)
+            assert diff.any() and np.array_equal(diff, blob.diff)
+
+
+def test_an_array_that_nobody_holds_costs_no_copy():
+    net = net_of(HELD)
+    where = net.blobs['twice'].data.ctypes.data
+    held = net.blobs['loss'].data
+    net.forward()
+    assert net.blobs['twice'].data.ctypes.data != where and net.blobs['loss'].data is held
+
+
 def test_a_solver_by_hand_holds_its_arrays():
     net = net_of(HELD)
     net.blobs['data'].data[...] = image()[0, :2, :3]
@@ -349,8 +395,35 @@ def test_an_update_by_hand_is_one_of_the_solvers(files):
 
 def test_layer_types_are_listed():
     types = caffe.layer_type_list()
-    assert types == sorted(types)
+    assert types == sorted(LAYER_TYPES)
     assert {'Convolution', 'Deconvolution', 'Crop', 'SoftmaxWithLoss', 'Python'} <= set(types)
+
+
+def test_set_device_refuses_a_gpu_that_is_not_there():
+    with pytest.raises(caffe.CaffeError, match=r'^set_device: no GPU 4096'):
+        caffe.set_device(4096)
+
+
+def test_the_version_is_read_without_importing_the_package():
+    config = ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    assert config['metadata']['version'] == 'attr: caffe_port.version.__version__'
+    code = (ROOT / 'caffe_port/version.py').read_text()
+    assert 'import' not in code.split('"""')[2]
+    assert f"__version__ = '{caffe.__version__}'" in code
+
+
+def test_nccl_makes_uids_and_starts_from_rank_0(files):
+    assert caffe.has_nccl() in (True, False)
+    uid = caffe.NCCL.new_uid()
+    assert isinstance(uid, bytes) and len(uid) == 128 and uid != caffe.NCCL.new_uid()
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    before = [blob.data.copy() for blob in solver.net.params['conv1']]
+    caffe.NCCL(solver, uid).bcast()
+    for blob, copy in zip(solver.net.params['conv1'], before):
+        assert np.array_equal(blob.data, copy), 'one process has only rank 0'
+    with pytest.raises(caffe.CaffeError, match='uid must be 128 bytes'):
+        caffe.NCCL(solver, 'uid')
 
 
 def test_deep_dream_sets_a_diff_and_goes_back():
@@ -368,3 +441,115 @@ def test_deep_dream_sets_a_diff_and_goes_back():
     src.data[:] += 0.1 / np.abs(g).mean() * g
     net.forward(end='conv1')
     assert (dst.data**2).sum() > before
+
+
+# What pycaffe's own tests ask of a net, a solver and caffe.io, and is not asked elsewhere here.
+
+SIMPLE = """
+name: "testnet"
+force_backward: true
+layer { type: "DummyData" name: "data" top: "data" top: "label" dummy_data_param {
+        num: 5 channels: 2 height: 3 width: 4 num: 5 channels: 1 height: 1 width: 1
+        data_filler { type: "gaussian" std: 1 } data_filler { type: "constant" } } }
+layer { type: "Convolution" name: "conv" bottom: "data" top: "conv" convolution_param {
+        num_output: 11 kernel_size: 2 pad: 3 weight_filler { type: "gaussian" std: 1 }
+        bias_filler { type: "constant" value: 2 } }
+        param { decay_mult: 1 } param { decay_mult: 0 } }
+layer { type: "InnerProduct" name: "ip" bottom: "conv" top: "ip_blob" inner_product_param {
+        num_output: 13 weight_filler { type: "gaussian" std: 2.5 }
+        bias_filler { type: "constant" value: -3 } } }
+layer { type: "SoftmaxWithLoss" name: "loss" bottom: "ip_blob" bottom: "label" top: "loss" }
+"""
+
+
+@pytest.fixture
+def simple():
+    net = net_of(SIMPLE, caffe.TRAIN)
+    net.blobs['label'].data[...] = np.random.RandomState(1).randint(13, size=(5, 1, 1, 1))
+    return net
+
+
+def test_a_middle_layer_runs_forward_on_what_its_bottom_holds(simple):
+    conv, (weight, bias) = simple.blobs['conv'], simple.params['ip']
+    conv.data[:] = np.random.RandomState(2).uniform(size=conv.data.shape)
+    out = simple.forward(start='ip', end='ip')
+    expected = conv.data.reshape(5, -1) @ weight.data.T + bias.data
+    assert list(out) == ['ip_blob'] and np.allclose(out['ip_blob'], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_middle_layer_runs_backward_from_what_its_top_holds(simple):
+    top, weight = simple.blobs['ip_blob'], simple.params['ip'][0]
+    top.diff[:] = np.random.RandomState(2).uniform(-100, 100, top.data.shape)
+    out = simple.backward(start='ip', end='ip')
+    expected = (top.diff @ weight.data).reshape(simple.blobs['conv'].data.shape)
+    assert list(out) == ['conv'] and np.allclose(out['conv'], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_cleared_diffs_are_seen_in_the_array_that_is_held(simple):
+    simple.forward()
+    simple.backward()
+    diff = simple.params['conv'][0].diff
+    assert diff.max() > 0
+    simple.clear_param_diffs()
+    assert (diff == 0).all()
+
+
+def test_the_names_of_tops_and_bottoms_are_ordered_by_layer(simple):
+    assert simple.inputs == [] and simple.outputs == ['loss']
+    assert list(simple.top_names.items()) == [
+        ('data', ['data', 'label']),
+        ('conv', ['conv']),
+        ('ip', ['ip_blob']),
+        ('loss', ['loss']),
+    ]
+    assert list(simple.bottom_names.items()) == [
+        ('data', []),
+        ('conv', ['data']),
+        ('ip', ['conv']),
+        ('loss', ['ip_blob', 'label']),
+    ]
+    assert list(simple.layer_dict) == list(simple._layer_names)
+    for i, name in enumerate(simple._layer_names):
+        assert simple.layer_dict[name].type == simple.layers[i].type
+
+
+def test_saved_nets_load_by_both_constructors(simple, tmp_path):
+    (tmp_path / 'net.prototxt').write_text(SIMPLE)
+    simple.save(str(tmp_path / 'net.caffemodel'))
+    net, weights = str(tmp_path / 'net.prototxt'), str(tmp_path / 'net.caffemodel')
+    for again in (
+        caffe.Net(net, weights, caffe.TRAIN),
+        caffe.Net(net, caffe.TRAIN, weights=weights),
+        caffe.Net(net, phase=caffe.TRAIN, weights=weights),
+        caffe.Net(net, caffe.TRAIN, 0, None, weights),
+    ):
+        for name, blobs in simple.params.items():
+            for one, other in zip(blobs, again.params[name]):
+                assert np.array_equal(one.data, other.data)
+    with pytest.raises(caffe.CaffeError, match='phase is None'):
+        caffe.Net(net)
+
+
+def test_an_update_is_of_the_diffs_that_are_there(files):
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    blob = next(layer for layer in solver.net.layers if layer.type == 'Convolution').blobs[0]
+    data = blob.data[...]
+    data[...], blob.diff[...] = 0, 1
+    solver.apply_update()
+    assert np.allclose(data, -0.001, rtol=1e-6)
+
+
+def test_a_snapshot_is_two_files_named_by_iteration(files):
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    solver.snapshot()
+    for suffix in ('caffemodel', 'solverstate'):
+        assert (files / f'snap_iter_0.{suffix}').stat().st_size > 0
+
+
+def test_a_net_without_tops_runs_and_returns_nothing():
+    n = caffe.NetSpec()
+    n.data, n.label = L.DummyData(
+        shape=[dict(dim=[8, 1, 4, 4]), dict(dim=[8])], ntop=2, transform_param=dict(scale=0.5)
+    )
+    n.quiet = L.Silence(n.data, n.label, ntop=0)
+    assert caffe.Net(n.to_proto(), caffe.TEST).forward() == {}

@@ -196,8 +196,24 @@ def test_a_blobproto_of_another_count_is_refused(dims):
 
 
 def test_io_has_the_messages_as_pycaffes_does():
-    blob = caffe.io.caffe_pb2.BlobProto.FromString(BlobProto(data=[1, 2]).SerializeToString())
-    assert caffe.io.blobproto_to_array(blob).tolist() == [1, 2]
+    message = BlobProto(data=[1, 2], num=2, channels=1, height=1, width=1)
+    blob = caffe.io.caffe_pb2.BlobProto.FromString(message.SerializeToString())
+    assert caffe.io.blobproto_to_array(blob).shape == (2, 1, 1, 1)
+
+
+def test_a_blobproto_without_a_shape_is_a_scalar_or_refused():
+    assert caffe.io.blobproto_to_array(BlobProto(data=[123])) == 123
+    for data in ([], [1, 2], range(100)):
+        with pytest.raises(ValueError, match=rf'BlobProto: {len(data)} values for shape \(\)'):
+            caffe.io.blobproto_to_array(BlobProto(data=data))
+
+
+def test_a_datum_without_a_label_has_none():
+    with_label, without = (
+        caffe.io.array_to_datum(np.ones((4, 4, 3)), label) for label in (1, None)
+    )
+    assert with_label.HasField('label') and not without.HasField('label')
+    assert len(with_label.SerializeToString()) > len(without.SerializeToString())
 
 
 def test_vectors_of_arrays_go_through_a_string():

@@ -157,7 +157,7 @@ def test_permissive_sharing_needs_equal_counts():
         ('', 'lr_mult: 0', 0),
     ],
 )
-def test_whoever_declares_a_multiplier_decides_it(first, second, rate):
+def test_the_layer_that_sets_a_multiplier_decides_it(first, second, rate):
     (learnable,) = net_of(shared(first, second), caffe.TRAIN).module.learnable
     assert learnable.lr_mult == rate and learnable.decay_mult == 1
 
@@ -250,7 +250,7 @@ def taught(net) -> set[str]:
     'mults, learning',
     [((1, 1, 1), 'abc'), ((0, 1, 1), 'bc'), ((1, 0, 0), 'a'), ((0, 0, 0), ''), ((0, 1, 0), 'b')],
 )
-def test_params_without_rate_get_no_gradient_but_let_it_pass(mults, learning):
+def test_params_without_rate_get_no_gradient_but_pass_it_on(mults, learning):
     assert taught(chain(*mults)) == set(learning)
 
 
@@ -273,13 +273,13 @@ def test_propagate_down_false_cuts_the_chain():
     assert taught(chain(down='propagate_down: false')) == {'c'}
 
 
-def test_propagate_down_true_asks_for_a_gradient_nobody_needs():
+def test_propagate_down_true_makes_a_gradient_that_nobody_needs():
     net = net_of(DATA + ip('a', extra='propagate_down: true') + loss('l', 'a', 'd'), caffe.TRAIN)
     taught(net)
     assert net.blobs['d'].diff.any()
 
 
-def test_force_backward_reaches_inputs_and_resting_params():
+def test_force_backward_reaches_inputs_and_params_without_rate():
     net = chain(0, 1, 1, force='force_backward: true\n')
     assert taught(net) == {'a', 'b', 'c'} and net.blobs['d'].diff.any()
 

@@ -1,5 +1,6 @@
 """caffe.proto and caffe_pb2.py against the record of Caffe's schema."""
 
+import ast
 import csv
 import re
 from collections import defaultdict
@@ -152,3 +153,34 @@ def test_caffes_own_messages_can_be_loaded_beside_ours():
     pool = descriptor_pool.Default()
     pool.Add(twin)
     assert pool.FindMessageTypeByName('caffe.NetParameter') != caffe_pb2.NetParameter.DESCRIPTOR
+
+
+def test_the_stub_has_the_messages_fields_and_enums_of_the_module():
+    tree = ast.parse(Path(caffe_pb2.__file__).with_suffix('.pyi').read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    names = {node.name: declared(node) for node in classes}
+    found = {
+        f'{node.name}.{inner.name}': declared(inner)
+        for node in classes
+        for inner in node.body
+        if isinstance(inner, ast.ClassDef)
+    } | names
+    expected = {}
+    for message in compiled().message_type:
+        enums = {f'{message.name}.{enum.name}': enum for enum in message.enum_type}
+        values = {value.name for enum in enums.values() for value in enum.value}
+        fields = {field.name for field in message.field}
+        numbers = {f'{field.name.upper()}_FIELD_NUMBER' for field in message.field}
+        expected[message.name] = fields | numbers | values
+        expected |= {name: {value.name for value in enum.value} for name, enum in enums.items()}
+    expected |= {enum.name: {each.name for each in enum.value} for enum in compiled().enum_type}
+    assert found == expected
+
+
+def declared(node: ast.ClassDef) -> set[str]:
+    """The names a class of the stub annotates."""
+    return {
+        each.target.id
+        for each in node.body
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+    }

@@ -30,7 +30,7 @@ layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
 
 
 class Score(torch.nn.Module):
-    """One input, one output: what exporters like best."""
+    """A module of one input and one output, as exporters want it."""
 
     def __init__(self, module: torch.nn.Module):
         super().__init__()
@@ -103,7 +103,7 @@ def test_state_dict_keys_are_layer_and_blob_and_come_back(tmp_path):
     assert np.array_equal(other.params['ip'][0].data, net.params['ip'][0].data)
 
 
-def test_names_with_dots_load_strictly_and_strangers_are_named():
+def test_names_with_dots_load_strictly_and_unknown_keys_are_named():
     text = SMALL.replace('"conv"', '"a"').replace('"ip"', '"a.b"').replace('"relu"', '"a.b.c"')
     net = net_of(text)
     state = {key: value + 1 for key, value in net.module.state_dict().items()}
@@ -228,7 +228,7 @@ def test_exported_pooling_rounds_up_as_the_module_does(settings):
         assert torch.allclose(program(x), net.module(data=x)['score'], atol=1e-6)
 
 
-def test_inputs_are_asked_for_by_name():
+def test_a_missing_input_is_named():
     module = small().module
     with pytest.raises(caffe.CaffeError, match='input data is not given'):
         module()

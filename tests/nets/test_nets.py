@@ -78,16 +78,9 @@ def test_a_deployed_net_is_the_official_one_between_data_and_loss(experiment):
 def test_a_narrow_net_differs_in_num_output_alone(experiment):
     full = module_of(experiment).fcn('deploy')
     narrow = module_of(experiment).fcn('deploy', width=6, fc=10)
-    first = {layer.name: layer.convolution_param.num_output for layer in narrow.layer}
-    assert (
-        first[
-            'conv1'
-            if 'alexnet' in experiment
-            else next(name for name in first if name.startswith('conv1_1'))
-        ]
-        == 6
-    )
-    assert all(count == 10 for name, count in first.items() if name.startswith(('fc6', 'fc7')))
+    outputs = {layer.name: layer.convolution_param.num_output for layer in narrow.layer}
+    assert next(count for name, count in outputs.items() if name.startswith('conv1')) == 6
+    assert {count for name, count in outputs.items() if name.startswith(('fc6', 'fc7'))} == {10}
     for net in (full, narrow):
         for layer in net.layer:
             layer.convolution_param.ClearField('num_output')
@@ -174,21 +167,11 @@ def test_vgg16_s_trunk_is_that_of_the_fcn_but_for_the_padding():
     net.layer[1].convolution_param.pad[0] = 100
     assert net.layer[1:32] == fcn.layer[1:32]
     assert net.layer[31].name == 'pool5'
-    assert [(layer.name, layer.type) for layer in net.layer[32:]] == [
-        ('fc6', 'InnerProduct'),
-        ('relu6', 'ReLU'),
-        ('drop6', 'Dropout'),
-        ('fc7', 'InnerProduct'),
-        ('relu7', 'ReLU'),
-        ('drop7', 'Dropout'),
-        ('fc8', 'InnerProduct'),
-        ('prob', 'Softmax'),
-    ]
-    assert [layer.inner_product_param.num_output for layer in net.layer[32::3]][:3] == [
-        4096,
-        4096,
-        1000,
-    ]
+    names = 'fc6 relu6 drop6 fc7 relu7 drop7 fc8 prob'.split()
+    types = [*['InnerProduct', 'ReLU', 'Dropout'] * 2, 'InnerProduct', 'Softmax']
+    assert [(layer.name, layer.type) for layer in net.layer[32:]] == list(zip(names, types))
+    outputs = [layer.inner_product_param.num_output for layer in net.layer[32:39:3]]
+    assert outputs == [4096, 4096, 1000]
     assert list(net.layer[0].input_param.shape[0].dim) == [10, 3, 224, 224]
 
 
@@ -208,16 +191,10 @@ def test_a_fully_convolutional_form_is_the_classifier_but_for_its_convolutions(n
     assert list(layers) == list(before)
     assert [name for name in layers if layers[name] != before[name]] == ['data', *convolutions]
     for name, (size, outputs) in convolutions.items():
-        new, old = layers[name].convolution_param, before[name].inner_product_param
-        assert (layers[name].type, new.kernel_size, new.num_output) == (
-            'Convolution',
-            [size],
-            outputs,
-        )
-        assert set(new.pad) <= {0} and set(new.stride) <= {1}
-        assert (new.weight_filler, new.bias_filler) == (old.weight_filler, old.bias_filler)
-        assert (layers[name].bottom, layers[name].top, list(layers[name].param)) == (
-            before[name].bottom,
-            before[name].top,
-            list(before[name].param),
-        )
+        new, old = layers[name], before[name]
+        conv, product = new.convolution_param, old.inner_product_param
+        assert (new.type, conv.kernel_size, conv.num_output) == ('Convolution', [size], outputs)
+        assert {*conv.pad} <= {0} and {*conv.stride} <= {1}
+        fillers = product.weight_filler, product.bias_filler
+        assert (conv.weight_filler, conv.bias_filler) == fillers
+        assert (new.bottom, new.top, [*new.param]) == (old.bottom, old.top, [*old.param])

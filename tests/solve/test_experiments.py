@@ -58,7 +58,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(pictures.panel, '__defaults__', (1,))
     monkeypatch.setattr(pictures, 'curve', lambda *_: None)  # a second each; tested with FCN-32s
     for name, entry in recipes.EXPERIMENTS.items():
-        few = {'train': 2, 'val' if name.startswith('voc') else 'test': 1, 'size': (80, 80)}
+        few = dict(train=2, val=1, size=(80, 80))
         constants = {**entry.constants, 'max_iter': 2, 'snapshot': 1, 'iter_size': 1}
         monkeypatch.setitem(
             recipes.EXPERIMENTS,

@@ -13,10 +13,9 @@ import pytest
 import caffe_port as caffe
 from caffe_port.errors import WriteError
 from solve import voc_fcn32s
-from solve.datasets import voc
 from solve.datasets.layer import SegDataLayer
 from solve.run import experiment, pictures, snapshots, symptoms
-from solve.samples import voc_data
+from solve.samples import trees
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.solve.feeding import random_classifier
 from tests.vectors import load
@@ -44,9 +43,7 @@ voc_fcn32s.solve(job)
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    drawn = voc_data.draw(folder / 'sample', train=4, val=2)
-    listed = voc.seg11valid(drawn.voc_dir, drawn.sbdd_dir, expected=None)
-    voc.segmentation_list(drawn.voc_dir, 'seg11valid').write_text('\n'.join(listed))
+    trees.draw('voc', folder / 'sample', train=4, val=2)
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 

@@ -23,7 +23,7 @@ from solve import voc_fcn32s
 from solve.datasets import voc
 from solve.datasets.layer import Order, SegDataLayer
 from solve.run import counting, experiment, options, snapshots
-from solve.samples import voc_data
+from solve.samples import trees
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
 from tests.vectors import assert_close
@@ -35,9 +35,7 @@ TRAIN, VAL, SEED = 4, 3, 5
 def data(tmp_path_factory) -> Path:
     """Drawn images on disk, and a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('data')
-    drawn = voc_data.draw(folder / 'sample', train=TRAIN, val=VAL)
-    listed = voc.seg11valid(drawn.voc_dir, drawn.sbdd_dir, expected=None)
-    voc.segmentation_list(drawn.voc_dir, 'seg11valid').write_text('\n'.join(listed))
+    trees.draw('voc', folder / 'sample', train=TRAIN, val=VAL)
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 

@@ -16,8 +16,9 @@ from caffe_port.files import caffemodel, weights
 from nets import siftflow_fcn8s, voc_fcn8s, voc_fcn32s
 from solve import score
 from solve.datasets import siftflow, voc
+from solve.datasets.images import read_list
 from solve.run import counting
-from solve.samples import other_data, voc_data
+from solve.samples import trees
 from tests.solve.scored import NARROW, call, save_random
 
 
@@ -25,10 +26,8 @@ from tests.solve.scored import NARROW, call, save_random
 def drawn(tmp_path_factory):
     """VOC's sample, five images to score on, and weights for a narrow FCN-8s."""
     folder = tmp_path_factory.mktemp('voc')
-    data = voc_data.draw(folder / 'data', train=4, val=5, size=(112, 140))
-    listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
-    voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(listed))
-    places = dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir))
+    places = trees.draw('voc', folder / 'data', train=4, val=5, size=(112, 140))
+    listed = read_list(voc.segmentation_list(places['voc_dir'], 'seg11valid'))
     path = save_random(voc_fcn8s.fcn('deploy', **NARROW), folder / 'random.caffemodel', seed=8)
     return places, path, listed
 
@@ -125,7 +124,7 @@ def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, r
 
 
 def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, capsys):
-    data = other_data.draw_siftflow(tmp_path / 'data', train=2, test=4, size=(112, 112))
+    data = trees.draw('siftflow', tmp_path / 'data', train=2, val=4, size=(112, 112))
     path = save_random(siftflow_fcn8s.fcn('deploy', **NARROW), tmp_path / 'random.caffemodel')
     forwards, forward = [], caffe.Net.forward_range
     monkeypatch.setattr(
@@ -144,7 +143,7 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
             out,
             '--predictions',
             '--siftflow-dir',
-            data.places['siftflow_dir'],
+            data['siftflow_dir'],
         )
         == 0
     )
@@ -166,7 +165,7 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
         for what, value in by_formula(hist).items():
             assert found[what] == pytest.approx(value, rel=1e-12), (gt, what)
         assert (out / f'confusion_{gt}.png').is_file()
-        net = caffe.Net(siftflow_fcn8s.fcn('test', **data.places, **NARROW), str(path), caffe.TEST)
+        net = caffe.Net(siftflow_fcn8s.fcn('test', **data, **NARROW), str(path), caffe.TEST)
         assert found['loss'] == pytest.approx(mean_loss(net, 4, f'score_{gt}', gt), rel=1e-4)
         absent = [name for name, row in zip(names, hist) if not row.sum()]
         assert found['absent_from_ground_truth'] == absent

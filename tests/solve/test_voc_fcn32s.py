@@ -18,7 +18,7 @@ from nets import voc_fcn32s as net_file
 from solve import voc_fcn32s
 from solve.datasets import voc
 from solve.run import experiment, options, snapshots
-from solve.samples import voc_data
+from solve.samples import trees
 from tests.solve.feeding import random_classifier
 from tests.vectors import FACTS
 
@@ -29,11 +29,8 @@ WIDTH, FC = 2, 8
 def places(tmp_path_factory):
     """Six drawn images on disk, and a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('places')
-    data = voc_data.draw(folder / 'data', train=4, val=2)
-    listed = voc.seg11valid(data.voc_dir, data.sbdd_dir, expected=None)
-    voc.segmentation_list(data.voc_dir, 'seg11valid').write_text('\n'.join(listed))
     return (
-        dict(sbdd_dir=str(data.sbdd_dir), voc_dir=str(data.voc_dir)),
+        trees.draw('voc', folder / 'data', train=4, val=2),
         random_classifier(folder / 'vgg.caffemodel', WIDTH, FC),
     )
 

@@ -105,7 +105,7 @@ def unpadded(param: NetParameter) -> NetParameter:
 @pytest.mark.parametrize(
     'module, classifier, narrow, size',
     [
-        # The sizes at which pool5, without padding, is what fc6 takes and every pooling comes out even.
+        # At these sizes pool5 without padding is what fc6 takes, and every pooling is even.
         (vgg16, functools.partial(vgg16.classifier, size=404), VGG16[1], 404),
         (caffenet, caffenet.classifier, CAFFENET[1], 355),
     ],

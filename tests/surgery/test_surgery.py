@@ -128,7 +128,7 @@ def test_the_kernel_interpolates_a_plane_exactly(stride):
     spread = np.zeros((6 * stride, 7 * stride))
     spread[::stride, ::stride] = plane
     finer = convolve2d(spread, surgery.upsample_filt(2 * stride))
-    # Output i of the deconvolution lies at (i - (stride - 1/2)) / stride on the input's grid.
+    # Output i of the deconvolution is at (i - (stride - 1/2)) / stride on the input's grid.
     y, x = (np.mgrid[2 * stride : 5 * stride, 2 * stride : 6 * stride] - (stride - 0.5)) / stride
     np.testing.assert_allclose(
         finer[2 * stride : 5 * stride, 2 * stride : 6 * stride], 3 + 2 * y - 0.5 * x
@@ -160,22 +160,22 @@ def test_interp_fills_every_filter_of_a_grouped_or_single_output_layer():
 
 
 @pytest.mark.parametrize(
-    'shape, told',
+    'shape, message',
     [
         ((2, 2, 64, 63), 'upscore: 64 x 63 filter, must be square'),
         ((2, 3, 4, 4), 'upscore: 2 x 3 channels, must be as many in as out, or one out'),
-        ((2, 9), r'upscore: weights of shape \(2, 9\), must have 4 axes'),
+        ((2, 9), r'upscore: weights of shape 2 x 9, must have 4 axes'),
     ],
 )
-def test_interp_changes_no_layer_when_one_is_wrong(shape, told):
+def test_interp_changes_no_layer_when_one_is_wrong(shape, message):
     wrong = net(fine=[blob(2, 2, 4, 4, start=None)], upscore=[blob(*shape, start=None)])
-    with pytest.raises(CaffeError, match=told):
+    with pytest.raises(CaffeError, match=message):
         surgery.interp(wrong, ['fine', 'upscore'])
     assert all_zero(wrong)
 
 
 def test_interp_names_the_layers_there_are_when_one_is_missing():
-    with pytest.raises(CaffeError, match='upscore: no layer .* parameters; those that have: up'):
+    with pytest.raises(CaffeError, match='upscore: no layer .* parameters; these have: up'):
         surgery.interp(net(up=[blob(1, 1, 2, 2)]), (name for name in ['upscore']))
 
 
@@ -194,17 +194,17 @@ def test_old_classes_become_the_first_of_the_new(bias, new_bias):
 
 
 @pytest.mark.parametrize(
-    'weights, biases, told',
+    'weights, biases, message',
     [
         ((2, 4, 1, 1), (2,), 'cannot be the first classes of new of shape 5 x 3 x 1 x 1'),
         ((6, 3, 1, 1), (6,), 'score of shape 6 x 3 x 1 x 1 cannot be'),
         ((2, 3, 1, 1), (3,), '3 and 5 biases for weights of shape 2 x 3 x 1 x 1'),
     ],
 )
-def test_scores_that_do_not_fit_are_refused_before_anything_is_written(weights, biases, told):
+def test_scores_that_do_not_fit_are_refused_before_anything_is_written(weights, biases, message):
     old = net(score=[blob(*weights), blob(*biases)])
     new = net(new=[blob(5, 3, 1, 1, start=None), blob(5, start=None)])
-    with pytest.raises(CaffeError, match=told):
+    with pytest.raises(CaffeError, match=message):
         surgery.expand_score(new, 'new', old, 'score')
     assert all_zero(new)
 

@@ -69,14 +69,9 @@ def test_hdf5_is_told_by_its_content_and_from_other_hdf5(tmp_path):
     refused(caffemodel.read_net, model, 'HDF5')
 
 
-def test_hdf5_values_must_be_in_the_file_and_not_beyond_its_size(tmp_path):
+def test_hdf5_values_are_floats_in_the_file_and_numbered_from_0(tmp_path):
     path = tmp_path / 'a.h5'
-    caffemodel.write_hdf5(tmp_path / 'b.h5', NetParameter(layer=[dict(name='a')]), {'a': [VALUES]})
     forgeries = {
-        'expected at most': lambda group: group.create_dataset('0', (1 << 29,), 'f4'),
-        'its values are in another file': lambda group: group.create_dataset(
-            '0', (4,), 'f4', external=[(str(tmp_path / 'b.h5'), 0, 16)]
-        ),
         'expected floats': lambda group: group.create_dataset('0', data=[1, 2]),
         'is missing': lambda group: group.create_dataset('1', data=[1.0]),
         'elements': lambda group: group.create_dataset('0', (1 << 31,), 'f4', chunks=(1024,)),
@@ -85,6 +80,33 @@ def test_hdf5_values_must_be_in_the_file_and_not_beyond_its_size(tmp_path):
         with h5py.File(path, 'w') as file:
             forge(file.create_group('data/a'))
         refused(caffemodel.read, path, words)
+    with h5py.File(path, 'w') as file:
+        dataset = file.create_group('data/a').create_dataset('0', data=VALUES)
+        end = dataset.id.get_offset() + VALUES.nbytes
+    os.truncate(path, end - 4)
+    refused(caffemodel.read, path, 'damaged')
+
+
+@pytest.mark.parametrize('dtype', ['<f2', '>f4', '<f8', '>f8'])
+def test_hdf5_floats_of_any_kind_become_float32(tmp_path, dtype):
+    with h5py.File(tmp_path / 'a.h5', 'w') as file:
+        file.create_group('data/a').create_dataset('0', data=VALUES.astype(dtype))
+    np.testing.assert_array_equal(arrays_of(tmp_path / 'a.h5')['a'][0], VALUES)
+
+
+@pytest.mark.parametrize('name', ['/x', 'a/', 'a//b', 'a\0b', 'a/.', './a', '.', ''])
+def test_hdf5_refuses_to_write_names_that_it_loses(tmp_path, name):
+    net = NetParameter(layer=[dict(name=name)])
+    with pytest.raises(CaffeError, match='a.h5: not written: HDF5 can hold no layer named'):
+        caffemodel.write_hdf5(tmp_path / 'a.h5', net, {name: [VALUES]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_hdf5_refuses_a_layer_in_the_place_of_anothers_blob(tmp_path):
+    net = NetParameter(layer=[dict(name='a'), dict(name='a/0')])
+    with pytest.raises(CaffeError, match='a.h5: not written'):
+        caffemodel.write_hdf5(tmp_path / 'a.h5', net, {'a': [VALUES], 'a/0': [VALUES]})
+    assert os.listdir(tmp_path) == []
 
 
 def forged(path, forge) -> None:
@@ -162,7 +184,7 @@ def test_hdf5_nests_loops_and_multitudes_are_refused_soon(tmp_path, monkeypatch)
     assert [layer.name for layer in caffemodel.read(tmp_path / 'a.h5')] == ['good']
 
 
-def test_hdf5_is_opened_once_and_stays_open_while_its_blobs_are_held(tmp_path, monkeypatch):
+def test_hdf5_is_read_as_it_was_while_its_blobs_are_held(tmp_path, monkeypatch):
     path, opened, h5file = tmp_path / 'a.h5', [], h5py.File
     net = NetParameter(layer=[dict(name='a')])
     caffemodel.write_hdf5(path, net, {'a': [VALUES, VALUES[0]]})
@@ -185,11 +207,13 @@ def held(folder) -> list[str]:
     return [file for file in files if file.startswith(str(folder))]
 
 
-def test_hdf5_that_is_refused_is_closed_at_once(tmp_path):
+def test_hdf5_that_is_refused_is_no_longer_locked(tmp_path):
     forged(tmp_path / 'a.h5', link('data/a', h5py.SoftLink('/nowhere')))
     with pytest.raises(CaffeError) as caught:
         hdf5.read(tmp_path / 'a.h5')
-    assert caught.value.args and held(tmp_path) == []
+    with h5py.File(tmp_path / 'a.h5', 'r+') as file:
+        del file['data/a']
+    assert caught.value.args and list(arrays_of(tmp_path / 'a.h5')) == ['good']
 
 
 def test_hdf5_may_exceed_2_gib(tmp_path):
@@ -240,6 +264,6 @@ def test_without_h5py_a_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'h5py', None)
     path = tmp_path / 'a.caffemodel.h5'
     path.write_bytes(b'\x89HDF\r\n\x1a\n' + bytes(100))
-    refused(caffemodel.read, path, 'need h5py, which is not installed: pip install h5py')
+    refused(caffemodel.read, path, 'needs h5py, which is not installed: pip install h5py')
     with pytest.raises(CaffeError, match='pip install h5py'):
         caffemodel.write_hdf5(path, NetParameter(), {})

@@ -8,7 +8,6 @@ from torch import nn
 import caffe_port as caffe
 from caffe_port import prototxt
 from caffe_port.files import weights
-from caffe_port.files.fit import fit
 from caffe_port.files.torchvision import (
     TORCHVISION_MEAN_BGR,
     ZOO_MEAN_BGR,
@@ -16,6 +15,7 @@ from caffe_port.files.torchvision import (
     mean_shift,
     to_torchvision,
 )
+from caffe_port.files.weights import fit
 from caffe_port.proto.caffe_pb2 import NetParameter
 from nets import vgg16
 from tests.conversion import refused, run, write_tiny
@@ -153,13 +153,13 @@ def test_fully_connected_layers_return_to_torchvision_from_convolutions(torchvis
         + """layer { name: "fc6" type: "Convolution" bottom: "pool5" top: "fc6"
         convolution_param { num_output: 8 kernel_size: 2 } }"""
     )
-    cast = fit(layers, net_of(conv), fully_conv=True)
+    cast = fit(layers, net_of(conv).layer_dict, fully_conv=True)
     assert len(cast.cast) == 1 and not cast.mismatched
     assert cast.layers[-1].blobs[0].shape == (8, 16, 2, 2)
     rest = [layer for layer in layers if layer.name in ('fc7', 'fc8')]
     found = to_torchvision(cast.layers + rest)
     assert [[blob.shape for blob in layer.blobs] for layer in found] == list(flat.values())
-    assert not fit(from_torchvision(found), net).mismatched
+    assert not fit(from_torchvision(found), net.layer_dict).mismatched
 
 
 def test_other_nets_are_not_taken_for_torchvisions(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Layers written in Python, by pycaffe's protocol."""
 
+import copy
+import pickle
 import sys
 import types
 
@@ -109,6 +111,34 @@ class Fed(Phased):
         pass
 
 
+class Parameter(Phased):
+    """Has a learned blob that it fills, and a backward that sets its diff."""
+
+    def setup(self, bottom, top):
+        self.blobs.add_blob(3)
+        self.blobs[0].data[...] = 1
+
+    def backward(self, top, propagate_down, bottom):
+        self.blobs[0].diff[...] = 2
+
+
+class Tenfold(caffe.Layer):
+    def setup(self, bottom, top):
+        self.runs = 0
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].data.shape)
+
+    def forward(self, bottom, top):
+        self.runs += 1
+        self.held = bottom[0].data
+        top[0].data[...] = 10 * bottom[0].data
+
+    def backward(self, top, propagate_down, bottom):
+        self.held_diff = bottom[0].diff
+        bottom[0].diff[...] = 10 * top[0].diff + bottom[0].data + top[0].data
+
+
 class Bare(caffe.Layer):
     pass
 
@@ -120,7 +150,7 @@ class NoLayer:
 @pytest.fixture(autouse=True)
 def toy_layers(monkeypatch):
     module = types.ModuleType('toy_layers')
-    for item in (Gain, Distance, Growing, Phased, Counting, Fed, Bare, NoLayer):
+    for item in (Gain, Distance, Growing, Phased, Counting, Fed, Parameter, Tenfold, Bare, NoLayer):
         setattr(module, item.__name__, item)
     monkeypatch.setitem(sys.modules, 'toy_layers', module)
     SEEN.clear()
@@ -156,6 +186,75 @@ def test_a_layers_own_blobs_are_params_of_the_net(tmp_path):
     again = net_of(TEXT, caffe.TRAIN)
     again.copy_from(tmp_path / 'gain.caffemodel')
     assert (again.forward(x=X, y=Y)['loss'] == np.sum((5 * X - Y) ** 2) / 4).all()
+
+
+def test_what_setup_fills_into_a_blob_is_there_and_stays(tmp_path):
+    text = 'force_backward: true\n' + DATA + python('layer', 'Parameter', 'x', 'top')
+    net = net_of(text, caffe.TRAIN)
+    (blob,) = net.params['layer']
+    assert blob is net.layers[-1].blobs[0] and blob.data.tolist() == [1, 1, 1]
+    assert net.module.state_dict()['layer.blob0'].tolist() == [1, 1, 1]
+    net.forward()
+    net.backward()  # all diffs above are zero, and the layer is called all the same
+    assert blob.data.tolist() == [1, 1, 1] and blob.diff.tolist() == [2, 2, 2]
+    blob.data[...] += blob.diff
+    net.save(tmp_path / 'net.caffemodel')
+    blob.data[...] = -1
+    net.copy_from(tmp_path / 'net.caffemodel')
+    assert blob.data.tolist() == [3, 3, 3]
+    other = net_of(text, caffe.TRAIN)
+    other.share_with(net)
+    assert other.params['layer'][0].data.tolist() == [3, 3, 3]
+    blob.data[0] = 4
+    assert other.params['layer'][0].data.tolist() == [4, 3, 3]
+
+
+def test_python_layers_may_share_a_blob():
+    extra = 'param { name: "shared" }'
+    net = net_of(
+        DATA
+        + python('one', 'Gain', 'x', 'a', extra, '2')
+        + python('two', 'Gain', 'a', 'b', extra, '5'),
+        caffe.TRAIN,
+    )
+    one, two = (net.params[name][0] for name in ('one', 'two'))
+    assert one is two and (net.forward(x=X, y=Y)['b'] == 4 * X).all()
+    one.data[...] = 3
+    assert (net.forward()['b'] == 9 * X).all()
+
+
+def test_backward_without_a_forward_runs_no_forward():
+    net = net_of('force_backward: true\n' + DATA + python('ten', 'Tenfold', 'x', 'top'))
+    net.blobs['x'].data[...], net.blobs['top'].data[...] = X, 7 * Y
+    net.blobs['top'].diff[...] = Y
+    assert np.array_equal(net.backward()['x'], 10 * Y + X + 7 * Y)
+    assert net.module.nodes[-1].op.layer.runs == 0
+    assert np.array_equal(net.blobs['top'].data, 7 * Y)
+
+
+def test_the_module_does_not_overwrite_the_tensors_it_is_given():
+    module = net_of('force_backward: true\n' + DATA + python('ten', 'Tenfold', 'x', 'top')).module
+    y, first = torch.zeros(2, 3), torch.ones(2, 3)
+    out = module(x=first, y=y)['top']
+    second = torch.full((2, 3), 2.0, requires_grad=True)
+    again = module(x=second, y=y)['top']
+    grads = [
+        torch.autograd.grad(again, second, torch.full((2, 3), n), retain_graph=True)[0]
+        for n in (1.0, 2.0)
+    ]
+    assert (first == 1).all() and (out == 10).all() and (second == 2).all() and (again == 20).all()
+    assert (grads[0] == 10 + 2 + 20).all() and (grads[1] == 20 + 2 + 20).all()
+
+
+def test_a_net_with_python_layers_can_be_copied():
+    net = net_of(TEXT, caffe.TRAIN)
+    net.forward(x=X, y=Y)
+    net.backward()
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert twin.params['gain'][0] is twin.module.nodes[2].op.layer.blobs[0]
+        twin.params['gain'][0].data[...] = 5
+        assert twin.forward()['loss'] == np.sum((5 * X - Y) ** 2) / 4
+    assert (net.params['gain'][0].data == 2).all()
 
 
 def test_backward_of_loss_and_layer_is_their_own():
@@ -233,7 +332,7 @@ def test_each_forward_of_the_module_keeps_its_own_values():
     assert module.get_parameter('ip.weight').grad.tolist() == [[1 + 2]]
 
 
-def test_tops_hold_what_setup_and_others_wrote_before_the_first_forward():
+def test_tops_hold_what_was_written_before_the_first_forward():
     net = net_of(python('fed', 'Fed', '', 'x'))
     assert net.blobs['x'].data.tolist() == [5, 5]
     net.blobs['x'].data[1] = 6

@@ -8,6 +8,7 @@ import caffe_port as caffe
 from caffe_port.module import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving import solver as solver_module
+from caffe_port.solving.losses import Pass
 from caffe_port.solving.schedule import learning_rate
 from caffe_port.solving.update import Update
 from tests.caffe_port.solving.test_solver import solver_of
@@ -82,13 +83,13 @@ def test_without_rate_or_gradient_momentum_and_decay_go_on_as_in_caffe(kind, dec
         clip_gradients=clip,
     )
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
-    update = Update(param, [Learnable(weight, 1.0, 1.0)])
+    update = Update(kind, param, [Learnable(weight, 1.0, 1.0)])
     w, h = weight.detach().numpy().astype(np.float64), np.zeros(3)
     for given in (0.1, rate, rate):
         gradient = np.array([0.5, 2, -1])
         weight.grad = torch.tensor(gradient, dtype=torch.float32)
         param.clip_gradients = -1 if given == 0.1 else clip
-        update.apply(given)
+        update.apply(given, 0)
         pull = decay * (np.sign(w) if decays == 'L1' else w)
         before, h = h, momentum * h + given * (gradient * (param.clip_gradients < 0) + pull)
         w = w - (h if kind == 'SGD' else (1 + momentum) * h - momentum * before)
@@ -110,7 +111,7 @@ def test_the_rate_shown_and_asked_for_is_that_of_the_update(caplog):
     asked, updated = [], []
     solver.add_callback(lambda: asked.append(solver.rate()), lambda: asked.append(solver.rate()))
     apply = solver._update.apply
-    solver._update.apply = lambda rate: (updated.append(rate), apply(rate))
+    solver._update.apply = lambda rate, *rest: (updated.append(rate), apply(rate, *rest))
     feed(solver)
     with caplog.at_level('INFO', 'caffe_port'):
         solver.step(4)
@@ -149,7 +150,7 @@ def test_on_a_gpu_losses_are_checked_now_and_then_without_a_display(monkeypatch)
     solver = solver_of(VECTOR, display=0)
     passes, unchecked = solver._forward_backward, []
     solver._forward_backward = lambda: [
-        (images, loss.as_subclass(Afar)) for images, loss in passes()
+        Pass(one.images, one.loss.as_subclass(Afar)) for one in passes()
     ]
     for _ in range(7):
         feed(solver)

@@ -1,15 +1,11 @@
-"""What solvers write and take up: HDF5 twins, diffs, debug_info, and whom a state belongs to."""
-
-import json
+"""What solvers write and read again: HDF5 twins, diffs, debug_info, and whose a state is."""
 
 import numpy as np
 import pytest
 
 import caffe_port as caffe
-from caffe_port import parallel, rng
 from caffe_port.files import caffemodel
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.solving import resume
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.vectors import load
 
@@ -108,7 +104,7 @@ def test_a_state_of_another_type_of_solver_is_refused(tmp_path):
     assert other.iter == 0
     history = [np.zeros(1, np.float32)] * (2 * len(other.net.module.learnable))
     caffemodel.write_state(tmp_path / 'adam.solverstate', 2, '', history, 0)
-    with pytest.raises(caffe.CaffeError, match='twice as many are kept by AdaDelta and Adam'):
+    with pytest.raises(caffe.CaffeError, match='AdaDelta and Adam keep two for each'):
         other.restore(tmp_path / 'adam.solverstate')
 
 
@@ -121,6 +117,53 @@ def test_weights_where_a_state_is_due_are_named(tmp_path):
 def test_the_golden_trajectory_does_not_mind_diffs_and_debug_info(caplog):
     vector = {**VECTOR, 'data': VECTOR['data'][:4]}
     follow(solver_of(VECTOR, snapshot_diff=True, debug_info=True, display=1), vector)
+
+
+@pytest.mark.parametrize('format', [SolverParameter.BINARYPROTO, SolverParameter.HDF5])
+@pytest.mark.parametrize('name, found', [('iter', (-3, 0)), ('current_step', (3, -1))])
+def test_a_negative_count_in_a_state_is_refused(tmp_path, name, found, format):
+    iteration, step = found
+    suffix, write = '', caffemodel.write_state
+    if format == SolverParameter.HDF5:
+        pytest.importorskip('h5py', reason='h5py reads HDF5')
+        suffix, write = '.h5', caffemodel.write_state_hdf5
+    solver = solver_of(VECTOR)
+    path = tmp_path / f'x.solverstate{suffix}'
+    write(path, iteration, '', solver._update.arrays(), step)
+    with pytest.raises(caffe.CaffeError, match=f'{name} is -[13], must not be negative'):
+        solver.restore(path)
+    assert (solver.iter, solver.current_step) == (0, 0)
+
+
+def test_a_history_cut_short_changes_nothing(tmp_path):
+    solver = stepped(2, tmp_path / 'run')
+    state = solver.snapshot()
+    (tmp_path / 'run_iter_2.memory.json').unlink()
+    whole, read = state.read_bytes(), caffemodel.read_state
+
+    def cut(path):
+        found = read(path)
+        state.write_bytes(whole[: len(whole) // 2])
+        return found
+
+    fresh = solver_of(VECTOR)
+    before = params_of(fresh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caffemodel, 'read_state', cut)
+        with pytest.raises(caffe.CaffeError, match='run_iter_2.solverstate'):
+            fresh.restore(state)
+    assert fresh.iter == 0 and not np.any(fresh._update.arrays()[0])
+    for name, arrays in params_of(fresh).items():
+        assert all(map(np.array_equal, arrays, before[name]))
+
+
+def test_weights_named_by_no_path_that_can_be_are_refused_in_one_line(tmp_path):
+    solver = solver_of(VECTOR)
+    for name in ('w' * 300, 'a\0b'):
+        caffemodel.write_state(tmp_path / 'x.solverstate', 1, name, solver._update.arrays(), 0)
+        with pytest.raises(caffe.CaffeError) as raised:
+            solver.restore(tmp_path / 'x.solverstate')
+        assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_moved_run_takes_its_own_weights_and_not_those_in_its_old_place(tmp_path, monkeypatch):
@@ -138,60 +181,3 @@ def test_a_moved_run_takes_its_own_weights_and_not_those_in_its_old_place(tmp_pa
     elsewhere = solver_of(VECTOR)
     elsewhere.restore(tmp_path / 'moved' / state.name)
     assert_same(elsewhere, solver)
-
-
-class Place:
-    """A layer with no more than a state."""
-
-    def __init__(self, place: int):
-        self.place = place
-
-    def state(self) -> dict:
-        return {'place': self.place}
-
-    def set_state(self, state: dict) -> None:
-        self.place = state['place']
-
-
-def remembered_of_two_ranks(tmp_path, monkeypatch) -> dict:
-    """The memory of two ranks at places 3 and 5, as rank 0 wrote it and a file gave it back."""
-    solver = solver_of(VECTOR)
-    other = rng.get_state(), {'0:data': {'place': 5}}
-    with monkeypatch.context() as patch:
-        patch.setattr(resume, '_layers', lambda _: [('0:data', Place(3))])
-        patch.setattr(parallel, 'gather', lambda own: [own, other])
-        content = resume.collect(solver)
-    resume.save(tmp_path / 'x.memory.json', content)
-    return resume.load(tmp_path / 'x.memory.json', 0)
-
-
-@pytest.mark.parametrize('rank, count, place', [(0, 2, 3), (1, 2, 5), (0, 1, 3), (2, 3, 3)])
-def test_each_of_as_many_ranks_goes_on_at_its_own_place(tmp_path, monkeypatch, rank, count, place):
-    content, layer = remembered_of_two_ranks(tmp_path, monkeypatch), Place(0)
-    monkeypatch.setattr(resume, '_layers', lambda _: [('0:data', layer)])
-    monkeypatch.setattr(parallel, 'solver_rank', lambda: rank)
-    monkeypatch.setattr(parallel, 'solver_count', lambda: count)
-    resume.recall(content, solver_of(VECTOR))
-    assert layer.place == place
-
-
-def test_a_memory_of_rank_0s_place_alone_is_every_ranks(tmp_path, monkeypatch):
-    remembered_of_two_ranks(tmp_path, monkeypatch)
-    path, layer = tmp_path / 'x.memory.json', Place(0)
-    stored = json.loads(path.read_text())
-    del stored['layers_of_other_ranks']
-    path.write_text(json.dumps(stored))
-    monkeypatch.setattr(resume, '_layers', lambda _: [('0:data', layer)])
-    monkeypatch.setattr(parallel, 'solver_rank', lambda: 1)
-    monkeypatch.setattr(parallel, 'solver_count', lambda: 2)
-    resume.recall(resume.load(path, 0), solver_of(VECTOR))
-    assert layer.place == 3
-
-
-@pytest.mark.parametrize('broken', [dict(layers=3), dict(layers_of_other_ranks=[3])])
-def test_a_memory_whose_layers_are_none_is_refused(tmp_path, monkeypatch, broken):
-    remembered_of_two_ranks(tmp_path, monkeypatch)
-    path = tmp_path / 'x.memory.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))
-    with pytest.raises(caffe.CaffeError, match='not the memory of a snapshot'):
-        resume.load(path, 0)

@@ -22,7 +22,7 @@ def solver_of(vector, prefix=None, **options) -> caffe.SGDSolver:
         setattr(param, name, value)
     if prefix is not None:
         param.snapshot_prefix = str(prefix)
-    solver = caffe.SGDSolver(param)
+    solver = caffe.get_solver(param)
     for key in vector:
         if key.startswith('init:'):
             _, layer, i = key.split(':')

@@ -1,0 +1,1 @@
+"""Weight and state files of every kind, and the upgrades of older formats."""

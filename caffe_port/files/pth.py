@@ -1,0 +1,299 @@
+"""PyTorch's .pth: an index of a state_dict's tensors, made without unpickling.
+
+torch.load builds whatever a pickle describes, and a hundred bytes can describe gigabytes.
+Here the few opcodes that torch.save writes for a state_dict act on plain values, one by
+one; every other opcode, and every name but those of tensors, is refused. Values stay in
+the file. Sources: torch/serialization.py (both layouts), Python's pickletools (opcodes).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickletools
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+
+from caffe_port.blob import checked_shape
+from caffe_port.errors import CaffeError
+from caffe_port.files import wire
+from caffe_port.files.named import MAX_INDEX, Named, Read, archive
+from caffe_port.files.stored import StoredBlob, refused, writing
+
+# A tensor takes some 40 opcodes; the deepest nets published have 10,000.
+MAX_STEPS = 1 << 19
+_MAGIC = 0x1950A86A20F9469CFC6C  # opens a file of before PyTorch 1.6
+_FLOATS = ('Half', 'BFloat16', 'Float', 'Double')
+_DTYPES: dict[str, np.dtype] = {
+    'Half': np.dtype('<f2'),
+    'BFloat16': np.dtype('<u2'),  # the upper half of a float32
+    'Float': np.dtype('<f4'),
+    'Double': np.dtype('<f8'),
+    'Byte': np.dtype('u1'),
+    'Char': np.dtype('i1'),
+    'Bool': np.dtype('?'),
+    'Short': np.dtype('<i2'),
+    'Int': np.dtype('<i4'),
+    'Long': np.dtype('<i8'),
+}
+_TENSOR = ('torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor')
+_PARAMETER, _DICT = 'torch._utils._rebuild_parameter', 'collections.OrderedDict'
+_PUSH = set('BINUNICODE SHORT_BINSTRING BINSTRING BININT BININT1 BININT2 LONG1 BINFLOAT'.split())
+_MAKE: dict[str, Callable[[], Any]] = {
+    'NONE': lambda: None,
+    'NEWTRUE': lambda: True,
+    'NEWFALSE': lambda: False,
+    'EMPTY_TUPLE': tuple,
+    'EMPTY_LIST': list,
+    'EMPTY_DICT': dict,
+}
+
+
+class _Name(NamedTuple):
+    """A class or function that a pickle asks for."""
+
+    text: str
+
+
+class _Storage(NamedTuple):
+    """The values that a tensor looks at: their kind (Float, ...), key in the file and count."""
+
+    kind: str
+    key: str
+    size: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def read_torch(path: str | os.PathLike) -> Named:
+    """Index the tensors of a state_dict that torch.save wrote.
+
+    Raises CaffeError for what is not a plain state_dict of dense floating tensors, and for
+    a pickle that asks for anything but tensors.
+    """
+    source = wire.Source(path)
+    with refused(path, 'not a state_dict that torch.save wrote'):
+        unpack = _zipped if source.head(4) == wire.ZIP else _flat
+        content, place_of = unpack(source)
+        if not isinstance(content, dict):
+            raise CaffeError(
+                f'{path}: expected a plain state_dict, names to tensors, '
+                f'found a {type(content).__name__}'
+            )
+        strange = [
+            repr(key)[:40]
+            for key, value in content.items()
+            if not (isinstance(key, str) and isinstance(value, _Tensor))
+        ]
+        if strange:
+            raise CaffeError(
+                f'{path}: expected a plain state_dict, names to tensors, '
+                f'found a dict with {", ".join(strange[:5])}'
+            )
+        return {
+            key: _stored(source, f'{path}: {key}', tensor, place_of)
+            for key, tensor in content.items()
+        }
+
+
+def write_torch(
+    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: Read
+) -> None:
+    """Write a state_dict of float32 tensors that torch.load(weights_only=True) takes."""
+    state = {key: torch.from_numpy(read(blob)) for key, blob in blobs}
+    with writing(path) as out:
+        try:
+            torch.save(state, out)
+        except RuntimeError as error:  # torch hides the disk's own error behind it
+            raise error.__context__ or error from None
+
+
+Places = Callable[[_Storage], tuple[int, int]]  # where a storage begins, and its bytes
+
+
+def _zipped(source: wire.Source) -> tuple[Any, Places]:
+    """Read an archive: its directory, then data.pkl."""
+    members = {info.filename: info for info in archive(source.path).infolist()}
+    (pickle,) = [name for name in members if re.fullmatch(r'[^/]*/data\.pkl', name)]
+    prefix = pickle.removesuffix('data.pkl')
+
+    def span(name: str) -> tuple[int, int]:
+        info = members[prefix + name]
+        if info.compress_type:
+            raise ValueError(f'{name} is compressed')
+        header = source.read(info.header_offset, info.header_offset + 30)
+        extra = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:], 'little')
+        return info.header_offset + 30 + extra, info.file_size
+
+    if f'{prefix}byteorder' in members:
+        start, size = span('byteorder')
+        if source.read(start, start + min(size, 9)) != b'little':
+            raise ValueError('its byte order is not little endian')
+    start, size = span('data.pkl')
+    if size > MAX_INDEX:
+        raise ValueError(f'data.pkl takes {size} bytes, expected at most {MAX_INDEX}')
+    content = _unpickle(io.BytesIO(source.read(start, start + size)), {})
+    return content, lambda storage: span(f'data/{storage.key}')
+
+
+def _flat(source: wire.Source) -> tuple[Any, Places]:
+    """Read a file of before PyTorch 1.6: five pickles, then each storage after its count."""
+    file, storages = io.BytesIO(source.head(MAX_INDEX)), dict[str, _Storage]()
+    magic, _, system = (_unpickle(file, storages) for _ in range(3))
+    if magic != _MAGIC or not system['little_endian']:
+        raise ValueError('not a little endian file of torch.save')
+    content, keys = _unpickle(file, storages), _unpickle(file, storages)
+    places, at = {}, file.tell()
+    for key in keys:
+        if type(key) is not str:
+            raise ValueError('a key that is no string')
+        size = storages[key].size * _DTYPES[storages[key].kind].itemsize
+        if int.from_bytes(source.read(at, at + 8), 'little') != storages[key].size:
+            raise ValueError(f'expected {storages[key].size} values at byte {at}')
+        places[key] = at + 8, size
+        at += 8 + size
+    return content, lambda storage: places[storage.key]
+
+
+def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
+    """Carry out one pickle of plain values, names and tensors; its storages are added.
+
+    Time and memory are bounded by MAX_STEPS: each step moves, makes or looks at one value.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    steps, arg = 0, None  # type: int, Any
+    for opcode, arg, _ in pickletools.genops(file):
+        op, steps = opcode.name, steps + 1
+        if steps > MAX_STEPS:
+            raise ValueError(f'its pickle takes more than {MAX_STEPS} steps')
+        if op in _PUSH:
+            stack.append(arg)
+        elif op in _MAKE:
+            stack.append(_MAKE[op]())
+        elif op in ('BINPUT', 'LONG_BINPUT'):
+            memo[arg] = stack[-1]
+        elif op in ('BINGET', 'LONG_BINGET'):
+            stack.append(memo[arg])
+        elif op == 'MARK':
+            marks.append(len(stack))
+        elif op.startswith('TUPLE'):
+            start = marks.pop() if op == 'TUPLE' else len(stack) - int(op[5:])
+            stack.append(tuple(_popped(stack, start)))
+        elif op in ('APPEND', 'APPENDS'):
+            start = marks.pop() if op == 'APPENDS' else len(stack) - 1
+            items = _popped(stack, start)
+            stack[-1].extend(items)
+        elif op in ('SETITEM', 'SETITEMS'):
+            start = marks.pop() if op == 'SETITEMS' else len(stack) - 2
+            items = _popped(stack, start)
+            stack[-1].update(_pairs(zip(items[::2], items[1::2])))
+        elif op == 'GLOBAL':
+            stack.append(_name(arg.replace(' ', '.')))
+        elif op == 'BINPERSID':
+            stack[-1] = storage = _storage(*stack[-1])
+            storages[storage.key] = storage
+        elif op == 'REDUCE':
+            args, name = stack.pop(), stack.pop()
+            if name.text == _DICT and args:  # as Python 2 wrote it: a list of pairs
+                steps += len(args[0])
+                stack.append(dict(_pairs(args[0])))
+            else:
+                stack.append(_made(name.text, args))
+        elif op == 'BUILD':
+            stack.pop()  # an OrderedDict's attributes, such as _metadata
+            if not isinstance(stack[-1], dict):
+                raise ValueError('a value with a state')
+        elif op == 'STOP':
+            return stack.pop()
+        elif op != 'PROTO':
+            raise ValueError(f'opcode {op} in its pickle')
+    raise ValueError('its pickle has no end')
+
+
+def _popped(stack: list[Any], start: int) -> list[Any]:
+    items = stack[start:]
+    del stack[start:]
+    return items
+
+
+def _pairs(items) -> list[tuple[Any, Any]]:
+    # The hash of a nested tuple can take forever.
+    return [(key if type(key) is str else int(key), value) for key, value in items]
+
+
+def _name(text: str) -> _Name:
+    if text in (*_TENSOR, _PARAMETER, _DICT) or re.fullmatch(r'torch\.\w+Storage', text):
+        return _Name(text)
+    raise ValueError(
+        f'it asks for {text[:100]}, and a weight file may hold nothing but dense tensors'
+    )
+
+
+def _storage(tag: str, name: _Name, key: str, place: str, count: int, view: None = None):
+    kind = name.text.removeprefix('torch.').removesuffix('Storage')
+    if tag != 'storage' or view is not None or kind not in _DTYPES or type(key) is not str:
+        raise ValueError(f'a storage of {name.text[:100]}')
+    return _Storage(kind, key, count)
+
+
+def _made(name: str, args: tuple) -> Any:
+    if name == _DICT:
+        return {}
+    if name == _PARAMETER:
+        return args[0]
+    if name in _TENSOR:
+        return _Tensor(*args[:4])
+    raise ValueError(f'a call of {name}')
+
+
+def _stored(source: wire.Source, where: str, tensor: _Tensor, place_of: Places) -> StoredBlob:
+    storage, offset, shape, stride = tensor
+    if not isinstance(storage, _Storage):
+        raise ValueError('a tensor without values')
+    kind, _, count = storage
+    if kind not in _FLOATS:
+        raise CaffeError(f'{where}: expected a dense tensor of floats, found {kind}Tensor')
+    if any(type(number) is not int or number < 0 for number in (count, offset, *shape, *stride)):
+        raise CaffeError(f'{where}: its shape, strides or offset are no counts')
+    shape, dtype = checked_shape(shape, where), _DTYPES[kind]
+    blob_size = math.prod(shape) * dtype.itemsize
+    start, size = place_of(storage)
+    size = min(size, count * dtype.itemsize, source.size - start)
+    # From the first value to the last, with strides; what lies between is read too.
+    span = 1 + sum((dim - 1) * step for dim, step in zip(shape, stride)) if blob_size else 0
+    if blob_size > size or (offset + span) * dtype.itemsize > size or len(shape) != len(stride):
+        raise CaffeError(
+            f'{where}: shape {shape}, strides {stride} and offset {offset} need '
+            f'{max(blob_size, (offset + span) * dtype.itemsize)} bytes, the file has {size}'
+        )
+    run = wire.Run(start + offset * dtype.itemsize, span)
+    return StoredBlob(where, shape, dtype, partial(_fill, source, run, dtype, shape, stride))
+
+
+def _fill(
+    source: wire.Source,
+    run: wire.Run,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    out: np.ndarray,
+) -> None:
+    values = np.empty(run.size, np.float32)
+    source.load([run], dtype, values)
+    if dtype.kind == 'u':
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    steps = [4 * step for step in stride]
+    out[:] = np.lib.stride_tricks.as_strided(values, shape, steps).reshape(-1)

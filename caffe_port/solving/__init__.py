@@ -1,0 +1,1 @@
+"""Solvers: learning-rate policies, updates, snapshots and exact resume."""

@@ -1,0 +1,1 @@
+"""Drawn data sets, and what a sample changes of its experiment."""
