@@ -191,7 +191,7 @@ class NetSpec:
     def __init__(self) -> None:
         object.__setattr__(self, 'tops', {})
 
-    def __setattr__(self, name: str, value: Top | Function) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -205,7 +205,7 @@ class NetSpec:
         self.__getattr__(name)
         del self.tops[name]
 
-    def __setitem__(self, name: str, value: Top | Function) -> None:
+    def __setitem__(self, name: str, value: Any) -> None:
         if not isinstance(value, (Top, Function)):
             raise CaffeError(
                 f'{name}: expected a Top, got {type(value).__name__}; a layer of '

@@ -1,29 +1,26 @@
-"""Label every pixel of pictures with a trained net, at their own sizes.
-
-python solve/infer.py NET WEIGHTS IMAGE... writes the classes as palette PNGs.
-"""
+"""Label every pixel of pictures with a trained net, at their own sizes."""
 
 from __future__ import annotations
 
 if __name__ == '__main__':
     import _checkout
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from caffe_port import TEST, Net
 from caffe_port.blob import shape_text
-from caffe_port.errors import CaffeError, make_folder, replacing
+from caffe_port.errors import CaffeError, make_folder
 from caffe_port.files import weights
 from solve.datasets import nyud, voc
 from solve.datasets.images import bgr_blob, existing, read_rgb
-from solve.run import trained
-from solve.run.counting import predict, save_prediction
+from solve.run import experiments, options
+from solve.run.counting import predict
+from solve.run.loading import load_all
+from solve.run.pictures import save_labels, save_overlay
 
 EXAMPLES = """
 examples:
@@ -33,7 +30,7 @@ examples:
   infer.py deploy.prototxt weights.caffemodel picture.png --mean 104 117 123
 
 Nets of two inputs take two files for every picture, in the order of their inputs: color and
-depth (16-bit PNG, millimetres), or color and HHA. What is written bears the first one's name.
+depth (16-bit PNG, millimetres), or color and HHA. The labels take the first file's name.
 
 exit status: 0, or 2 with one line `error: ...`, or 130 if stopped
 """
@@ -41,10 +38,11 @@ exit status: 0, or 2 with one line `error: ...`, or 130 if stopped
 Read = Callable[[Path], np.ndarray]
 
 
-def reader(net: str, top: str, mean_bgr: Sequence[float]) -> Read:
-    """How a file becomes the input `top` of a net: 1 x C x H x W float32, as its data layer does.
+def make_reader(net: str, top: str, mean_bgr: Sequence[float]) -> Read:
+    """Return the function that reads a file as the input `top` of a net: 1 x C x H x W float32.
 
-    HHA's channels stay as they are stored; all other pictures become BGR minus `mean_bgr`.
+    As in the net's data layer, HHA's channels keep their order, depth becomes its logarithm,
+    and all other pictures become BGR minus `mean_bgr`.
     """
     if top == 'depth':
         return lambda path: nyud.depth_blob(nyud.read_depth(path))
@@ -54,9 +52,10 @@ def reader(net: str, top: str, mean_bgr: Sequence[float]) -> Read:
 
 
 def infer(net: Net, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The best class of every pixel, H x W int64, by output that is of the inputs' size.
+    """Return the best class of every pixel, H x W int64, by each output of the inputs' size.
 
-    Raises CaffeError for inputs that are not of the net's channels and all of one size.
+    Raises CaffeError if the inputs do not have the net's channels and all one size, or no
+    output has that size.
     """
     first = next(iter(inputs.values()))
     for top, array in inputs.items():
@@ -79,15 +78,8 @@ def infer(net: Net, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def overlay(rgb: np.ndarray, best: np.ndarray, path: Path) -> None:
-    """Write a picture (H x W x 3 uint8) with the classes' colours over it, half and half."""
-    mixed = (rgb.astype(np.uint16) + voc.palette()[best]) // 2
-    with replacing(path) as temporary:
-        Image.fromarray(mixed.astype(np.uint8)).save(temporary, format='PNG')
-
-
-def said(best: np.ndarray, names: Sequence[str]) -> str:
-    """The classes that are there, the largest first, with their shares of the pixels."""
+def describe(best: np.ndarray, names: Sequence[str]) -> str:
+    """List the classes in a prediction, the largest first, with their shares of the pixels."""
     numbers, counts = np.unique(best, return_counts=True)
     return ', '.join(
         f'{names[numbers[i]]} {counts[i] / best.size:.1%}'
@@ -95,70 +87,77 @@ def said(best: np.ndarray, names: Sequence[str]) -> str:
     )
 
 
-def _net(args: argparse.Namespace) -> Net:
+def make_net(args: argparse.Namespace) -> Net:
+    """Make the net that a command line names, with its weights."""
     layers = weights.read(args.weights)
-    net = Net(trained.described(args.net, 'deploy', layers), TEST)
+    net = Net(experiments.make_net(args.net, 'deploy', layers), TEST)
     if not net.inputs:
         raise CaffeError(
             f'{args.net}: no Input layer to put a picture into; take the deploy '
             "prototxt, or an experiment's name"
         )
-    trained.load(net, args.weights, layers)
+    load_all(net, args.weights, layers)
     return net
 
 
-def _pictures(net: Net, images: Sequence[Path], output: Path) -> list[tuple[Path, ...]]:
-    """The files of each picture; raises CaffeError before anything is computed."""
+def group_files(net: Net, images: Sequence[Path], output: Path) -> list[tuple[Path, ...]]:
+    """Group files by picture, one for each input of the net.
+
+    Raises CaffeError if one is missing, or labels would overwrite a file or other labels.
+    """
     per = len(net.inputs)
     if len(images) % per:
         raise CaffeError(
             f'{len(images)} files given, {per} needed for each picture: ' + ', '.join(net.inputs)
         )
-    pictures = list(zip(*[iter(images)] * per))
-    stems = [first.stem for first, *_ in pictures]
+    groups = list(zip(*[iter(images)] * per))
+    stems = [first.stem for first, *_ in groups]
     for path in images:
         existing(path)
         if path.suffix.lower() == '.png' and path.resolve().parent == output.resolve():
-            raise CaffeError(f'{path}: lies in the output folder; name another with --output')
+            raise CaffeError(f'{path}: is in the output folder; name another with --output')
     for stem in stems:
         if stems.count(stem) > 1:
             raise CaffeError(f'two pictures named {stem}: one would replace the other in {output}')
-    return pictures
+    return groups
 
 
-def _infer(args: argparse.Namespace) -> None:
-    data = trained.data_of(args.net)
+def label_pictures(args: argparse.Namespace) -> None:
+    """Do what a command line asks: label its pictures and print what is in them."""
+    data = experiments.find_data(args.net)
     mean = args.mean or getattr(data, 'MEAN', voc.MEAN)
-    net = _net(args)
-    pictures = _pictures(net, args.images, args.output)
-    output, written = make_folder(args.output), set()
-    for files in pictures:
+    net = make_net(args)
+    readers = {top: make_reader(args.net, top, mean) for top in net.inputs}
+    groups = group_files(net, args.images, args.output)
+    output = make_folder(args.output)
+    written: set[Path] = set()
+    for files in groups:
         try:
             best = infer(
-                net,
-                {top: reader(args.net, top, mean)(path) for top, path in zip(net.inputs, files)},
+                net, {top: read(path) for (top, read), path in zip(readers.items(), files)}
             )
         except CaffeError as error:
             raise CaffeError(f'{files[0]}: {error}') from error
         for name, labels in best.items():
             suffix = '_' + name.removeprefix('score_') if len(best) > 1 else ''
             path = output / f'{files[0].stem}{suffix}.png'
-            for made in (path, path.with_stem(path.stem + '_overlay')):
+            over = path.with_stem(path.stem + '_overlay')
+            for made in (path, over):
                 if made in written:
                     raise CaffeError(
                         f"{files[0]}: {made} is another picture's already; rename "
                         'one, or name another folder with --output'
                     )
                 written.add(made)
-            save_prediction(labels, path)
+            save_labels(labels, path)
             if args.overlay:
-                overlay(read_rgb(files[0]), labels, path.with_stem(path.stem + '_overlay'))
-            names = trained.class_names(data, net.blobs[name].channels)
-            print(f'{path}: {said(labels, names)}', flush=True)
+                save_overlay(read_rgb(files[0]), labels, over)
+            names = experiments.name_classes(data, net.blobs[name].channels)
+            print(f'{path}: {describe(labels, names)}', flush=True)
 
 
 def main() -> None:
-    parser = trained.parser(
+    parser = options.make_net_parser(
         'infer.py', 'Label every pixel of pictures with a trained net.', EXAMPLES
     )
     add = parser.add_argument
@@ -168,21 +167,21 @@ def main() -> None:
         type=Path,
         default=Path('predictions'),
         metavar='DIR',
-        help='where NAME.png goes for each picture (default: predictions)',
+        help='folder for the labels of each picture, NAME.png (default: predictions)',
     )
     add(
         '--overlay',
         action='store_true',
-        help='also write NAME_overlay.png, the colours over the picture',
+        help='also write NAME_overlay.png: half picture, half colours',
     )
     add(
         '--mean',
         type=float,
         nargs=3,
         metavar=('B', 'G', 'R'),
-        help="of the images trained on (default: the experiment's; for a prototxt, VOC's)",
+        help="mean to subtract (default: the experiment's; for a prototxt, VOC's)",
     )
-    trained.run(parser, _infer)
+    options.run_net_command(parser, label_pictures)
 
 
 if __name__ == '__main__':

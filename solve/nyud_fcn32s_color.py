@@ -4,45 +4,35 @@ Starts from   vgg16-fcn.caffemodel, or the plain VGG16 classifier (--weights)
 Command       python solve/nyud_fcn32s_color.py [GPU]
 Cost          100,000 iterations of one image; scored and saved every 2000
 To expect     mean IU 31.6 on test (FCN paper, PAMI 2016); the release gives no figure
-
-Without data and weights it runs a small sample of itself.
 """
 
 if __name__ == '__main__':
     import _checkout
-
 import surgery
 from nets import nyud_fcn32s_color
-from solve import score
+from solve import launch, score
 from solve.datasets import nyud
-from solve.run import experiment, options
+from solve.run.job import Job
 
 SOLVER = dict(base_lr=1e-10, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
-              max_iter=300000, average_loss=20, display=20, snapshot=2000,
-              snapshot_prefix='snapshot/train', train_net='trainval.prototxt',
-              test_net=['test.prototxt'], test_iter=[654], test_interval=999999999,
-              test_initialization=False)  # fmt: skip
-ROUNDS, STEP = 50, 2000
+              max_iter=300000, average_loss=20, display=20, snapshot=2000, test_interval=999999999,
+              snapshot_prefix='snapshot/train', train_net='trainval.prototxt', test_iter=[654],
+              test_net=['test.prototxt'], test_initialization=False)  # fmt: skip
 
 
-def solve(job: experiment.Job) -> None:
-    solver = job.solver(
-        SOLVER,
-        train=nyud_fcn32s_color.fcn('trainval', **job.net),
-        test=nyud_fcn32s_color.fcn('test', **job.net),
-    )
-    if not job.resumed(solver):
-        experiment.load_weights(solver.net, *job.weights)
+def solve(job: Job) -> None:
+    solver = job.make_solver(SOLVER, nyud_fcn32s_color.fcn, train='trainval', test='test')
+    if not job.restore(solver):  # --resume
+        job.load_weights(solver.net)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
-    surgery.check_filled(solver.net)
-
-    # Deviates: the release scores an undefined `val`.
-    test = experiment.ids(solver.test_nets[0])
-    for iterations in job.rounds(solver, ROUNDS, STEP):
-        solver.step(iterations)
-        job.scored(solver, score.seg_tests(solver, False, test, layer='score'), nyud.CLASSES)
+    with job.watch(solver, rounds=50, step=2000) as rounds:
+        for iterations in rounds:
+            solver.step(iterations)
+            scores = score.seg_tests(solver, False, job.images, layer='score')
+            job.record(solver, scores, nyud.CLASSES)
+            job.prune(solver)  # --keep
     job.finish(solver, data=nyud.MEAN)
 
 
 if __name__ == '__main__':
-    options.run(solve, __doc__, nyud, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')
+    launch.run(solve, __doc__, nyud, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')

@@ -4,46 +4,36 @@ Starts from   a trained pascalcontext-fcn32s, or a snapshot of its script
 Command       python solve/pascalcontext_fcn16s.py [GPU]
 Cost          400,000 iterations of one image; scored every 8000, saved every 4000
 To expect     the release gives no figure for this net
-
-Without data and weights it runs a small sample of itself.
 """
 
 if __name__ == '__main__':
     import _checkout
-
 import surgery
 from nets import pascalcontext_fcn16s
-from solve import score
+from solve import launch, pascalcontext_fcn32s, score
 from solve.datasets import pascalcontext
-from solve.run import experiment, options
+from solve.run.job import Job
 
 SOLVER = dict(base_lr=1e-12, lr_policy='fixed', momentum=0.99, weight_decay=0.0005, iter_size=1,
-              max_iter=300000, average_loss=20, display=20, snapshot=4000,
-              snapshot_prefix='snapshot/train', train_net='train.prototxt',
-              test_net=['val.prototxt'], test_iter=[5105], test_interval=999999999,
-              test_initialization=False)  # fmt: skip
-ROUNDS, STEP = 50, 8000
+              max_iter=300000, average_loss=20, display=20, snapshot=4000, test_interval=999999999,
+              snapshot_prefix='snapshot/train', train_net='train.prototxt', test_iter=[5105],
+              test_net=['val.prototxt'], test_initialization=False)  # fmt: skip
 
 
-def solve(job: experiment.Job) -> None:
-    solver = job.solver(
-        SOLVER,
-        train=pascalcontext_fcn16s.fcn('train', **job.net),
-        test=pascalcontext_fcn16s.fcn('val', **job.net),
-    )
-    if not job.resumed(solver):
-        experiment.load_weights(solver.net, *job.weights)
+def solve(job: Job) -> None:
+    solver = job.make_solver(SOLVER, pascalcontext_fcn16s.fcn, train='train', test='val')
+    if not job.restore(solver):  # --resume
+        job.load_weights(solver.net)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
-    surgery.check_filled(solver.net)
-
-    val = experiment.ids(solver.test_nets[0])
-    for iterations in job.rounds(solver, ROUNDS, STEP):
-        solver.step(iterations)
-        job.scored(
-            solver, score.seg_tests(solver, False, val, layer='score'), pascalcontext.CLASSES
-        )
+    with job.watch(solver, rounds=50, step=8000) as rounds:
+        for iterations in rounds:
+            solver.step(iterations)
+            scores = score.seg_tests(solver, False, job.images, layer='score')
+            job.record(solver, scores, pascalcontext.CLASSES)
+            job.prune(solver)  # --keep
     job.finish(solver, data=pascalcontext.MEAN)
 
 
 if __name__ == '__main__':
-    options.run(solve, __doc__, pascalcontext, 'data/pascalcontext-fcn32s.caffemodel')
+    launch.run(solve, __doc__, pascalcontext, 'data/pascalcontext-fcn32s.caffemodel',
+               after=[pascalcontext_fcn32s])  # fmt: skip

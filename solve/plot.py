@@ -1,28 +1,23 @@
-"""Learning curves of runs.
-
-python solve/plot.py RUN... draws loss and mean IU of the runs in these output folders.
-"""
+"""Draw loss and mean IU of runs over their iterations, from the logs in their output folders."""
 
 if __name__ == '__main__':
     import _checkout
-
-import argparse
 from pathlib import Path
 
-from caffe_port.errors import CaffeError
-from solve.run.pictures import curve
+from solve.run import options
+from solve.run.pictures import draw_curve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Draw loss and mean IU of runs over iterations.')
+    parser = options.make_parser('plot.py', __doc__ or '')
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='output folder of a run')
-    parser.add_argument('--out', type=Path, default=Path('curve.png'), help='default: curve.png')
+    parser.add_argument(
+        '--out', type=Path, default=Path('curve.png'), metavar='FILE', help='default: curve.png'
+    )
     args = parser.parse_args()
-    try:
-        curve(args.runs, args.out)
-    except CaffeError as error:
-        parser.exit(2, f'error: {error}\n')
-    print(args.out)
+    with options.session():
+        draw_curve(args.runs, args.out)
+        print(args.out)
 
 
 if __name__ == '__main__':

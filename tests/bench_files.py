@@ -126,6 +126,31 @@ def measure_memory(path: str) -> None:
     print(after - before, peak() - after)
 
 
+def time_files(path: str, raw: str, rounds: int) -> dict[str, list[float]]:
+    """Write a file of random values at `path`, and time reading and writing it and plain bytes."""
+    arrays = empty()
+    values = np.random.default_rng(0)
+    for blobs in arrays.values():
+        for array in blobs:
+            array[...] = values.random(array.shape, np.float32)
+    caffemodel.write(path, net(), arrays)
+    block = np.fromfile(path, np.uint8)
+    return measure(
+        rounds,
+        {
+            'read': lambda: read_into(path, arrays),
+            'read, new arrays': lambda: read_new(path),
+            'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
+        },
+    ) | measure(
+        rounds,
+        {
+            'write': lambda: caffemodel.write(path, net(), arrays),
+            'tofile and fsync': lambda: write_raw(raw, block),
+        },
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=int, default=5)
@@ -137,29 +162,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path, raw = os.path.join(folder, 'fcn.caffemodel'), os.path.join(folder, 'raw')
-        arrays = empty()
-        values = np.random.default_rng(0)
-        for blobs in arrays.values():
-            for array in blobs:
-                array[...] = values.random(array.shape, np.float32)
-        caffemodel.write(path, net(), arrays)
+        times = time_files(path, raw, options.rounds)
         size = os.path.getsize(path)
-        block = np.fromfile(path, np.uint8)
-        times = measure(
-            options.rounds,
-            {
-                'read': lambda: read_into(path, arrays),
-                'read, new arrays': lambda: read_new(path),
-                'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
-            },
-        ) | measure(
-            options.rounds,
-            {
-                'write': lambda: caffemodel.write(path, net(), arrays),
-                'tofile and fsync': lambda: write_raw(raw, block),
-            },
-        )
-        del arrays, block
         output = subprocess.run(
             [sys.executable, __file__, '--memory-of', path],
             check=True,

@@ -1,4 +1,4 @@
-"""The progress line: lively on a terminal, a line now and then in a log."""
+"""The progress line: often renewed on a terminal, seldom in a log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from tqdm import tqdm
 
 
 def progress(*args: Any, **kwargs: Any) -> tqdm:
-    """tqdm on standard error, at most two updates a second, or one in 20 s if not a terminal."""
-    lively = sys.stderr.isatty()
-    return tqdm(
-        *args,
-        mininterval=0.5 if lively else 20,
-        maxinterval=0.5 if lively else 20,
-        dynamic_ncols=lively,
-        **kwargs,
-    )
+    """Show tqdm's line on standard error, every half second, or every 20 s if not a terminal."""
+    interactive = sys.stderr.isatty()
+    interval = 0.5 if interactive else 20
+    kwargs |= dict(mininterval=interval, maxinterval=interval, dynamic_ncols=interactive)
+    return tqdm(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The snapshots of a run: finding the newest whole one, keeping no more than asked."""
+"""The snapshots of a run: find the newest whole one, keep no more than asked."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 
 
-def states(prefix: Path) -> dict[int, Path]:
-    """The solver states written under a prefix, by iteration, oldest first."""
+def list_states(prefix: Path) -> dict[int, Path]:
+    """Return the solver states written under a prefix, by iteration, oldest first."""
     pattern = re.compile(re.escape(prefix.name) + r'_iter_(\d+)\.solverstate(\.h5)?')
     found = {
         int(match[1]): path
@@ -21,20 +21,20 @@ def states(prefix: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def model_of(state: Path) -> Path:
-    """The weights that belong to a solver state."""
+def weights_of(state: Path) -> Path:
+    """Return the path of the weights that belong to a solver state."""
     return state.with_name(state.name.replace('.solverstate', '.caffemodel'))
 
 
-def latest(prefix: Path) -> Path:
-    """The newest snapshot under a prefix that is whole.
+def find_latest(prefix: Path) -> Path:
+    """Return the newest snapshot under a prefix that is whole.
 
     Raises CaffeError if there is none.
     """
     broken = []
-    for iteration, state in reversed(states(prefix).items()):
+    for state in reversed(list_states(prefix).values()):
         try:
-            caffemodel.read(model_of(state))
+            caffemodel.read(weights_of(state))
             resume.load(resume.beside(state), caffemodel.read_state(state).iter)
             return state
         except CaffeError as error:
@@ -46,14 +46,14 @@ def latest(prefix: Path) -> Path:
 
 
 def set_aside(prefix: Path, iteration: int) -> list[Path]:
-    """Rename the snapshots beyond `iteration`, another run's, to *.old; returns the states'.
+    """Rename the snapshots beyond `iteration` to *.old; return the new paths of the states.
 
-    A run that goes on there would else take them for its own newest ones.
+    They are another run's: one that goes on at `iteration` would take them for its newest.
     """
     renamed = []
-    for number, state in states(prefix).items():
+    for number, state in list_states(prefix).items():
         if number > iteration:
-            for path in (model_of(state), resume.beside(state)):
+            for path in (weights_of(state), resume.beside(state)):
                 if path.exists():
                     path.rename(path.with_name(f'{path.name}.old'))
             renamed.append(state.rename(state.with_name(f'{state.name}.old')))
@@ -62,16 +62,16 @@ def set_aside(prefix: Path, iteration: int) -> list[Path]:
 
 def prune(prefix: Path, keep: int, best: int | None) -> None:
     """Delete all but the newest `keep` snapshots and the one of iteration `best`."""
-    found = states(prefix)
+    found = list_states(prefix)
     for iteration in [*found][:-keep]:
         if iteration != best:
             state = found[iteration]
-            # The state goes first: without it the rest does not count as a snapshot.
-            for path in (state, model_of(state), resume.beside(state)):
+            # The state first: without it the rest does not count as a snapshot.
+            for path in (state, weights_of(state), resume.beside(state)):
                 path.unlink(missing_ok=True)
 
 
 def sweep(prefix: Path) -> None:
-    """Delete what a killed run left half-written under a prefix."""
+    """Delete the half-written files that a killed run left under a prefix."""
     for path in prefix.parent.glob(f'.{prefix.name}_iter_*.tmp'):
         path.unlink(missing_ok=True)

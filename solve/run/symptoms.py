@@ -1,14 +1,15 @@
-"""Known signs that a net is not learning, told with their usual causes."""
+"""Known signs that a net is not learning, and warnings with their usual causes."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from caffe_port import Net
-from caffe_port.ops.loss import SoftmaxWithLoss, divisor
-from solve.run.counting import Scores
+from caffe_port.ops.loss import divisor
+from solve.run.metrics import Scores
 
 # How near to chance counts as chance, and for how many iterations it may last: a sound run
 # of the release leaves ln(classes) within its first hundred.
@@ -16,28 +17,28 @@ NEAR, PATIENCE = 0.01, 200
 
 
 class LossAtChance:
-    """Watches whether a net's losses stay at ln(classes) per labelled pixel."""
+    """Finds losses of a net that stay at ln(classes) per labelled pixel."""
 
     def __init__(self, net: Net):
         self._net = net
         self._since: dict[str, int] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def look(self, iteration: int) -> str | None:
-        """A warning, once for each loss, if it has been at ln(classes) for PATIENCE iterations.
+        """Return a warning, once for each loss, if it has stayed at chance for PATIENCE iterations.
 
-        To be called now and then, after a forward; it waits for the device.
+        Call it now and then, after a forward; it waits for the device.
         """
         for node in self._net.module.nodes:
-            if node.type != 'SoftmaxWithLoss' or node.name in self._told:
+            if node.type != 'SoftmaxWithLoss' or node.name in self._warned:
                 continue
-            loss, classes = self._per_pixel(node)
+            loss, classes = self._measure_per_pixel(node)
             if math.isnan(loss):
-                continue  # an image without labels says nothing
+                continue  # the image has no labels
             if abs(loss - math.log(classes)) > NEAR * math.log(classes):
                 self._since.pop(node.name, None)
             elif iteration - self._since.setdefault(node.name, iteration) >= PATIENCE:
-                self._told.add(node.name)
+                self._warned.add(node.name)
                 return (
                     f'{node.name} has stayed at ln({classes}) = {math.log(classes):.4f} per '
                     f'pixel since iteration {self._since[node.name]}: the scores say nothing '
@@ -48,9 +49,12 @@ class LossAtChance:
                 )
         return None
 
-    def _per_pixel(self, node) -> tuple[float, int]:
-        """The mean loss of the labelled pixels now in the net, and how many classes there are."""
-        op: SoftmaxWithLoss = node.op
+    def _measure_per_pixel(self, node: Any) -> tuple[float, int]:
+        """Return the mean loss of the labelled pixels now in the net, and how many classes it has.
+
+        The mean is NaN if no pixel has a label.
+        """
+        op = node.op
         scores, labels = (self._net.blobs[name].tensor for name in node.bottoms)
         count = labels.numel() if op.ignore is None else int((labels != op.ignore).sum())
         batch = math.prod(scores.shape[: op.axis])
@@ -60,13 +64,13 @@ class LossAtChance:
         return (total / count if count else math.nan), scores.shape[op.axis]
 
 
-def accuracy_at_chance(scores: Scores) -> str | None:
-    """A warning if the mean accuracy is 1 / classes, as when all pixels get one class."""
-    labelled = np.flatnonzero(~np.isnan(scores.accuracy))
-    if len(labelled) < 2 or abs(scores.mean_accuracy - 1 / len(labelled)) > 1e-3:
+def warn_accuracy_at_chance(scores: Scores) -> str | None:
+    """Return a warning if the mean accuracy is 1 / classes, as when all pixels get one class."""
+    labelled = np.count_nonzero(scores.labelled)
+    if labelled < 2 or abs(scores.mean_accuracy - 1 / labelled) > 1e-3:
         return None
     return (
-        f'the mean accuracy is {scores.mean_accuracy:.4f}, 1 / {len(labelled)} classes: as '
+        f'the mean accuracy is {scores.mean_accuracy:.4f}, 1 / {labelled} classes: as '
         'good as one class for every pixel. Usual causes: too few iterations so far, weights that '
         'did not reach the net, kernels of upsampling that are 0 (surgery.interp), a learning '
         'rate that is far too small or too large, or labels that do not belong to the images.'

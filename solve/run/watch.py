@@ -1,118 +1,130 @@
-"""Keeping an eye on a run: progress, a log, signals, and signs that it does not learn."""
+"""Keep an eye on a run: progress, logs, signals, and signs that it does not learn."""
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
 import caffe_port as caffe
+import surgery
 from caffe_port import mode
 from caffe_port.errors import CaffeError
-from solve.run import snapshots, symptoms
+from solve.run import log, snapshots, symptoms
 from solve.run.progress import progress
 
 LOG = logging.getLogger('caffe_port')
 
 
+def log_to(folder: Path) -> None:
+    """Write Caffe's log lines to caffe.log in `folder` from now on, and errors to stderr too.
+
+    Rank 0 writes. Raises CaffeError if the file cannot be written.
+    """
+    LOG.handlers.clear()
+    if caffe.solver_rank():
+        return
+    try:
+        handler = logging.FileHandler(folder / 'caffe.log')
+    except OSError as error:
+        raise CaffeError(f'{folder}: not written to: {error.strerror}') from error
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+    LOG.addHandler(handler)
+    errors = logging.StreamHandler()
+    errors.setLevel(logging.ERROR)
+    errors.setFormatter(logging.Formatter('\nError: %(message)s'))
+    LOG.addHandler(errors)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr and to the log."""
+    LOG.warning('%s', text)
+    print(f'\nWarning: {text}', file=sys.stderr, flush=True)
+
+
 class Watch:
-    """The progress line, the log in the run's folder, and the answer to signals."""
+    """Watches a solver while the `with` lasts.
 
-    def __init__(self, solver: caffe.SGDSolver, folder: Path):
-        self.solver, self.folder = solver, folder
-        self.bar = None
+    Shows progress, adds a line to log.jsonl in `folder` at each display, warns of a loss that
+    stays at chance, and answers signals: SIGINT stops after the iteration, with a snapshot,
+    SIGHUP writes one. `stops` are the iterations at which the run is scored, the last one its
+    end; there a snapshot comes first, as scoring may take long.
+
+    Raises CaffeError, on entering, for a net whose trunk or upsampling is all zero.
+    """
+
+    def __init__(self, solver: caffe.SGDSolver, folder: Path, stops: Sequence[int]):
+        self._solver, self._folder, self._stops = solver, folder, stops
         self._action: str | None = None
-        self._stops: set[int] = set()
         self._chance = symptoms.LossAtChance(solver.net)
+        self._clock = time.monotonic(), solver.iter
+
+    def __enter__(self) -> Watch:
+        solver = self._solver
+        surgery.check_filled(solver.net)
+        self._bar = progress(
+            total=self._stops[-1], initial=solver.iter, unit='it', desc='iteration'
+        )
         solver.requested_action = self._take_action
-        solver.add_callback(lambda: None, self._iteration)
-        LOG.handlers.clear()
+        solver.add_callback(self._begin_iteration, self._end_iteration)
+        handlers = {signal.SIGINT: self._stop, signal.SIGHUP: self._ask_for_snapshot}
+        self._before = {number: signal.signal(number, act) for number, act in handlers.items()}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._bar.close()
+
+    def _begin_iteration(self) -> None:
+        if self._solver.iter in self._stops:
+            self._clock = time.monotonic(), self._solver.iter  # scoring does not count
+
+    def _end_iteration(self) -> None:
+        solver = self._solver
         if caffe.solver_rank():
             return
-        try:
-            handler = logging.FileHandler(folder / 'caffe.log')
-        except OSError as error:
-            raise CaffeError(f'{folder}: not written to: {error.strerror}') from error
-        handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
-        LOG.addHandler(handler)
-        # What went wrong also shows where the user looks.
-        errors = logging.StreamHandler()
-        errors.setLevel(logging.ERROR)
-        errors.setFormatter(logging.Formatter('\nError: %(message)s'))
-        LOG.addHandler(errors)
-
-    @contextmanager
-    def over(self, stops: Sequence[int]) -> Iterator[None]:
-        """Watch the run until the last of `stops`, the iterations at which it is scored."""
-        self._stops = set(stops)
-        self.bar = progress(total=stops[-1], initial=self.solver.iter, unit='it', desc='iteration')
-        self._clock = time.monotonic(), self.solver.iter
-        handlers = {signal.SIGINT: self._stop}
-        if hasattr(signal, 'SIGHUP'):
-            handlers[signal.SIGHUP] = self._snapshot
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self.bar.close()
-
-    def note(self, **values: float) -> None:
-        """Add a line to log.jsonl, and count the time from here for images per second."""
-        line = {'iteration': self.solver.iter, 'time': time.time(), **values}
-        try:
-            with open(self.folder / 'log.jsonl', 'a+b') as log:
-                log.seek(max(log.tell() - 1, 0))
-                torn = log.read(1) not in (b'', b'\n')  # by a disk that was full
-                log.write(b'\n' * torn + json.dumps(line).encode() + b'\n')
-        except OSError as error:  # a full disk must not end the run
-            LOG.error('log.jsonl: not written: %s', error.strerror)
-        self._clock = time.monotonic(), self.solver.iter
-
-    def warn(self, text: str) -> None:
-        """Tell the user and the log of what may be wrong with the run."""
-        LOG.warning('%s', text)
-        print(f'\nWarning: {text}', file=sys.stderr, flush=True)
-
-    def _iteration(self) -> None:
-        solver = self.solver
-        if caffe.solver_rank():
-            return
-        self.bar.update(1)
+        self._bar.update(1)
         display = solver.param.display
         if display and solver.iter % display == 0:
             loss = solver.smoothed_loss
             then, at = self._clock
             images = (solver.iter - at) * solver.param.iter_size * caffe.solver_count()
             pace = images / (time.monotonic() - then)
-            self.bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
-            self.note(
+            self._bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
+            log.append(
+                self._folder,
+                solver.iter,
                 lr=solver.rate(),
                 loss=float(solver.losses[-1]),
                 smoothed_loss=loss,
                 images_per_second=pace,
-                memory_bytes=_peak_memory(),
+                memory_bytes=_measure_peak_memory(),
             )
+            self._clock = time.monotonic(), solver.iter
             if warning := self._chance.look(solver.iter):
-                self.warn(warning)
+                warn(warning)
 
     def _take_action(self) -> str | None:
-        """What a signal asked for; a snapshot where scoring comes next, which may take long."""
+        """Return what a signal asked for, or the snapshot that comes before scoring."""
         action, self._action = self._action, None
-        return action or ('snapshot' if self.solver.iter in self._stops else None)
+        return action or ('snapshot' if self._solver.iter in self._stops else None)
 
-    def _stop(self, *_) -> None:
-        iteration = self.solver.iter
-        if iteration in snapshots.states(Path(self.solver.param.snapshot_prefix)):
+    def _stop(self, *_: object) -> None:
+        iteration = self._solver.iter
+        if iteration in snapshots.list_states(Path(self._solver.param.snapshot_prefix)):
             raise KeyboardInterrupt(f'stopped after iteration {iteration}, which is saved')
         if self._action == 'stop':
             raise KeyboardInterrupt('stopped at once')
@@ -122,12 +134,12 @@ class Watch:
             file=sys.stderr,
         )
 
-    def _snapshot(self, *_) -> None:
+    def _ask_for_snapshot(self, *_: object) -> None:
         self._action = self._action or 'snapshot'
 
 
-def _peak_memory() -> int:
-    """The most memory used so far, of the GPU where there is one, in bytes."""
+def _measure_peak_memory() -> int:
+    """Return the most bytes used so far, of the GPU where there is one."""
     if mode.device().type == 'cuda':
         return torch.cuda.max_memory_allocated(mode.device())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

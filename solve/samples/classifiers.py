@@ -1,8 +1,10 @@
-"""The narrow classifiers that samples start from, trained on windows of drawn scenes."""
+"""Narrow classifiers for samples to start from, trained on windows of drawn scenes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import caffe_port as caffe
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
@@ -11,16 +13,16 @@ from solve.datasets import voc
 from solve.run.progress import progress
 from solve.samples.windows import Windows
 
-# By name: the net, the smallest image whose pool5 is as large as fc6 wants it (Caffe's
-# pooling rounds up), its widths, and how many batches it learns from.
-NETS = {
+# By name: the net, the smallest image whose pool5 has the size that fc6 needs (Caffe's
+# pooling rounds up), its widths, and how many batches it is trained on.
+NETS: dict[str, tuple[Callable[..., NetParameter], int, dict[str, int], int]] = {
     'vgg16': (vgg16.classifier, 193, dict(width=8, fc=512), 130),
     'caffenet': (caffenet.classifier, 199, dict(width=24, fc=512), 150),
 }
-# Of so few units dropout takes a fifth: with a half the classifier was slower to learn.
+# Dropout takes a fifth of so few units: with a half the classifier learned more slowly.
 DROP = 0.2
 SCENES, BATCH = 300, 8
-SOLVER = dict(
+SOLVER: dict[str, Any] = dict(
     base_lr=0.01,
     lr_policy='poly',
     power=1,
@@ -29,12 +31,12 @@ SOLVER = dict(
     clip_gradients=4,
     average_loss=20,
 )
-# Pixels are about this, scores should be about 1.
+# About the size of a pixel's value; scores should be about 1.
 PIXEL = 60
 
 
-def narrow(name: str) -> dict:
-    """The arguments by which an FCN has the widths of a classifier of NETS."""
+def make_net_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments of fcn() that give an FCN the widths of a classifier of NETS."""
     return dict(NETS[name][2], drop=DROP)
 
 
@@ -46,8 +48,8 @@ def train(name: str, weights: Path, seed: int) -> None:
     param = SolverParameter(max_iter=rounds, **SOLVER)
     param.train_net_param.CopyFrom(_to_train(net(len(voc.CLASSES), **widths), size))
     solver = caffe.SGDSolver(param)
-    # msra keeps a signal's size through a layer. Here each layer takes its share of what
-    # lies between pixels and scores, which also balances the layers' gradients.
+    # msra keeps a signal's size through a layer. Here each layer takes an equal share of the
+    # way from pixels to scores, which also balances the layers' gradients.
     gain = PIXEL ** (-1 / len(solver.net.params))
     for weight, _ in solver.net.params.values():
         weight.data[...] *= gain
@@ -62,7 +64,7 @@ def train(name: str, weights: Path, seed: int) -> None:
 
 
 def _to_train(net: NetParameter, size: int) -> NetParameter:
-    """Give a deployed classifier batches of images and labels, random weights and a loss."""
+    """Give a deploy net batches of images and labels, random fillers and a loss."""
     net.layer[0].input_param.shape[0].dim[:] = [BATCH, 3, size, size]
     for layer in net.layer:
         for kind in ('convolution_param', 'inner_product_param'):

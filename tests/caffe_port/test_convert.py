@@ -333,12 +333,7 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, t
         (tmp_path / 'a.bin', out / 'b.pth', [], 'a.bin: expected a name that ends in'),
         (tmp_path / 'none.pth', out / 'b.npz', [], 'none.pth: No such file'),
         (tmp_path / 'folder.pth', out / 'b.npz', [], 'expected a file, found a directory'),
-        (
-            tmp_path / 'text.pth',
-            out / 'b.npz',
-            [],
-            'text.pth: not a state_dict that torch',
-        ),
+        (tmp_path / 'text.pth', out / 'b.npz', [], 'text.pth: not a state_dict that torch'),
         (tmp_path / 'text.caffemodel', out / 'b.npz', [], 'found text'),
         (path, tmp_path / 'folder.pth', ['--force'], 'expected a file, found a directory'),
         (path, tmp_path / 'text.pth', [], 'text.pth: exists; --force replaces it'),
@@ -426,7 +421,10 @@ def test_a_strangers_prototxt_imports_registered_modules_only(tmp_path, capsys, 
     (tmp_path / 'strange_layers.py').write_text('open("ran", "w")\n')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    text = TINY + 'layer { type: "Python" name: "p" top: "p" python_param { module: "%s" layer: "L" } }'
+    text = (
+        TINY
+        + 'layer { type: "Python" name: "p" top: "p" python_param { module: "%s" layer: "L" } }'
+    )
     for module in ('strange_layers', 'venv.__main__'):
         proto = write_text(tmp_path / 'a.prototxt', text % module)
         line = refused(capsys, tiny[0], tmp_path / 'b.pth', '--prototxt', proto)

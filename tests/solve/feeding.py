@@ -37,7 +37,7 @@ def make(layer_class, count, /, **params):
 
 
 def step(layer, blobs):
-    """One forward pass; returns the id that was fed."""
+    """Run one forward pass; return the id that was fed."""
     layer.reshape([], blobs)
     layer.forward([], blobs)
     return layer.current
@@ -56,7 +56,7 @@ def fed_whole(layer_class, count, **params):
 
 
 def noise(name, *shape):
-    """uint8 noise that belongs to an id."""
+    """Return uint8 noise, the same for the same id."""
     seed = sum(map(ord, name))
     return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""What the tests of score.py and infer.py share: narrow nets of random weights, run as commands."""
+"""Shared by the tests of score.py and infer.py: narrow nets of random weights, run as commands."""
 
 import sys
 
@@ -6,7 +6,7 @@ import numpy as np
 
 import caffe_port as caffe
 import surgery
-from solve.run import trained
+from solve.run import options
 
 NARROW = dict(width=2, fc=8)
 
@@ -18,7 +18,7 @@ def save_random(param, path, seed=0):
         for blob in blobs:
             fan_in = max(blob.count // blob.shape[0], 1)
             blob.data[...] = rng.randn(*blob.shape) * np.sqrt(2 / fan_in)
-    # Pixels are about so large; scores shall be small, their losses unclamped.
+    # Divided by about a pixel's size, so that scores are small and no loss is clamped.
     next(iter(net.params.values()))[0].data[...] /= 60
     surgery.interp(net, [name for name in net.params if 'up' in name])
     net.save(path)
@@ -26,9 +26,9 @@ def save_random(param, path, seed=0):
 
 
 def call(monkeypatch, main, *arguments):
-    """Run a command in this process, on the CPU; its exit status."""
+    """Run a command in this process, on the CPU; return its exit status."""
     monkeypatch.setattr(sys, 'argv', ['command', *map(str, arguments)])
-    monkeypatch.setattr(trained.options, 'choose_device', lambda gpu: None)
+    monkeypatch.setattr(options, 'choose_device', lambda gpu: None)
     try:
         main()
     except SystemExit as exit:

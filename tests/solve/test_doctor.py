@@ -15,7 +15,7 @@ from nets import vgg16
 from solve import doctor
 from solve.datasets import voc
 from solve.run import inventory, trained
-from solve.samples import other_data, voc_data
+from solve.samples import trees
 from solve.samples.scenes import write_mat
 from tests.solve.serving import PAGE, Answer, serve
 from tests.vectors import FACTS
@@ -40,13 +40,8 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture(scope='session')
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp('drawn')
-    voc_data.draw(folder / 'voc', train=6, val=4)
-    for name, draw in (
-        ('nyud', other_data.draw_nyud),
-        ('siftflow', other_data.draw_siftflow),
-        ('pascalcontext', other_data.draw_pascalcontext),
-    ):
-        draw(folder / name, train=6, test=4)
+    for name in ('voc', 'nyud', 'siftflow', 'pascalcontext'):
+        trees.draw(name, folder / name, train=6, val=4)
     return folder
 
 

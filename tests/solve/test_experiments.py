@@ -4,19 +4,21 @@ import functools
 import importlib
 import json
 import re
+import runpy
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nets import caffenet, vgg16
-from solve import voc_chain
-from solve.run import experiment, options, pictures
+from solve import launch, voc_chain
+from solve.run import job, loading, log, pictures
 from solve.samples import classifiers, recipes
 from tests.vectors import FACTS
 
-NAMES = [name for name in recipes.EXPERIMENTS if name != 'voc_chain']
+NAMES = [name for name in recipes.RECIPES if name != 'voc_chain']
 PUBLISHED = json.loads((FACTS / 'official_nets.json').read_text())
 ROUNDS = {
     'voc': (25, 4000),
@@ -44,7 +46,7 @@ def script(name):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Samples of few small images, hardly any channels and two iterations, in an empty folder."""
+    """Shrink the samples to few small images, hardly any channels and two iterations."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         classifiers,
@@ -55,13 +57,13 @@ def small(monkeypatch, tmp_path):
         },
     )
     monkeypatch.setattr(classifiers, 'SCENES', 10)
-    monkeypatch.setattr(pictures.panel, '__defaults__', (1,))
-    monkeypatch.setattr(pictures, 'curve', lambda *_: None)  # a second each; tested with FCN-32s
-    for name, entry in recipes.EXPERIMENTS.items():
-        few = dict(train=2, val=1, size=(80, 80))
+    monkeypatch.setattr(job, 'PANEL_ROWS', 1)
+    monkeypatch.setattr(pictures, 'draw_curve', lambda *_: None)  # tested with FCN-32s
+    for name, entry in recipes.RECIPES.items():
+        few = {'train': 2, 'val' if name.startswith('voc') else 'test': 1, 'size': (80, 80)}
         constants = {**entry.constants, 'max_iter': 2, 'snapshot': 1, 'iter_size': 1}
         monkeypatch.setitem(
-            recipes.EXPERIMENTS,
+            recipes.RECIPES,
             name,
             replace(
                 entry, draw=functools.partial(entry.draw, **few), constants=constants, before=1
@@ -72,19 +74,26 @@ def small(monkeypatch, tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Jobs without pictures, which take half of a small job's time."""
-    monkeypatch.setattr(experiment.Job, 'finish', lambda *_, **__: None)
+    """Draw no pictures at the end of a job: they take half of a small job's time."""
+    monkeypatch.setattr(job.Job, 'finish', lambda *_, **__: None)
 
 
 def run(monkeypatch, name, *arguments):
-    module = script(name)
-    data = importlib.import_module(f'solve.datasets.{name.partition("_")[0]}')
-    monkeypatch.setattr('sys.argv', [f'{name}.py', *map(str, arguments)])
-    options.run(module.solve, module.__doc__, data, 'data/none.caffemodel')
+    """Run a script as `python solve/NAME.py` does, in this process."""
+    file = Path(script(name).__file__)
+    monkeypatch.syspath_prepend(file.parent)
+    monkeypatch.setattr('sys.argv', [str(file), *map(str, arguments)])
+    runpy.run_path(str(file), run_name='__main__')
 
 
 def weights(path):
-    return experiment.stored_net(path).params
+    return loading.read_net(path).params
+
+
+def rounds_of(name):
+    """Return the rounds and the step that a script asks for."""
+    source = Path(script(name).__file__).read_text()
+    return tuple(map(int, re.search(r'rounds=(\d+), step=(\d+)', source).groups()))
 
 
 def same(blobs, others):
@@ -102,8 +111,7 @@ def test_solver_constants_are_the_published_ones(name):
         assert not {'snapshot', 'snapshot_prefix'} & set(published)
         published = dict(published, snapshot=2000, snapshot_prefix='snapshot/train')
     assert published == script(name).SOLVER
-    rounds = ROUNDS.get(name) or ROUNDS[name.partition('_')[0]]
-    assert rounds == (script(name).ROUNDS, script(name).STEP)
+    assert rounds_of(name) == (ROUNDS.get(name) or ROUNDS[name.partition('_')[0]])
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -115,44 +123,59 @@ def test_the_header_tells_all_and_the_start_is_the_published_one(name, monkeypat
         'Cost',
         'To expect',
     ]
-    rounds, step = script(name).ROUNDS, script(name).STEP
+    rounds, step = rounds_of(name)
     assert f'python solve/{name}.py [GPU]' in header
     assert f'{rounds * step:,} iterations' in header and f'every {step}' in header
-    source = open(script(name).__file__).read()
+    source = Path(script(name).__file__).read_text()
+    assert len(source.splitlines()) <= 40
     starts = re.findall(r"'data/([\w/-]+)\.caffemodel'", source)
     assert starts == STARTS.get(name, ['ilsvrc-nets/vgg16-fcn'])
+
+
+def starts_before(name):
+    """List the experiments whose samples an experiment's sample needs, in order."""
+    direct = [start for start in recipes.RECIPES[name].starts if start in NAMES]
+    return [before for start in direct for before in (*starts_before(start), start)]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_script_hands_over_all_scripts_that_come_before_it(name, monkeypatch):
+    given = []
+    monkeypatch.setattr(launch, 'run', lambda *_, after=(): given.extend(after))
+    run(monkeypatch, name)
+    assert [module.__name__ for module in given] == [f'solve.{n}' for n in starts_before(name)]
 
 
 @pytest.mark.parametrize('family', ['voc', 'nyud', 'siftflow', 'pascalcontext'])
 def test_every_sample_runs_its_whole_job(family, small, monkeypatch, capsys):
     for name in (name for name in NAMES if name.startswith(family)):
         run(monkeypatch, name)
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         tasks = 2 if family == 'siftflow' else 1
-        assert said.count('Begin seg tests') == 2 * tasks
-        assert said.count('Iteration 2 mean IU') == tasks
-        for start in recipes.EXPERIMENTS[name].starts:
+        assert printed.count('Begin seg tests') == 2 * tasks
+        assert printed.count('Iteration 2 mean IU') == tasks
+        for start in recipes.RECIPES[name].starts:
             if start in NAMES:
-                assert f'Starting from output/{start}-sample/snapshot/train_iter_2' in said
+                assert f'Starting from output/{start}-sample/snapshot/train_iter_2' in printed
         folder = small / 'output' / f'{name}-sample'
         assert {'panel.png', 'caffe.log'} <= {path.name for path in folder.iterdir()}
         last = weights(folder / 'snapshot/train_iter_2.caffemodel')
         scores = [blobs for layer, blobs in last.items() if layer.startswith('score')]
-        # Scores begin at zero (a fused net's do not); two iterations have moved them.
+        # Score layers start at zero (a fused net's do not); two iterations have moved them.
         assert scores and all(np.asarray(blobs[0].data).any() for blobs in scores)
-        first = next(line for line in pictures.read_log(folder) if 'mean_iu' in line)
+        first = next(line for line in log.read(folder) if 'mean_iu' in line)
         assert first['iteration'] == 1 and ('geo_mean_iu' in first) == (tasks == 2)
 
 
 @pytest.mark.usefixtures('undrawn')
 def test_a_sample_with_nothing_before_it_trains_what_it_starts_from(small, monkeypatch, capsys):
     run(monkeypatch, 'voc_fcn8s', '--iterations', '1', '--output', 'here')
-    said = capsys.readouterr().out
-    trained = [said.index(f'Training {name} first') for name in ('voc_fcn32s', 'voc_fcn16s')]
-    assert trained == sorted(trained) and said.count('Begin seg tests') == 1
+    printed = capsys.readouterr().out
+    trained = [printed.index(f'Training {name} first') for name in ('voc_fcn32s', 'voc_fcn16s')]
+    assert trained == sorted(trained) and printed.count('Begin seg tests') == 1
     before = small / 'here/before/voc_fcn16s/snapshot/train_iter_1.caffemodel'
     stamp = before.stat().st_mtime_ns
-    # What is there is taken again, as by a run that was stopped.
+    # A run that was stopped takes what is there.
     (small / 'here/log.jsonl').unlink()
     shutil.rmtree(small / 'here/snapshot')
     run(monkeypatch, 'voc_fcn8s', '--iterations', '1', '--output', 'here')
@@ -162,9 +185,9 @@ def test_a_sample_with_nothing_before_it_trains_what_it_starts_from(small, monke
 def untouched(monkeypatch, *names):
     """Let the samples of these experiments learn nothing, so that they end as they start."""
     for name in names:
-        entry = recipes.EXPERIMENTS[name]
+        entry = recipes.RECIPES[name]
         monkeypatch.setitem(
-            recipes.EXPERIMENTS,
+            recipes.RECIPES,
             name,
             replace(entry, constants={**entry.constants, 'base_lr': 0, 'max_iter': 1}),
         )
@@ -205,7 +228,7 @@ def test_color_hha_starts_from_both_trained_nets(small, monkeypatch):
 def chained(name):
     return weights(
         f'output/voc_chain-sample/snapshot/{name}/train_iter_'
-        f'{recipes.EXPERIMENTS[name].constants["max_iter"]}.caffemodel'
+        f'{recipes.RECIPES[name].constants["max_iter"]}.caffemodel'
     )
 
 
@@ -213,10 +236,10 @@ def chained(name):
 def test_the_chain_hands_over_its_snapshots_and_prints_three_scores(small, monkeypatch, capsys):
     untouched(monkeypatch, 'voc_fcn16s', 'voc_fcn8s')
     run(monkeypatch, 'voc_chain')
-    said = capsys.readouterr().out.splitlines()
-    assert said[-2].split() == list(voc_chain.STAGES)
-    mean_iu = re.findall(r'Iteration \d mean IU (\S+)', '\n'.join(said))
-    assert said[-1].split()[2:] == [f'{100 * float(value):.2f}' for value in mean_iu[1:]]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2].split() == list(voc_chain.STAGES)
+    mean_iu = re.findall(r'Iteration \d mean IU (\S+)', '\n'.join(printed))
+    assert printed[-1].split()[2:] == [f'{100 * float(value):.2f}' for value in mean_iu[1:]]
     classifier = weights('output/voc_chain-sample/vgg16-narrow.caffemodel')
     coarse, middle, fine = map(chained, voc_chain.STAGES)
     for layer in ('conv1_1', 'score_fr'):
@@ -235,16 +258,16 @@ def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
             run(monkeypatch, 'voc_chain')
     capsys.readouterr()
     run(monkeypatch, 'voc_chain', '--resume', 'latest')
-    said = capsys.readouterr().out
-    assert 'voc_fcn32s, from its latest snapshot' in said
-    assert 'voc_fcn16s, from output/voc_chain-sample/snapshot/voc_fcn32s/train_iter_2' in said
-    assert said.count('Begin seg tests') == 2 + 2
-    assert len(said.splitlines()[-1].split()) == 2 + 3
+    printed = capsys.readouterr().out
+    assert 'voc_fcn32s, from its latest snapshot' in printed
+    assert 'voc_fcn16s, from output/voc_chain-sample/snapshot/voc_fcn32s/train_iter_2' in printed
+    assert printed.count('Begin seg tests') == 2 + 2
+    assert len(printed.splitlines()[-1].split()) == 2 + 3
 
 
 @pytest.mark.usefixtures('undrawn')
 def test_a_chain_resumes_nothing_but_the_latest(small, monkeypatch, capsys):
-    recipes.EXPERIMENTS['voc_chain'].draw(small / 'output/voc_chain-sample/data')
+    recipes.RECIPES['voc_chain'].draw(small / 'output/voc_chain-sample/data')
     (small / 'x.solverstate').touch()
     for resume, message in (
         ('x.solverstate', 'resumes `latest` only'),

@@ -1,4 +1,4 @@
-"""A run that is killed, again and again, ends as if it had not been; so does a full disk."""
+"""Killed again and again, or out of disk space, a run ends as if nothing had happened."""
 
 import os
 import random
@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 import caffe_port as caffe
 from caffe_port.errors import WriteError
 from solve import voc_fcn32s
 from solve.datasets.layer import SegDataLayer
-from solve.run import experiment, pictures, snapshots, symptoms
+from solve.run import job, loading, log, snapshots, symptoms
+from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.solve.feeding import random_classifier
@@ -26,16 +28,17 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from solve import voc_fcn32s
-from solve.run import experiment, snapshots
+from solve.run import snapshots
+from solve.run.job import LATEST, Job
 logging.getLogger('caffe_port').handlers.clear()
 data, folder = map(Path, sys.argv[1:])
 folder.mkdir(exist_ok=True)
-job = experiment.Job('faults', folder, [data / 'vgg.caffemodel'], iterations=12, step=6,
-                     net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'), width=2, fc=8,
-                              voc_dir=str(data / 'sample/pascal/VOC2011')),
-                     constants=dict(snapshot=2, random_seed=5))
-if snapshots.states(job.prefix):
-    job.resume = Path('latest')
+job = Job('faults', folder, [data / 'vgg.caffemodel'], iterations=12, step=6,
+          net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'), width=2, fc=8,
+                   voc_dir=str(data / 'sample/pascal/VOC2011')),
+          constants=dict(snapshot=2, random_seed=5))
+if snapshots.list_states(job.prefix):
+    job.resume = LATEST
 voc_fcn32s.solve(job)
 """
 
@@ -81,8 +84,8 @@ def test_killed_at_random_moments_and_resumed_the_end_is_the_same_to_the_bit(dat
     assert not list(killed.glob('snapshot/.*')), 'half-written files were swept'
 
 
-def job_in(folder, data, **options) -> experiment.Job:
-    return experiment.Job(
+def job_in(folder, data, **options) -> Job:
+    return Job(
         'faults',
         folder,
         [data / 'vgg.caffemodel'],
@@ -98,7 +101,7 @@ def job_in(folder, data, **options) -> experiment.Job:
 
 @pytest.fixture
 def damaged(data, tmp_path):
-    """The data with two broken images, where they are, and the order of all; the first is whole."""
+    """Break two images of a copy of the data, not the first drawn; return the order and both."""
     copy, folder = tmp_path / 'data', tmp_path / 'out'
     shutil.copytree(data, copy)
     folder.mkdir()
@@ -131,7 +134,7 @@ def test_on_request_such_images_are_skipped_and_listed_also_after_a_resume(damag
         patch.setattr(SegDataLayer, 'forward', forward)
         voc_fcn32s.solve(job_in(folder, data, iterations=3, step=3, skip_bad_images=True))
         capsys.readouterr()
-        voc_fcn32s.solve(job_in(folder, data, resume=experiment.LATEST, skip_bad_images=True))
+        voc_fcn32s.solve(job_in(folder, data, resume=LATEST, skip_bad_images=True))
     assert seen == [name for name in drawn if name not in bad][:6]
     listed = capsys.readouterr().out.partition('images were skipped:')
     assert listed[0].endswith('2 ') and all(f'{name}.jpg: not a JPEG' in listed[2] for name in bad)
@@ -145,17 +148,17 @@ def test_where_no_image_can_be_read_skipping_ends_too(damaged):
         voc_fcn32s.solve(job_in(folder, data, skip_bad_images=True))
 
 
-def test_a_run_that_does_not_learn_is_told_why_it_may_be(data, tmp_path, capsys, monkeypatch):
+def test_a_run_that_does_not_learn_gets_warnings_with_causes(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(symptoms, 'PATIENCE', 4)
     voc_fcn32s.solve(
         job_in(tmp_path, data, constants=dict(snapshot=3, random_seed=5, display=2, base_lr=1e-20))
     )
-    said, log = capsys.readouterr().err, (tmp_path / 'caffe.log').read_text()
+    printed, log = capsys.readouterr().err, (tmp_path / 'caffe.log').read_text()
     for words in (
         'loss has stayed at ln(21) = 3.0445 per pixel since iteration 0',
         'the mean accuracy is ',
     ):
-        assert words in said and words in log
+        assert words in printed and words in log
 
 
 def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
@@ -178,7 +181,7 @@ def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
         solver.snapshot()
     monkeypatch.undo()
     follow(solver, {**vector, 'data': vector['data'][:6]})
-    assert snapshots.latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
+    assert snapshots.find_latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
 
 
 def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reason(
@@ -191,7 +194,7 @@ def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reaso
     with pytest.raises(WriteError, match='No space left on device'):
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
     assert 'Error: ' in capsys.readouterr().err
-    assert not snapshots.states(tmp_path / 'snapshot/train')
+    assert not snapshots.list_states(tmp_path / 'snapshot/train')
 
 
 def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own(
@@ -199,47 +202,52 @@ def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own
 ):
     prefix = tmp_path / 'snapshot/train'
     voc_fcn32s.solve(job_in(tmp_path, data))
-    assert list(snapshots.states(prefix)) == [3, 6]
+    assert list(snapshots.list_states(prefix)) == [3, 6]
     from_3 = prefix.parent / 'train_iter_3.solverstate'
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=5, step=5, keep=1, resume=from_3))
-    assert list(snapshots.states(prefix)) == [5]
+    assert list(snapshots.list_states(prefix)) == [5]
     assert 'train_iter_6.solverstate.old' in capsys.readouterr().err
     assert (prefix.parent / 'train_iter_6.caffemodel.old').is_file()
     with pytest.raises(caffe.CaffeError, match='train_iter_.*snapshots of another run'):
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
-    assert list(snapshots.states(prefix)) == [5]
+    assert list(snapshots.list_states(prefix)) == [5]
 
 
-def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_path):
+def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, 'PANEL_ROWS', 1)
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
-    panel = (tmp_path / 'panel.png').read_bytes()
     (tmp_path / 'panel.png').unlink()
-    drawn = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            pictures, 'panel', lambda net, *_: drawn.append(net.params['fc6'][0].data.any())
-        )
-        voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
-    assert drawn == [True] and panel
+    drawn, show = [], job.show_images
+
+    def show_images(net, means):
+        drawn.append(net.params['fc6'][0].data.copy())
+        return show(net, means)
+
+    monkeypatch.setattr(job, 'show_images', show_images)
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=LATEST))
+    (seen,) = drawn
+    weights = loading.read_net(tmp_path / 'snapshot/train_iter_2.caffemodel').params['fc6'][0]
+    assert np.array_equal(seen, weights.data) and seen.any()
+    assert (tmp_path / 'panel.png').is_file()
 
 
 def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path):
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=1, step=1))
-    log = tmp_path / 'log.jsonl'
-    whole = pictures.read_log(tmp_path)
-    log.write_bytes(log.read_bytes() + b'{"iteration": 3, "ti')
-    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
-    assert len(pictures.read_log(tmp_path)) > len(whole) and (tmp_path / 'curve.png').exists()
-    assert pictures.read_log(tmp_path)[: len(whole)] == whole
-    log.write_text('hello')
+    path = tmp_path / 'log.jsonl'
+    whole = log.read(tmp_path)
+    path.write_bytes(path.read_bytes() + b'{"iteration": 3, "ti')
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=LATEST))
+    assert len(log.read(tmp_path)) > len(whole) and (tmp_path / 'curve.png').exists()
+    assert log.read(tmp_path)[: len(whole)] == whole
+    path.write_text('hello')
     with pytest.raises(caffe.CaffeError, match='not a run.s log'):
-        pictures.read_log(tmp_path)
+        log.read(tmp_path)
 
 
 def test_without_its_memory_a_run_says_that_it_starts_anew(data, tmp_path, capsys):
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=1, step=1))
     (tmp_path / 'snapshot/train_iter_1.memory.json').unlink()
-    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=experiment.LATEST))
+    voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=LATEST))
     assert 'data order and random streams start anew' in capsys.readouterr().err
 
 
@@ -251,6 +259,6 @@ def test_the_newest_whole_snapshot_is_found_and_broken_ones_are_not(tmp_path):
     (tmp_path / 'run_iter_5.caffemodel').unlink()
     broken = tmp_path / 'run_iter_4.solverstate'
     broken.write_bytes(broken.read_bytes()[:100])
-    assert snapshots.latest(tmp_path / 'run').name == 'run_iter_3.solverstate'
+    assert snapshots.find_latest(tmp_path / 'run').name == 'run_iter_3.solverstate'
     snapshots.prune(tmp_path / 'run', keep=2, best=1)
-    assert list(snapshots.states(tmp_path / 'run')) == [1, 4, 5]
+    assert list(snapshots.list_states(tmp_path / 'run')) == [1, 4, 5]

@@ -1,4 +1,4 @@
-"""The command infer.py: what it writes, at which sizes, for nets of which inputs, and refusals."""
+"""The command infer.py: its labels at every size and for every kind of input, and its refusals."""
 
 import shutil
 
@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 37, 61
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with pictures of every kind, and a place for weights."""
+    """Make a working directory with pictures of every kind."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(noise('a', HEIGHT, WIDTH, 3)).save('a.png')
     Image.fromarray(noise('b', 50, 43, 3)).save('b.jpg')
@@ -41,12 +41,12 @@ def pixels(path):
 
 
 def bgr(path, mean):
-    """A picture as the release feeds it: 1 x 3 x H x W, BGR minus mean."""
+    """Read a picture as the release feeds it: 1 x 3 x H x W, BGR minus mean."""
     return (pixels(path)[:, :, ::-1] - np.array(mean)).transpose(2, 0, 1)[np.newaxis]
 
 
 def scores(param, path, **inputs):
-    """The scores of a net by pycaffe's own idiom, with its inputs reshaped."""
+    """Compute the scores of a net as a user of pycaffe does."""
     net = caffe.Net(param, str(path), caffe.TEST)
     for name, array in inputs.items():
         net.blobs[name].reshape(*array.shape)
@@ -56,7 +56,7 @@ def scores(param, path, **inputs):
 
 
 def written(name='a'):
-    """The classes in a palette PNG of VOC's colours."""
+    """Read the classes in a palette PNG of VOC's colours."""
     image = Image.open(f'predictions/{name}.png')
     assert image.mode == 'P'
     assert image.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
@@ -68,8 +68,8 @@ def test_pictures_of_any_size_get_the_best_class_of_each_pixel(net, folder, monk
     name, param = net.__name__.removeprefix('nets.'), net.fcn('deploy', **NARROW)
     path = save_random(param, folder / 'w.caffemodel', seed=8)
     assert call(monkeypatch, infer.main, name, path, 'a.png', 'b.jpg') == 0
-    said = capsys.readouterr().out.splitlines()
-    for line, file in zip(said, ('a.png', 'b.jpg'), strict=True):
+    printed = capsys.readouterr().out.splitlines()
+    for line, file in zip(printed, ('a.png', 'b.jpg'), strict=True):
         best = scores(param, path, data=bgr(file, voc.MEAN))['score'].argmax(0)
         assert best.shape == pixels(file).shape[:2] and len(np.unique(best)) > 1
         assert np.array_equal(written(file[0]), best)
@@ -86,8 +86,8 @@ def test_both_tasks_of_sift_flow_are_written(folder, monkeypatch, capsys):
     expected = scores(param, path, data=bgr('a.png', siftflow.MEAN))
     for task in ('sem', 'geo'):
         assert np.array_equal(written(f'a_{task}'), expected[f'score_{task}'].argmax(0))
-    said = capsys.readouterr().out
-    for names, line in zip((siftflow.SEMANTIC, siftflow.GEOMETRIC), said.splitlines()):
+    printed = capsys.readouterr().out
+    for names, line in zip((siftflow.SEMANTIC, siftflow.GEOMETRIC), printed.splitlines()):
         assert line.split(': ')[1].split(' ')[0] in names
 
 
@@ -112,17 +112,17 @@ def test_nyud_nets_see_what_their_data_layer_would_show_them(
     expected = scores(param, path, **{top: raw[kind] for top, kind in inputs.items()})['score']
     assert call(monkeypatch, infer.main, name, path, *files) == 0
     best = written(files[0][:-4])
-    # At single pixels depths in float32 may decide otherwise between equal scores.
+    # Depths are float32: at a single pixel they may tip the balance between equal scores.
     gap = np.sort(expected, 0)
     assert ((best == expected.argmax(0)) | (gap[-1] - gap[-2] < 1e-4 * abs(expected).max())).all()
     assert len(np.unique(best)) > 1
     for top, file in zip(inputs, files):
-        read = infer.reader(name, top, nyud.MEAN)(folder / file)
+        read = infer.make_reader(name, top, nyud.MEAN)(folder / file)
         assert read.dtype == np.float32
         np.testing.assert_allclose(read, raw[inputs[top]], rtol=1e-5, atol=1e-5)
 
 
-def test_a_deploy_prototxt_takes_the_mean_it_is_told(folder, monkeypatch, capsys):
+def test_a_deploy_prototxt_takes_the_mean_it_is_expected(folder, monkeypatch, capsys):
     param = voc_fcn8s.fcn('deploy', **NARROW)
     path = save_random(param, folder / 'w.caffemodel', seed=8)
     prototxt.write(param, 'deploy.prototxt')
@@ -136,8 +136,8 @@ def test_a_deploy_prototxt_takes_the_mean_it_is_told(folder, monkeypatch, capsys
         call(monkeypatch, infer.main, 'deploy.prototxt', path, 'a.png', '--mean', 10, 200, -300.5)
         == 0
     )
-    told = scores(param, path, data=bgr('a.png', (10, 200, -300.5)))['score'].argmax(0)
-    assert np.array_equal(written(), told) and not np.array_equal(plain, told)
+    expected = scores(param, path, data=bgr('a.png', (10, 200, -300.5)))['score'].argmax(0)
+    assert np.array_equal(written(), expected) and not np.array_equal(plain, expected)
 
 
 def test_an_overlay_is_half_picture_half_colours(folder, monkeypatch):
@@ -162,7 +162,7 @@ def test_an_overlay_does_not_take_the_place_of_another_picture(folder, monkeypat
         ('voc_fcn8s w.caffemodel none.jpg', 'none.jpg: no such file'),
         ('voc_fcn8s w.caffemodel a.png b.jpg w.caffemodel', 'w.caffemodel: not a JPEG or PNG file'),
         ('voc_fcn8s w.caffemodel a.png a.png', 'two pictures named a: one would replace the other'),
-        ('voc_fcn8s w.caffemodel a.png --output .', 'a.png: lies in the output folder'),
+        ('voc_fcn8s w.caffemodel a.png --output .', 'a.png: is in the output folder'),
         ('voc_fcn8s w.caffemodel a.png --output b.jpg', 'b.jpg: cannot be made'),
         ('voc_fcn16s w.caffemodel a.png', 'w.caffemodel: does not fit the net: 1 layers missing'),
         ('train.prototxt w.caffemodel a.png', 'train.prototxt: no Input layer'),
@@ -192,8 +192,8 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, message, folder, mon
     del param.layer[12:]
     prototxt.write(param, folder / 'trunk.prototxt')
     assert call(monkeypatch, infer.main, *arguments.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith('error: ') and said.count('\n') == 1 and message in said
+    printed = capsys.readouterr().err
+    assert printed.startswith('error: ') and printed.count('\n') == 1 and message in printed
 
 
 def test_a_picture_is_not_overwritten_by_its_labels(folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""An experiment on two ranks: its data order, its end, its scores, and how it goes on."""
+"""An experiment on two ranks: data order, end, scores and resume."""
 
 import json
 import os
@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
+import surgery
 from caffe_port import parallel
 from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
-from solve import voc_fcn32s
+from solve import launch, voc_fcn32s
 from solve.datasets import voc
 from solve.datasets.layer import Order, SegDataLayer
-from solve.run import counting, experiment, options, snapshots
+from solve.run import counting, pictures, snapshots
+from solve.run.job import Job
 from solve.samples import trees
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
@@ -33,7 +35,7 @@ TRAIN, VAL, SEED = 4, 3, 5
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory) -> Path:
-    """Drawn images on disk, and a narrow classifier of random weights."""
+    """Draw images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('data')
     trees.draw('voc', folder / 'sample', train=TRAIN, val=VAL)
     random_classifier(folder / 'vgg.caffemodel')
@@ -46,11 +48,9 @@ def places(data: Path) -> dict[str, str]:
     )
 
 
-def job_in(
-    folder: Path, data: Path, drop: float = 0.5, passes: int = 1, **changes
-) -> experiment.Job:
+def job_in(folder: Path, data: Path, drop: float = 0.5, passes: int = 1, **changes) -> Job:
     folder.mkdir(exist_ok=True)
-    return experiment.Job(
+    return Job(
         'ranks',
         folder,
         [data / 'vgg.caffemodel'],
@@ -73,7 +73,7 @@ def official_order(data: Path, count: int) -> list[str]:
 
 @contextmanager
 def watched_feed():
-    """The ids that are fed to train, as they are."""
+    """Collect the ids of the images that nets in training are fed."""
     fed, forward = [], SegDataLayer.forward
 
     def watched(layer, bottom, top):
@@ -88,12 +88,12 @@ def watched_feed():
         SegDataLayer.forward = forward
 
 
-# What two ranks do, in one start of them.
+# Two ranks are started once and do all of this.
 
 
 def act_as_rank(data: str, folder: str) -> None:
     data, folder = Path(data), Path(folder)
-    experiment.pictures.panel = lambda *_: None  # takes longer than all else here
+    pictures.draw_panel = lambda *_: None  # takes longer than all else here
     written, write = [], caffemodel.write_state
     caffemodel.write_state = lambda path, *rest: (written.append(path.name), write(path, *rest))
     parallel.join()
@@ -101,13 +101,13 @@ def act_as_rank(data: str, folder: str) -> None:
         voc_fcn32s.solve(job_in(folder / 'plain', data, drop=0))
     voc_fcn32s.solve(job_in(folder / 'straight', data))
     voc_fcn32s.solve(job_in(folder / 'resumed', data, resume=state_of(folder / 'straight', 2)))
-    told = {
+    report = {
         'fed': fed,
         'stopped': stopped(job_in(folder / 'stopped', data)),
         'scored': scored(folder, data),
         'written': written,
     }
-    (folder / f'{caffe.solver_rank()}.json').write_text(json.dumps(told))
+    (folder / f'{caffe.solver_rank()}.json').write_text(json.dumps(report))
     parallel.leave()
 
 
@@ -115,25 +115,25 @@ def state_of(folder: Path, iteration: int) -> Path:
     return folder / f'snapshot/train_iter_{iteration}.solverstate'
 
 
-def stopped(job: experiment.Job) -> str:
-    """What a run says that is stopped on rank 1 alone."""
-    solver = job.solver(
-        voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
-    )
+def stopped(job: Job) -> str:
+    """Stop a run on rank 1 alone; return the message of its stop."""
+    solver = job.make_solver(voc_fcn32s.SOLVER, net_file.fcn, 'train', 'seg11valid')
+    job.load_weights(solver.net)
+    surgery.interp(solver.net, ['upscore'])
     if parallel.solver_rank() == 1:
         solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
     try:
-        for iterations in job.rounds(solver, 1, 4):
-            solver.step(iterations)
+        with job.watch(solver, 1, 4) as rounds:
+            solver.step(rounds[0])
     except KeyboardInterrupt as stop:
         return str(stop)
 
 
 def scored(folder: Path, data: Path) -> dict:
-    """Scores of the straight run's end, and where the data layer stands before and after."""
+    """Score the end of the straight run; return counts and the data layer's states on the way."""
     net = caffe.Net(
         net_file.fcn('seg11valid', **places(data), width=2, fc=8),
-        str(snapshots.model_of(state_of(folder / 'straight', 4))),
+        str(snapshots.weights_of(state_of(folder / 'straight', 4))),
         caffe.TEST,
     )
     layer = net.module.nodes[0].op.layer
@@ -152,16 +152,17 @@ def scored(folder: Path, data: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def ranks(data, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """The folder of act_as_rank and what each rank told."""
+    """Run act_as_rank on two ranks; return its folder and their reports."""
     folder = tmp_path_factory.mktemp('ranks')
-    for status, said in ends(start('tests.solve.test_parallel.act_as_rank', 2, data, folder), 200):
-        assert status == 0, said
+    started = start('tests.solve.test_parallel.act_as_rank', 2, data, folder)
+    for status, printed in ends(started, 200):
+        assert status == 0, printed
     return folder, [json.loads((folder / f'{rank}.json').read_text()) for rank in range(2)]
 
 
 def test_ranks_take_turns_in_the_official_order(data, ranks):
-    for rank, told in enumerate(ranks[1]):
-        assert told['fed'] == official_order(data, 8)[rank::2]
+    for rank, report in enumerate(ranks[1]):
+        assert report['fed'] == official_order(data, 8)[rank::2]
 
 
 def arrays(model: Path) -> dict[str, np.ndarray]:
@@ -180,8 +181,8 @@ def test_two_ranks_are_one_process_of_two_passes(data, ranks, tmp_path):
         two, one = (
             state_of(folder, iteration) for folder in (ranks[0] / 'plain', tmp_path / 'one')
         )
-        expected = arrays(snapshots.model_of(one))
-        for name, found in arrays(snapshots.model_of(two)).items():
+        expected = arrays(snapshots.weights_of(one))
+        for name, found in arrays(snapshots.weights_of(two)).items():
             assert_close(found, expected[name], 1e-6, name)
         pairs = zip(caffemodel.read_state(two).history, caffemodel.read_state(one).history)
         for found, expected in pairs:
@@ -210,7 +211,7 @@ def test_ranks_draw_each_from_a_stream_of_their_own(ranks):
 
 
 def last(folder: Path) -> bytes:
-    return snapshots.model_of(state_of(folder, 4)).read_bytes()
+    return snapshots.weights_of(state_of(folder, 4)).read_bytes()
 
 
 def test_resumed_with_as_many_ranks_the_end_is_the_same_to_the_bit(ranks):
@@ -222,20 +223,20 @@ def test_resumed_by_one_process_the_data_order_goes_on(data, ranks, tmp_path):
     with watched_feed() as fed:
         voc_fcn32s.solve(job_in(tmp_path / 'one', data, resume=state_of(ranks[0] / 'straight', 2)))
     assert fed == official_order(data, 6)[4:]
-    said = (tmp_path / 'one/caffe.log').read_text()
-    assert 'Snapshot of 2 processes, now there are 1: the data order goes on, random' in said
+    printed = (tmp_path / 'one/caffe.log').read_text()
+    assert 'Snapshot of 2 processes, now there are 1: the data order goes on, random' in printed
 
 
 def test_stopped_on_one_rank_all_stop_after_the_same_iteration(ranks):
-    assert [told['stopped'] for told in ranks[1]] == ['stopped at iteration 1'] * 2
-    assert list(snapshots.states(ranks[0] / 'stopped/snapshot/train')) == [1]
+    assert [report['stopped'] for report in ranks[1]] == ['stopped at iteration 1'] * 2
+    assert list(snapshots.list_states(ranks[0] / 'stopped/snapshot/train')) == [1]
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_digit_for_digit(data, ranks):
     expected = scored(ranks[0], data)
     assert np.sum(expected['hist']) > 0 and expected['loss'] > 0
-    for told in ranks[1]:
-        assert told['scored'] == expected
+    for report in ranks[1]:
+        assert report['scored'] == expected
     seen = [
         {path.name: path.read_bytes() for path in (ranks[0] / f'seen {count}').iterdir()}
         for count in (1, 2)
@@ -264,7 +265,7 @@ def test_the_order_is_shared_out_without_a_gap():
 
 
 def run_command(data: str, folder: str) -> None:
-    """The script, of a narrow net; rank 1 is killed in iteration 3 unless torchrun restarted it."""
+    """Run the script with a narrow net; rank 1 is killed in iteration 3 unless it was restarted."""
     update = caffe.SGDSolver.apply_update
 
     def apply_update(solver):
@@ -288,7 +289,7 @@ def run_command(data: str, folder: str) -> None:
         '--iterations=4',
         f'--output={folder}',
     ]
-    options.run(solve, '', voc, 'none.caffemodel')
+    launch.run(solve, '', voc, 'none.caffemodel')
 
 
 def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_path):
@@ -297,14 +298,14 @@ def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_pat
     broken = next(name for k, name in enumerate(order) if k % 2 and name not in order[: k + 1 : 2])
     (tmp_path / f'data/sample/sbdd/dataset/img/{broken}.jpg').write_bytes(b'')
     began = time.monotonic()
-    (status, said), (own_status, own) = ends(
+    (status, printed), (own_status, own) = ends(
         start('tests.solve.test_parallel.run_command', 2, tmp_path / 'data', tmp_path / 'out')
     )
     assert time.monotonic() - began < 60
     assert status == own_status == 2
     assert own.splitlines()[-1].startswith('error: ') and f'{broken}.jpg: not a JPEG' in own
-    assert 'error: rank 0: another rank ended: rank 1: ' in said
-    assert f'{broken}.jpg: not a JPEG' in said.splitlines()[-1]
+    assert 'error: rank 0: another rank ended: rank 1: ' in printed
+    assert f'{broken}.jpg: not a JPEG' in printed.splitlines()[-1]
 
 
 def test_killed_and_restarted_by_torchrun_the_end_is_the_same_to_the_bit(data, ranks, tmp_path):
@@ -337,6 +338,6 @@ def test_killed_and_restarted_by_torchrun_the_end_is_the_same_to_the_bit(data, r
     finally:
         torchrun.terminate()  # which ends the ranks too
     assert torchrun.returncode == 0, error
-    assert f'Going on from {state_of(tmp_path / "out-2", 2)}' in out
+    assert f'Resuming from {state_of(tmp_path / "out-2", 2)}' in out
     assert last(tmp_path / 'out-2') == last(ranks[0] / 'straight')
     assert not (tmp_path / 'out-3').exists() and len(list((tmp_path / 'out').iterdir())) == 1

@@ -1,9 +1,10 @@
-"""The FCN-32s script: its constants, its whole job in small, and what it refuses."""
+"""The FCN-32s script: its whole job in small, stops and resumes, and refusals."""
 
 import json
 import os
 import signal
-from argparse import Namespace
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,19 @@ from caffe_port import rng
 from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
-from solve import voc_fcn32s
+from solve import launch, voc_fcn32s
 from solve.datasets import voc
-from solve.run import experiment, options, snapshots
+from solve.run import snapshots
+from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.solve.feeding import random_classifier
-from tests.vectors import FACTS
 
 WIDTH, FC = 2, 8
 
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
-    """Six drawn images on disk, and a narrow classifier of random weights."""
+    """Draw six images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('places')
     return (
         trees.draw('voc', folder / 'data', train=4, val=2),
@@ -35,11 +36,11 @@ def places(tmp_path_factory):
     )
 
 
-def job_in(folder, places, **changes) -> experiment.Job:
+def job_in(folder, places, **changes) -> Job:
     data, weights = places
     folder.mkdir(exist_ok=True)
     constants = dict(snapshot=2, display=1, random_seed=5)
-    return experiment.Job(
+    return Job(
         'test',
         folder,
         [weights],
@@ -51,20 +52,14 @@ def job_in(folder, places, **changes) -> experiment.Job:
     )
 
 
-def test_solver_constants_are_the_published_ones():
-    facts = json.loads((FACTS / 'official_nets.json').read_text())['voc-fcn32s']['solver']
-    assert facts == voc_fcn32s.SOLVER
-    assert voc_fcn32s.ROUNDS * voc_fcn32s.STEP == facts['max_iter'] == 100000
-
-
 def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, capsys):
     job = job_in(tmp_path, places)
     voc_fcn32s.solve(job)
-    said = capsys.readouterr().out
-    assert said.count('Begin seg tests') == 2
+    printed = capsys.readouterr().out
+    assert printed.count('Begin seg tests') == 2
     for what in ('loss', 'overall accuracy', 'mean accuracy', 'mean IU', 'fwavacc'):
-        assert f'Iteration 4 {what} ' in said
-    assert 'coercing fc6 0 from' in said and 'dropping fc8' in said
+        assert f'Iteration 4 {what} ' in printed
+    assert 'coercing fc6 0 from' in printed and 'dropping fc8' in printed
     written = {path.name for path in tmp_path.rglob('*') if path.is_file()}
     assert written == {
         'caffe.log',
@@ -100,14 +95,10 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
     voc_fcn32s.solve(straight)
 
     job = job_in(tmp_path / 'stopped', places)
-    train, test = (net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
-    solver = job.solver(voc_fcn32s.SOLVER, train, test)
-    experiment.load_weights(solver.net, *job.weights)
-    surgery.interp(solver.net, ['upscore'])
+    solver = solver_in(job)
     solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt, match='iteration 1'):
-        for iterations in job.rounds(solver, 2, 2):
-            solver.step(iterations)
+    with pytest.raises(KeyboardInterrupt, match='iteration 1'), job.watch(solver, 2, 2) as rounds:
+        solver.step(rounds[0])
 
     state = tmp_path / 'stopped/snapshot/train_iter_1.solverstate'
     assert caffemodel.read_state(state).iter == 1
@@ -121,10 +112,9 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
 
 
 def solver_in(job):
-    solver = job.solver(
-        voc_fcn32s.SOLVER, *(net_file.fcn(split, **job.net) for split in ('train', 'seg11valid'))
-    )
-    experiment.load_weights(solver.net, job.weights[0])
+    solver = job.make_solver(voc_fcn32s.SOLVER, net_file.fcn, 'train', 'seg11valid')
+    job.load_weights(solver.net)
+    surgery.interp(solver.net, ['upscore'])
     return solver
 
 
@@ -132,30 +122,34 @@ def test_what_is_scored_is_saved_before_also_between_intervals(places, tmp_path)
     job = job_in(tmp_path / 'run', places)
     job.iterations, job.step, job.constants['snapshot'] = 3, 2, 1000
     solver = solver_in(job)
-    for iterations in job.rounds(solver, 2, 2):
-        solver.step(iterations)
-        assert solver.iter in snapshots.states(job.prefix)
-    assert snapshots.latest(job.prefix).name == 'train_iter_3.solverstate'
+    with job.watch(solver, 2, 2) as rounds:
+        assert rounds == [2, 1]
+        for iterations in rounds:
+            solver.step(iterations)
+            assert solver.iter in snapshots.list_states(job.prefix)
+    assert snapshots.find_latest(job.prefix).name == 'train_iter_3.solverstate'
 
 
 def test_a_stop_signal_while_scoring_stops_at_once(places, tmp_path):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
-    with pytest.raises(KeyboardInterrupt, match='iteration 2, which is saved'):
-        for iterations in job.rounds(solver, 2, 2):
-            solver.step(iterations)
-            os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(1000):
-                pass
-            pytest.fail('scoring went on')
+    with (
+        pytest.raises(KeyboardInterrupt, match='iteration 2, which is saved'),
+        job.watch(solver, 2, 2) as rounds,
+    ):
+        solver.step(rounds[0])
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+        pytest.fail('scoring went on')
 
 
 def test_a_log_that_the_disk_refuses_does_not_end_the_run(places, tmp_path):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
     (tmp_path / 'run/log.jsonl').mkdir()
-    for iterations in job.rounds(solver, 1, 2):
-        solver.step(iterations)
+    with job.watch(solver, 1, 4):
+        solver.step(4)
     assert solver.iter == 4
     assert 'log.jsonl: not written' in (tmp_path / 'run/caffe.log').read_text()
 
@@ -163,14 +157,12 @@ def test_a_log_that_the_disk_refuses_does_not_end_the_run(places, tmp_path):
 def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_path):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
-    watched = job.rounds(solver, 2, 2)
-    next(watched)
     solver.step(1)
     state = solver.snapshot()
     solver.step(1)
     before = resume.collect(solver)
     caffemodel.write(
-        snapshots.model_of(state),
+        snapshots.weights_of(state),
         solver.net.module.param,
         {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]},
     )
@@ -199,7 +191,7 @@ def test_a_list_of_another_length_is_remarked_on(places):
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        options.run(voc_fcn32s.solve, voc_fcn32s.__doc__, voc, 'data/vgg16-fcn.caffemodel')
+        launch.run(voc_fcn32s.solve, voc_fcn32s.__doc__, voc, 'data/vgg16-fcn.caffemodel')
     return end.value.code
 
 
@@ -238,16 +230,41 @@ def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, 
     for taken, output, expected in (
         (state, None, 'run-3'),
         (state, 'run', 'run'),
-        (experiment.LATEST, None, 'run-2'),
-        (experiment.LATEST, 'run', 'run'),
+        (LATEST, None, 'run-2'),
+        (LATEST, 'run', 'run'),
     ):
-        args = Namespace(resume=taken, output=output and Path(output))
-        assert options._resumed_folder(args, [Path('run'), Path('none')]) == Path(expected)
+        given = output and Path(output)
+        assert launch._find_run(taken, given, [Path('run'), Path('none')]) == Path(expected)
+
+
+@pytest.mark.parametrize('saved, resume, expected', [
+    (False, None, None),
+    (False, 'state', 'state'),
+    (True, None, 'latest'),
+    (True, 'state', 'latest'),
+])  # fmt: skip
+def test_restarted_by_torchrun_a_run_resumes_its_own_snapshots_and_else_as_it_was_told(
+    saved, resume, expected, places, tmp_path, monkeypatch
+):
+    jobs, (data, weights) = [], places
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    (tmp_path / 'state').touch()
+    prefix = tmp_path / 'out/snapshot/train'
+    prefix.parent.mkdir(parents=True)
+    if saved:
+        Path(f'{prefix}_iter_4.solverstate').touch()
+    arguments = ['--sbdd-dir', data['sbdd_dir'], '--voc-dir', data['voc_dir']]
+    arguments += ['--weights', str(weights), '--output', str(tmp_path / 'out')]
+    arguments += ['--resume', str(tmp_path / resume)] if resume else []
+    monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *arguments])
+    launch.run(jobs.append, '', voc, 'none.caffemodel')
+    found = jobs[0].resume
+    assert found == (LATEST if expected == 'latest' else expected and tmp_path / expected)
 
 
 def test_help_shows_the_defaults(monkeypatch, capsys):
     assert run(monkeypatch, '--help') == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for default in (
         'data/sbdd/dataset',
         'data/pascal/VOC2011',
@@ -255,7 +272,32 @@ def test_help_shows_the_defaults(monkeypatch, capsys):
         'snapshot/train',
         'vgg16-fcn.caffemodel',
     ):
-        assert default in said
+        assert default in printed
+
+
+def test_a_job_does_not_begin_with_a_net_of_zeros(places, tmp_path):
+    job = job_in(tmp_path / 'run', places)
+    solver = job.make_solver(voc_fcn32s.SOLVER, net_file.fcn, 'train', 'seg11valid')
+    with pytest.raises(caffe.CaffeError, match='conv1_1: all zero'), job.watch(solver, 2, 2):
+        pytest.fail('the run began')
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_an_error():
+    code = """
+from solve.run.options import session
+with session():
+    for _ in range(100000):
+        print('a line of a table')
+"""
+    command = subprocess.Popen(
+        [sys.executable, '-c', code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    assert command.stdout.readline() == b'a line of a table\n'
+    command.stdout.close()
+    assert command.stderr.read() == b'' and command.wait(60) == 0
 
 
 def test_a_net_of_zeros_is_refused_with_what_to_do():

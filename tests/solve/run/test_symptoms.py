@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import caffe_port as caffe
-from solve.run import counting, symptoms
+from solve.run import symptoms
+from solve.run.metrics import Scores
 from tests.vectors import net_of
 
 TEXT = """
@@ -19,7 +20,7 @@ MODES = ['normalize: false', 'normalize: true', 'normalization: FULL', 'normaliz
 
 
 def net_with(scores: float, mode: str = MODES[0]) -> caffe.Net:
-    """Labels all 2 but for one pixel in four, which is ignored; `scores` is that of class 2."""
+    """Make a net whose labels are 2, one row in four ignored; class 2 has these scores."""
     net = net_of(TEXT % mode, caffe.TRAIN)
     net.blobs['score'].data[0, 2] = scores
     net.blobs['label'].data[...] = 2
@@ -29,12 +30,12 @@ def net_with(scores: float, mode: str = MODES[0]) -> caffe.Net:
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_a_loss_that_stays_at_the_log_of_the_classes_is_told_once(mode):
+def test_a_loss_that_stays_at_the_log_of_the_classes_is_warned_of_once(mode):
     watch = symptoms.LossAtChance(net_with(0, mode))
-    told = [watch.look(iteration) for iteration in range(40, 400, 20)]
+    warnings = [watch.look(iteration) for iteration in range(40, 400, 20)]
     at = 40 + symptoms.PATIENCE
-    assert [bool(each) for each in told] == [i == at for i in range(40, 400, 20)]
-    text = next(filter(None, told))
+    assert [bool(each) for each in warnings] == [i == at for i in range(40, 400, 20)]
+    text = next(filter(None, warnings))
     assert f'ln(5) = {math.log(5):.4f}' in text and 'since iteration 40' in text
     assert 'surgery.interp' in text
 
@@ -64,11 +65,11 @@ def test_an_image_without_labels_says_nothing():
     assert not any(watch.look(iteration) for iteration in range(0, 1000, 20))
 
 
-def test_one_class_for_every_pixel_is_told():
+def test_one_class_for_every_pixel_is_warned_of():
     hist = np.zeros((4, 4), int)
     hist[:3, 1] = 50, 30, 20  # class 3 has no pixel
-    assert '0.3333, 1 / 3 classes' in symptoms.accuracy_at_chance(counting.measures(hist))
+    assert '0.3333, 1 / 3 classes' in symptoms.warn_accuracy_at_chance(Scores(hist))
     hist[0, 0] = 5
-    assert symptoms.accuracy_at_chance(counting.measures(hist)) is None
+    assert symptoms.warn_accuracy_at_chance(Scores(hist)) is None
     only = np.diag([7, 0, 0, 0])
-    assert symptoms.accuracy_at_chance(counting.measures(only)) is None
+    assert symptoms.warn_accuracy_at_chance(Scores(only)) is None

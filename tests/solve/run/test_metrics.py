@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from solve.run import counting
+from solve.run import metrics
 
 
 def draw(classes=5, seed=0):
@@ -25,14 +25,14 @@ def counted(label, best, classes):
 
 def test_fast_hist_counts_pairs_and_leaves_out_void():
     label, best = draw()
-    assert np.array_equal(counting.fast_hist(label, best, 5), counted(label, best, 5))
+    assert np.array_equal(metrics.fast_hist(label, best, 5), counted(label, best, 5))
 
 
 def test_measures_are_those_of_the_definitions():
     label, best = draw()
     valid = label < 255
     label, best = label[valid].astype(int), best[valid]
-    found = counting.measures(counting.fast_hist(label, best, 5), loss=2.5)
+    found = metrics.Scores(metrics.fast_hist(label, best, 5), loss=2.5)
     recall, iu, frequency = [], [], []
     for c in range(5):
         both, either = ((label == c) & (best == c)).sum(), ((label == c) | (best == c)).sum()
@@ -48,16 +48,16 @@ def test_measures_are_those_of_the_definitions():
 
 def test_a_class_that_neither_labels_nor_predictions_have_does_not_count():
     hist = np.diag([10, 20, 0])
-    found = counting.measures(hist)
+    found = metrics.Scores(hist)
     assert found.mean_iu == 1 and math.isnan(found.iu[2])
-    assert 'absent from the ground truth: c\n' in counting.table(found, ['a', 'b', 'c'])
+    assert 'absent from the ground truth: c\n' in metrics.format_table(found, ['a', 'b', 'c'])
 
 
 def test_a_class_predicted_but_not_labelled_counts_as_a_miss():
-    found = counting.measures(np.array([[10, 5], [0, 0]]))
+    found = metrics.Scores(np.array([[10, 5], [0, 0]]))
     assert found.iu[1] == 0 and math.isnan(found.accuracy[1])
     assert found.mean_iu == pytest.approx((10 / 15 + 0) / 2)
     assert found.mean_iu_labelled == pytest.approx(10 / 15)
-    said = counting.table(found, ['a', 'b'])
-    assert 'b             -    0.00\nabsent from the ground truth: b\n' in said
-    assert said.endswith('mean IU 0.3333, without these 0.6667')
+    printed = metrics.format_table(found, ['a', 'b'])
+    assert 'b             -    0.00\nabsent from the ground truth: b\n' in printed
+    assert printed.endswith('mean IU 0.3333, without these 0.6667')

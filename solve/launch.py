@@ -1,0 +1,212 @@
+"""From the command line of an experiment's script to its job."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from caffe_port import parallel
+from caffe_port.errors import CaffeError, make_folder
+from solve.run import log, snapshots
+from solve.run.job import LATEST, Job
+from solve.run.options import GPU_HELP, ROOT, choose_device, make_parser, option, session
+from solve.samples import recipes
+
+# Marks an output folder as that of one call of torchrun, which may restart the script.
+MARK = '.torchrun'
+
+
+def run(
+    solve: Callable[[Job], None],
+    doc: str | None,
+    data: ModuleType,
+    *weights: str,
+    after: Sequence[ModuleType] = (),
+) -> None:
+    """Run an experiment's script: parse its options, make the job and `solve` it.
+
+    `data` is the module of its data set; its PLACES are the default folders, by the
+    names that nets know them by. `weights` are the files to start from by default. Both
+    are relative to the project. `after` are the scripts whose nets it starts from, in
+    order: its sample trains theirs first.
+    """
+    name = Path(sys.argv[0]).stem
+    args = _make_parser(doc or '', name, data, weights).parse_args()
+    # The progress line takes the place of Caffe's log lines, which go to a file.
+    logging.getLogger('caffe_port').handlers.clear()
+    with session():
+        choose_device(args.gpu)
+        solve(parallel.first(lambda: _make_job(args, name, data, weights, after)))
+
+
+def _make_parser(
+    doc: str, name: str, data: ModuleType, weights: Sequence[str]
+) -> argparse.ArgumentParser:
+    without = 'Without data and weights it runs a small sample of itself.'
+    parser = make_parser(f'{name}.py', f'{doc}\n{without}')
+    add = parser.add_argument
+    add('gpu', nargs='?', type=int, metavar='GPU', help=GPU_HELP)
+    for place, folder in data.PLACES.items():
+        add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
+    add(
+        '--weights',
+        type=Path,
+        metavar='FILE',
+        nargs=len(weights),
+        help=f'.caffemodel to start from (default: {", ".join(weights)} in the project)',
+    )
+    add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
+    add(
+        '--resume',
+        type=Path,
+        metavar='FILE',
+        help='.solverstate to resume from, or `latest` for the newest whole one of the run',
+    )
+    add(
+        '--keep',
+        type=int,
+        default=0,
+        metavar='N',
+        help='keep only the newest N snapshots and the best one (default: all)',
+    )
+    add(
+        '--skip-bad-images',
+        action='store_true',
+        help='where an image cannot be read, train on the next one; list them at the end',
+    )
+    add(
+        '--output',
+        type=Path,
+        metavar='DIR',
+        help=f'folder for logs and pictures (default: output/{name})',
+    )
+    add(
+        '--snapshot-prefix',
+        type=Path,
+        metavar='PREFIX',
+        help='path and first part of the names of snapshots '
+        '(default: snapshot/train in the output folder)',
+    )
+    return parser
+
+
+def _make_job(
+    args: argparse.Namespace,
+    name: str,
+    data: ModuleType,
+    weights: Sequence[str],
+    after: Sequence[ModuleType],
+) -> Job:
+    if args.iterations is not None and args.iterations < 1:
+        raise CaffeError(f'--iterations {args.iterations}: must be positive')
+    if args.resume not in (None, LATEST) and not args.resume.is_file():
+        raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate or `latest`')
+    if args.keep < 0:
+        raise CaffeError(f'--keep {args.keep}: must not be negative')
+    named = any(getattr(args, each) for each in (*data.PLACES, 'weights'))
+    if args.resume:
+        defaults = [Path('output') / name] + ([] if named else [recipes.folder_of(name)])
+        args.output = _find_run(args.resume, args.output, defaults)
+    if _wants_sample(args, name, data, weights, named):
+        job = _make_sample_job(args, name, data, after)
+    else:
+        job = _make_real_job(args, name, data, weights)
+    job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
+    job.iterations = args.iterations or job.iterations
+    job.skip_bad_images = args.skip_bad_images
+    if parallel.restarted() and snapshots.list_states(job.prefix):
+        job.resume = LATEST
+    return job
+
+
+def _wants_sample(
+    args: argparse.Namespace, name: str, data: ModuleType, weights: Sequence[str], named: bool
+) -> bool:
+    """Say whether the sample is to run: no data, no weights, no other run to resume."""
+    found = any((ROOT / path).exists() for path in (*data.PLACES.values(), *weights))
+    of_sample = recipes.is_in(args.output or recipes.folder_of(name))
+    return not named and not found and (not args.resume or of_sample)
+
+
+def _make_real_job(
+    args: argparse.Namespace, name: str, data: ModuleType, weights: Sequence[str]
+) -> Job:
+    places = {place: getattr(args, place) or ROOT / folder for place, folder in data.PLACES.items()}
+    for place, folder in places.items():
+        if not folder.is_dir():
+            raise CaffeError(f'{folder}: no such folder; {option(place)} says where it is')
+    start = args.weights or [ROOT / path for path in weights]
+    for path in start:
+        if not args.resume and not path.is_file():
+            raise CaffeError(
+                f'{path}: no such file; --weights takes what this experiment starts '
+                'from, see --help'
+            )
+    folder = _make_run_folder(args.output or Path('output') / name, args.resume)
+    net = {place: str(path) for place, path in places.items()}
+    if 'sbdd_dir' in net:  # VOC's own folder has no list of seg11valid: it follows from SBD's
+        net['seg11valid_from'] = net['sbdd_dir']
+    for remark in getattr(data, 'remarks', lambda **_: ())(**places):
+        print(f'Note: {remark}', file=sys.stderr)
+    return Job(name, folder, start, args.resume, net)
+
+
+def _make_sample_job(
+    args: argparse.Namespace, name: str, data: ModuleType, after: Sequence[ModuleType]
+) -> Job:
+    print(
+        f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
+        'spot.\nThe real experiment needs '
+        f'{", ".join(map(option, data.PLACES))} and --weights; see --help.'
+    )
+    folder = _make_run_folder(args.output or recipes.folder_of(name), args.resume)
+    print(f'Output folder: {folder}', flush=True)
+    sample = recipes.prepare(name, folder, after, start=not args.resume)
+    return Job(name, folder, resume=args.resume, **sample)
+
+
+def _find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Path:
+    """Return the folder of the run to resume: `output`, the state's own, or the last one used."""
+    if output:
+        if resume == LATEST and not output.is_dir():
+            raise CaffeError(f'{output}: no such folder, so there is nothing to resume')
+        return output
+    if resume != LATEST:
+        folder = resume.parent.parent
+        if not (folder / log.NAME).is_file():
+            raise CaffeError(
+                f'{resume}: not in the folder of a run; --output names the folder to go on in'
+            )
+        return folder
+    folders = [
+        folder
+        for default in defaults
+        for folder in [default, *default.parent.glob(f'{default.name}-[0-9]*')]
+    ]
+    used = {path.stat().st_mtime: folder for folder in folders for path in log.find(folder)}
+    if not used:
+        raise CaffeError(
+            f'{" and ".join(map(str, defaults))}: no run there to resume; --output '
+            'names another folder'
+        )
+    return used[max(used)]
+
+
+def _make_run_folder(folder: Path, resume: Path | None) -> Path:
+    """Make the output folder, with another number behind its name where a run has left its log."""
+    chosen, number = folder, 2
+    while not resume and not _is_of_this_torchrun(chosen) and log.find(chosen):
+        chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
+    make_folder(chosen)
+    if run_id := parallel.run_id():
+        (chosen / MARK).write_text(run_id)
+    return chosen
+
+
+def _is_of_this_torchrun(folder: Path) -> bool:
+    mark = folder / MARK
+    return mark.is_file() and mark.read_text() == parallel.run_id()

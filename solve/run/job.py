@@ -1,0 +1,226 @@
+"""A job: one run of an experiment, from its solver to its pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+import caffe_port as caffe
+from caffe_port import parallel
+from caffe_port.errors import CaffeError, WriteError, make_folder
+from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
+from caffe_port.solving import resume
+from solve.run import log, pictures, snapshots, symptoms, watch
+from solve.run.counting import find_data_layers, find_tasks, predict
+from solve.run.loading import load_start, read_net
+from solve.run.metrics import Scores, format_table
+
+LOG = logging.getLogger('caffe_port')
+# As a file to resume from: the run's own newest whole snapshot.
+LATEST = Path('latest')
+PANEL_ROWS = 5
+
+
+@dataclass
+class Job:
+    """One run of an experiment: its files, and what differs from the published constants.
+
+    `images` are the ids that the test net's data layer feeds, in its order. Deviates: the
+    release reads VOC's from data/segvalid11.txt, which is not the list's name or place,
+    and scores NYUDv2 on an undefined `val`.
+    """
+
+    name: str
+    folder: Path  # where snapshots, logs and pictures go
+    weights: list[Path]  # to start from, usually one
+    resume: Path | None = None  # a solver state, or LATEST
+    net: dict[str, Any] = field(default_factory=dict)  # arguments of fcn()
+    constants: dict[str, Any] = field(default_factory=dict)  # solver constants to replace
+    iterations: int | None = None  # in all, if not as published
+    step: int | None = None  # between scorings, if not as published
+    prefix: Path = Path()  # of snapshots, by default snapshot/train in the folder
+    keep: int = 0  # snapshots to keep besides the best, 0 for all
+    skip_bad_images: bool = False  # train on the next image where one cannot be read
+    images: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.prefix == Path():
+            self.prefix = self.folder / 'snapshot' / 'train'
+
+    def make_solver(
+        self, constants: dict[str, Any], fcn: Callable[..., NetParameter], train: str, test: str
+    ) -> caffe.SGDSolver:
+        """Make the solver, its nets by fcn(split), and log to the run's folder; collective.
+
+        Raises CaffeError where a job that resumes nothing finds another run's snapshots.
+        """
+        if not self.resume and parallel.first(lambda: snapshots.list_states(self.prefix)):
+            raise CaffeError(
+                f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
+                'goes on with it, --snapshot-prefix names another place'
+            )
+        param = SolverParameter(**{**constants, **self.constants})
+        param.ClearField('test_net')
+        param.ClearField('train_net')
+        param.train_net_param.CopyFrom(fcn(train, **self.net))
+        param.test_net_param.add().CopyFrom(fcn(test, **self.net))
+        param.snapshot_prefix = str(self.prefix)
+        if self.iterations:
+            param.max_iter = self.iterations
+        make_folder(self.prefix.parent)
+        snapshots.sweep(self.prefix)
+        solver = caffe.SGDSolver(param)
+        find_data_layers(solver.net)[0].skip_bad = self.skip_bad_images
+        self.images = find_data_layers(solver.test_nets[0])[0].ids
+        watch.log_to(self.folder)
+        return solver
+
+    def restore(self, solver: caffe.SGDSolver) -> bool:
+        """Restore the snapshot to resume and return True; return False if the job has none."""
+        if not self.resume:
+            return False
+        state = self.resume
+        if state == LATEST:
+            state = parallel.first(lambda: snapshots.find_latest(self.prefix))
+        print(f'Resuming from {state}', flush=True)
+        solver.restore(state)
+        if not resume.beside(state).exists():
+            watch.warn(
+                f'{resume.beside(state).name} is missing: data order and random '
+                'streams start anew, as in Caffe'
+            )
+        for path in parallel.first(lambda: snapshots.set_aside(self.prefix, solver.iter)):
+            watch.warn(f'a snapshot beyond iteration {solver.iter} is now {path}')
+        return True
+
+    def load_weights(self, net: caffe.Net, *suffixes: str) -> None:
+        """Load the weights to start from, or transplant them where shapes differ.
+
+        With suffixes, the layers of each file go to the layers with its suffix behind their names.
+        """
+        for path, suffix in zip(self.weights, suffixes or ['']):
+            load_start(net, path, suffix)
+
+    def read_weights(self) -> SimpleNamespace:
+        """Read the weights to start from as surgery sees a net: `params`, blobs by layer."""
+        return read_net(self.weights[0])
+
+    @contextmanager
+    def watch(self, solver: caffe.SGDSolver, rounds: int, step: int) -> Iterator[list[int]]:
+        """Watch the run (see Watch); yield the iterations before each scoring still to come.
+
+        As published they are `rounds` times `step`. The first is 0 where the run was
+        stopped after the snapshot of an iteration and before its scores were recorded.
+        """
+        end = self.iterations or self.constants.get('max_iter') or rounds * step
+        step, start = self.step or step, solver.iter
+        stops = [*range((start // step + 1) * step, end, step), end]
+        left = [b - a for a, b in zip([start, *stops], stops) if b > a]
+        unscored = start in (end, *range(step, end, step)) and solver.notes.get('scored') != start
+        with watch.Watch(solver, self.folder, stops):
+            yield [0] * unscored + left
+
+    def record(
+        self,
+        solver: caffe.SGDSolver,
+        scores: Scores,
+        classes: Sequence[str],
+        **others: tuple[Scores, Sequence[str]],
+    ) -> None:
+        """Print the scores per class, warn if they are at chance, and log them; collective.
+
+        `others` are the scores and classes of a net's further tasks, by name. The first
+        task's mean IU decides which iteration is the best. The snapshot of this iteration
+        remembers that, and that it is scored.
+        """
+        print(format_table(scores, classes), flush=True)
+        best = solver.notes.get('best')
+        if best is None or scores.mean_iu > best['mean_iu']:
+            solver.notes['best'] = {'iteration': solver.iter, 'mean_iu': scores.mean_iu}
+        solver.notes['scored'] = solver.iter
+        remembered = resume.collect(solver)
+        if caffe.solver_rank():
+            return
+        if warning := symptoms.warn_accuracy_at_chance(scores):
+            watch.warn(warning)
+        line = _name_for_log(scores)
+        for name, (other, names) in others.items():
+            print(format_table(other, names), flush=True)
+            line |= {f'{name}_{key}': value for key, value in _name_for_log(other).items()}
+        log.append(self.folder, solver.iter, **line)
+        state = snapshots.list_states(self.prefix).get(solver.iter)
+        try:
+            if state:  # there is none where the disk was full
+                resume.save(resume.beside(state), remembered)
+        except WriteError as error:
+            LOG.error('scores of iteration %d are not in its snapshot: %s', solver.iter, error)
+
+    def prune(self, solver: caffe.SGDSolver) -> None:
+        """Delete all snapshots but the newest and the best one, if --keep says how many."""
+        if self.keep and not caffe.solver_rank():
+            snapshots.prune(self.prefix, self.keep, solver.notes['best']['iteration'])
+
+    def finish(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
+        """Draw the learning curve and a panel of predictions, and print where all is; collective.
+
+        `means` are the blobs with the pictures, by name, and what was subtracted from them.
+
+        Raises WriteError where the last snapshot was refused and is refused once more.
+        """
+        if parallel.first(lambda: solver.iter not in snapshots.list_states(self.prefix)):
+            solver.snapshot()
+        skipped: dict[str, str] = {}
+        for of_rank in parallel.gather(find_data_layers(solver.net)[0].skipped):
+            skipped.update(of_rank)
+        if skipped:
+            print(f'{len(skipped)} images were skipped:', *skipped.values(), sep='\n  ')
+        parallel.first(lambda: self._draw(solver, means))
+
+    def _draw(self, solver: caffe.SGDSolver, means: Mapping[str, Sequence[float]]) -> None:
+        net = solver.test_nets[0]
+        net.share_with(solver.net)  # as nothing may have been scored
+        try:
+            pictures.draw_curve([self.folder], self.folder / 'curve.png')
+            pictures.draw_panel(*show_images(net, means), self.folder / 'panel.png')
+        except CaffeError as error:  # the run is done, and saved
+            watch.warn(str(error))
+        print(
+            f'Snapshots: {self.prefix}_iter_*; '
+            f'learning curve and panel: {self.folder}/curve.png, panel.png'
+        )
+
+
+def _name_for_log(scores: Scores) -> dict[str, float]:
+    """Return the numbers that are printed; the loss is `test_loss` beside the training's."""
+    line = scores.printed()
+    return {'test_loss': line.pop('loss'), **line}
+
+
+def show_images(
+    net: caffe.Net, means: Mapping[str, Sequence[float]]
+) -> tuple[list[str], list[list[np.ndarray]]]:
+    """Run a test net on its next PANEL_ROWS images; return titles and a row of pictures for each.
+
+    A row has what is in the blobs of `means`, the mean added, then the labels and
+    predictions that each loss of the net compares.
+    """
+    tasks = find_tasks(net)
+    titles = [*means] + [title for task in tasks for title in (task.gt, f'{task.gt}, predicted')]
+    rows = []
+    for _ in range(PANEL_ROWS):
+        with torch.no_grad():
+            net.forward()
+        row = [pictures.to_picture(net.blobs[name].data[0], mean) for name, mean in means.items()]
+        for task in tasks:
+            row.append(pictures.colour_labels(net.blobs[task.gt].data[0, 0]))
+            row.append(pictures.colour_labels(predict(net, task.layer)))
+        rows.append(row)
+    return titles, rows

@@ -1,0 +1,68 @@
+"""Weights from a file into a net: what fits, to start from, or every one, to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import surgery
+from caffe_port import Net
+from caffe_port.errors import CaffeError
+from caffe_port.files import caffemodel
+from caffe_port.files.stored import StoredLayer
+from caffe_port.files.weights import fit
+
+
+def read_net(path: Path) -> SimpleNamespace:
+    """Read a weight file as surgery sees a net: `params`, blobs by layer."""
+    return SimpleNamespace(
+        params={layer.name: layer.blobs for layer in caffemodel.read(path) if layer.blobs}
+    )
+
+
+def load_start(net: Net, path: Path, suffix: str = '') -> None:
+    """Copy weights from a file that fits, or transplant them from a classifier's.
+
+    Fully connected layers of the classifier become convolutions (fc6 4096 x 25088
+    to 4096 x 512 x 7 x 7); layers that the net does not have are dropped. The net's
+    layers have the file's names with `suffix` behind them.
+
+    Raises CaffeError if the file has no layer of the net, or one of another count.
+    """
+    source = read_net(path)
+    known = [name for name in source.params if name + suffix in net.params]
+    if not known:
+        raise CaffeError(
+            f'{path}: no layer of this net in it; it has '
+            + (', '.join(source.params) or 'no weights at all')
+        )
+    fits = not suffix and all(
+        tuple(stored.shape) == blob.shape
+        for name in known
+        for stored, blob in zip(source.params[name], net.params[name])
+    )
+    if fits:
+        net.copy_from(path)
+        return
+    try:
+        surgery.transplant(net, source, suffix)
+    except CaffeError as error:
+        raise CaffeError(f'{path}: {error}') from error
+
+
+def load_all(net: Net, path: Path, layers: Sequence[StoredLayer]) -> None:
+    """Load every weight of `net` from the layers of the file `path`.
+
+    Raises CaffeError if the file lacks a layer of the net, or has one of another shape.
+    """
+    found = fit(layers, net.layer_dict)
+    wrong = found.missing + found.mismatched
+    if wrong:
+        raise CaffeError(
+            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
+            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
+        )
+    for layer in found.layers:
+        for stored, blob in zip(layer.blobs, net.params[layer.name]):
+            blob.load(stored)
