@@ -113,7 +113,8 @@ class _Recurrent(Op, abstract=True):
     states: tuple[str, ...]
     forceable = (True, False, True)
 
-    def _read_settings(self, x: Shape, cont: Shape, *others: Shape) -> None:
+    def _read_settings(self, x: Shape, others: tuple[Shape, ...]) -> list[int]:
+        """Read the parameter, and return how many values x and the static input have."""
         p = self.param.recurrent_param
         exposed = len(self.states) if p.expose_hidden else 0
         self.size, self.exposed = p.num_output, exposed > 0
@@ -128,25 +129,28 @@ class _Recurrent(Op, abstract=True):
             len(x) >= 3 and x[0] > 0, f'x {x} must have 3 axes or more: steps, streams, values'
         )
         self.hidden: list[Tensor] = []
+        return [math.prod(x[2:]), *(math.prod(shape[1:]) for shape in others[: self.has_static])]
 
-    def _add_inputs(self, x: Shape, others: tuple[Shape, ...], names: str, outputs: int) -> None:
-        """Add the blobs that multiply x and the static input: W, b, W_static."""
+    def _add_blobs(self, inputs: list[int], outputs: int, *others: tuple[int, ...]) -> None:
+        """Add the blobs that multiply x and the static input, W, b, W_static, and others."""
         p = self.param.recurrent_param
-        weight, bias = names.split()
-        self.add_blob(weight, (outputs, math.prod(x[2:])), p.weight_filler)
-        self.add_blob(bias, (outputs,), p.bias_filler)
-        if self.has_static:
-            self.add_blob(f'{weight}_static', (outputs, math.prod(others[0][1:])), p.weight_filler)
+        shapes = [(outputs, inputs[0]), (outputs,), *((outputs, n) for n in inputs[1:]), *others]
+        for i, shape in enumerate(shapes):
+            filler = p.weight_filler if len(shape) == 2 else p.bias_filler
+            self.add_blob(('weight', 'bias')[i] if i < 2 else str(i), shape, filler)
+
+    def _blobs(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self.blob_names]
 
     def _inputs(self, x: Tensor, cont: Tensor, others: tuple[Tensor, ...]) -> Tensor:
         """Return what x and the static input add at every step, in one matrix product."""
         self.require(
             cont.shape == x.shape[:2], f'cont {tuple(cont.shape)}, expected {tuple(x.shape[:2])}'
         )
-        weight, bias, *static = (getattr(self, name) for name in self.blob_names[:3])
+        weight, bias, static, *_ = self._blobs()
         total = F.linear(self._rows(x, 1, x, weight), weight, bias)
         if self.has_static:
-            total = total + F.linear(self._rows(others[0], 0, x, static[0]), static[0])
+            total = total + F.linear(self._rows(others[0], 0, x, static), static)
         return total
 
     def _rows(self, bottom: Tensor, axis: int, x: Tensor, weight: Tensor) -> Tensor:
@@ -232,23 +236,22 @@ class _Recurrent(Op, abstract=True):
 class LSTM(_Recurrent):
     """Run a long short-term memory over sequences, as lstm_layer.cpp.
 
-    With D = num_output the blobs are W_xc (4 D x values of x), b_c (4 D), W_xc_static for a
-    static input, and W_hc (4 D x D); gates are in the order i, f, o, g. States: h, c.
+    With D = num_output the blobs are W_xc (4 D x values of x), b_c (4 D), W_xc_static if there
+    is a static input, and W_hc (4 D x D); gates are in the order i, f, o, g. States: h, c.
     """
 
     bottoms, tops = (2, 5), (1, 3)
     states = ('h_0', 'c_0')
 
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
-        self._read_settings(x, cont, *others)
-        self._add_inputs(x, others, 'W_xc b_c', 4 * self.size)
-        self.add_blob('W_hc', (4 * self.size, self.size), self.param.recurrent_param.weight_filler)
+        inputs, size = self._read_settings(x, others), self.size
+        self._add_blobs(inputs, 4 * size, (4 * size, size))
 
     def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         inputs = self._inputs(x, cont, others)
         h, c = self._first_states(x, others[self.has_static :])
         outputs = []
-        for gates_after, going_on in self._steps(inputs, self.W_hc, cont):
+        for gates_after, going_on in self._steps(inputs, self._blobs()[-1], cont):
             c, h = _Cell.apply(c, gates_after(h), going_on)
             outputs.append(h)
         return self._tops(torch.stack(outputs), x, [h, c])
@@ -258,26 +261,23 @@ class RNN(_Recurrent):
     """Run a simple recurrent net over sequences, as rnn_layer.cpp.
 
     h = tanh(W_hh h + W_xh x + b_h) and the top o = tanh(W_ho h + b_o). The blobs are W_xh,
-    b_h, W_xh_static for a static input, W_hh, W_ho and b_o. State: h.
+    b_h, W_xh_static if there is a static input, W_hh, W_ho and b_o. State: h.
     """
 
     bottoms, tops = (2, 4), (1, 2)
     states = ('h_0',)
 
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
-        self._read_settings(x, cont, *others)
-        p, size = self.param.recurrent_param, self.size
-        self._add_inputs(x, others, 'W_xh b_h', size)
-        self.add_blob('W_hh', (size, size), p.weight_filler)
-        self.add_blob('W_ho', (size, size), p.weight_filler)
-        self.add_blob('b_o', (size,), p.bias_filler)
+        inputs, size = self._read_settings(x, others), self.size
+        self._add_blobs(inputs, size, (size, size), (size, size), (size,))
 
     def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         inputs = self._inputs(x, cont, others)
         (h,) = self._first_states(x, others[self.has_static :])
+        *_, weight, of_top, bias = self._blobs()
         states = []
-        for sum_after, _ in self._steps(inputs, self.W_hh, cont):
+        for sum_after, _ in self._steps(inputs, weight, cont):
             h = sum_after(h).tanh()
             states.append(h)
-        top = F.linear(torch.stack(states), self.W_ho, self.b_o).tanh()
+        top = F.linear(torch.stack(states), of_top, bias).tanh()
         return self._tops(top, x, [h])

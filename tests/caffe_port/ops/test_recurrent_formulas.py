@@ -232,12 +232,10 @@ def test_x_of_other_values_than_the_weight_has_is_refused():
         step(net, draw(STEPS, STREAMS, 5), CONT)
 
 
-def test_blobs_are_in_caffes_order_under_caffes_names():
-    for type_, names in (
-        ('LSTM', 'W_xc b_c W_xc_static W_hc'),
-        ('RNN', 'W_xh b_h W_xh_static W_hh W_ho b_o'),
-    ):
+def test_blobs_are_in_caffes_order():
+    for type_, count in (('LSTM', 4), ('RNN', 6)):
         net = layer_net(type_, PLAIN, [X, CONT, STATIC])
-        assert list(net.module.state_dict()) == [f'layer.{name}' for name in names.split()]
+        names = ['weight', 'bias', '2', '3', '4', '5'][:count]
+        assert list(net.module.state_dict()) == [f'layer.{name}' for name in names]
         shapes = [values.shape for values in params_of(type_, static=True)]
         assert [blob.shape for blob in net.params['layer']] == shapes
