@@ -333,7 +333,10 @@ class SGDSolver:
                 found.resume_file.name,
             )
         else:
-            self.check_notes(found.kept['notes'])
+            try:
+                self.check_notes(found.kept['notes'])
+            except CaffeError as error:
+                raise CaffeError(f'{found.resume_file}: {error}') from error
             resume.apply(found.kept, self, found.resume_file)
         if found.model is not None:
             try:

@@ -77,6 +77,7 @@ class Job:
         if state == LATEST:
             state = parallel.first(lambda: snapshots.latest(self.prefix))
         print(f'Going on from {state}', flush=True)
+        solver.check_notes = _check_notes
         solver.restore(state)
         if not resume.beside(state).exists():
             self._watch.warn(
@@ -175,6 +176,21 @@ def _measured(scores: counting.Scores) -> dict[str, float]:
         mean_iu=scores.mean_iu,
         fwavacc=scores.fwavacc,
     )
+
+
+def _check_notes(notes: dict) -> None:
+    """Raise CaffeError unless `scored` and `best`, if there, are as `scored` leaves them."""
+    best = notes.get('best', {'iteration': 0, 'mean_iu': 0.0})
+    if type(notes.get('scored', 0)) is not int:
+        raise CaffeError(f'notes of the snapshot: scored is {notes["scored"]!r:.40}, no iteration')
+    if not (
+        isinstance(best, dict)
+        and type(best.get('iteration')) is int
+        and type(best.get('mean_iu')) in (int, float)
+    ):
+        raise CaffeError(
+            f'notes of the snapshot: best is {best!r:.80}, expected iteration and mean_iu'
+        )
 
 
 def ids(net: caffe.Net) -> list[str]:

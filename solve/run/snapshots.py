@@ -35,7 +35,10 @@ def latest(prefix: Path) -> Path:
     for iteration, state in reversed(states(prefix).items()):
         try:
             caffemodel.read(model_of(state))
-            resume.load(resume.beside(state), caffemodel.read_state(state).iter)
+            kept = resume.load(beside := resume.beside(state), caffemodel.read_state(state).iter)
+            if kept is not None:
+                resume.check_file(kept, beside, 'caffemodel', model_of(state))
+                resume.check_file(kept, beside, 'solverstate', state)
             return state
         except CaffeError as error:
             broken.append(str(error))
