@@ -3,9 +3,10 @@
 import logging
 import sys
 
-from caffe_port import coord_map, ops, proto
+from caffe_port import coord_map, draw, ops, proto
 from caffe_port import pyio as io
 from caffe_port.blob import Blob
+from caffe_port.classifier import Classifier, Detector
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu
 from caffe_port.net import Net
@@ -33,6 +34,8 @@ def layer_type_list() -> list[str]:
 __all__ = [
     'Blob',
     'CaffeError',
+    'Classifier',
+    'Detector',
     'Layer',
     'Net',
     'NetSpec',
@@ -40,6 +43,7 @@ __all__ = [
     'TEST',
     'TRAIN',
     'coord_map',
+    'draw',
     'get_solver',
     'io',
     'layer_type_list',

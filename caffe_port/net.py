@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from caffe_port import debug, mode, prototxt
+from caffe_port import batches, debug, mode, prototxt
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
@@ -237,6 +237,9 @@ class Net:
         edges = [get_gradient_edge(top) if top.requires_grad else None for top in tops]
         self._tape[i] = _Step(leaves, edges)
         return tops
+
+    forward_all = batches.forward_all
+    forward_backward_all = batches.forward_backward_all
 
     # Backward.
 
