@@ -154,7 +154,7 @@ class Detector(_ImageNet):
         ]
 
     def crop(self, im: np.ndarray, window: np.ndarray) -> np.ndarray:
-        """Cut a window (ymin, xmin, ymax, xmax) from an image, with its context, to the input size."""
+        """Cut a window (ymin, xmin, ymax, xmax) with its context, resized to the input."""
         top, left, bottom, right = (int(round(float(edge))) for edge in window)
         size = self.blobs[self.inputs[0]].shape[2:]
         if not self.context_pad:

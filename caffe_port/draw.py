@@ -77,7 +77,7 @@ def get_pydot_graph(
         raise CaffeError(f'rankdir {rankdir!r}: expected one of {", ".join(RANKDIRS)}')
     graph = Graph(caffe_net.name, rankdir)
     for layer in caffe_net.layer:
-        if phase is not None and not included(layer, NetState(phase=phase)):
+        if phase is not None and not included(layer, _state(phase)):
             continue
         in_place = len(layer.bottom) == len(layer.top) == 1 and layer.bottom == layer.top
         color = NEURON if in_place else COLORS.get(layer.type, LAYER)
@@ -128,6 +128,12 @@ def draw_net_to_file(
     drawing = draw_net(caffe_net, rankdir, ext, phase, display_lrm)
     with replacing(filename) as temporary:
         temporary.write_bytes(drawing)
+
+
+def _state(phase: int) -> NetState:
+    state = NetState()
+    state.phase = phase  # type: ignore[assignment]  # the stub asks for the enum's own type
+    return state
 
 
 def _label(layer: LayerParameter, rankdir: str, display_lrm: bool) -> str:
@@ -218,8 +224,8 @@ def _drawn_by_matplotlib(graph: Graph, ext: str) -> bytes:
             places[start],
             arrowprops=dict(arrowstyle='->', color='#606060', shrinkA=14, shrinkB=14),
         )
-        middle = [(a + b) / 2 for a, b in zip(places[start], places[end])]
-        axes.text(*middle, label, fontsize=7, color='#606060')
+        (x0, y0), (x1, y1) = places[start], places[end]
+        axes.text((x0 + x1) / 2, (y0 + y1) / 2, label, fontsize=7, color='#606060')
     for key, node in graph.nodes.items():
         style = 'square' if node.shape == 'record' else 'round'
         axes.text(
