@@ -49,5 +49,5 @@ class GlogFile(logging.FileHandler):
     def __init__(self, path: str | os.PathLike):
         super().__init__(path, encoding='utf-8')
         self.setFormatter(GlogFormatter())
-        if not self.stream.tell():
+        if self.stream and not self.stream.tell():
             self.stream.write(header())

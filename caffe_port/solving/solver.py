@@ -412,6 +412,6 @@ class SGDSolver:
         LOG.info('Restored iteration %d from %s', self.iter, path)
 
 
-def get_solver(solver: str | os.PathLike) -> SGDSolver:
+def get_solver(solver: str | os.PathLike | SolverParameter) -> SGDSolver:
     """The solver that a solver prototxt asks for."""
     return SGDSolver(solver)

@@ -133,9 +133,9 @@ def time(flags: dict[str, Any]) -> None:
     for iteration in range(iterations):
         started = _now()
         for i in range(last + 1):
-            forward[i] += _milliseconds(lambda i=i: net.forward_range(i, i))
+            forward[i] += _milliseconds(net.forward_range, i, i)
         for i in reversed(range(last + 1)):
-            backward[i] += _milliseconds(lambda i=i: net.backward_range(i, i))
+            backward[i] += _milliseconds(net.backward_range, i, i)
         LOG.info('Iteration: %d forward-backward time: %.6g ms.', iteration + 1, _now() - started)
     LOG.info('Average time per layer: ')
     for i, name in enumerate(net._layer_names):
@@ -231,7 +231,7 @@ def _start_processes(gpus: Sequence[int]) -> None:
 
 @contextmanager
 def _signals(flags: dict[str, Any]):
-    """Let SIGINT and SIGHUP have the effects asked for; yields what a solver asks each iteration."""
+    """Let SIGINT and SIGHUP have the effects asked for; yield what a solver is to ask."""
     asked: list[str | None] = []
     before = {}
     for number, name in ((signal.SIGINT, 'sigint_effect'), (signal.SIGHUP, 'sighup_effect')):
@@ -253,7 +253,7 @@ def _now() -> float:
     return clock.perf_counter() * 1000
 
 
-def _milliseconds(run: Callable[[], None]) -> float:
+def _milliseconds(run: Callable[..., None], *arguments: int) -> float:
     started = _now()
-    run()
+    run(*arguments)
     return _now() - started
