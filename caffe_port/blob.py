@@ -45,6 +45,10 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
     return shape
 
 
+def _nothing() -> None:
+    return None
+
+
 class _Store:
     """A tensor and the host array that users get for it.
 
@@ -65,7 +69,7 @@ class _Store:
         return _Store, (self.current(),)
 
     def forget_array(self) -> None:
-        self._array: Callable[[], np.ndarray | None] = lambda: None  # a weak reference
+        self._array: Callable[[], np.ndarray | None] = _nothing  # or a weak reference
         self._unsent: np.ndarray | None = None
 
     def array(self) -> np.ndarray:

@@ -187,18 +187,20 @@ class Net:
         self.follow_device()
         if first == 0:
             self._tape.clear()
-        for i in range(first, len(self._nodes) if last is None else last + 1):
-            node = self._nodes[i]
-            if node.type != 'Input':
-                self._run(i, node)
-            if self.debug_info:
-                debug.log_forward(node, self.blobs)
+        recording = torch.is_grad_enabled()
+        with torch.no_grad():
+            for i in range(first, len(self._nodes) if last is None else last + 1):
+                node = self._nodes[i]
+                if node.type != 'Input':
+                    self._run(i, node, recording)
+                if self.debug_info:
+                    debug.log_forward(node, self.blobs)
         self._seed_losses()
 
-    def _run(self, i: int, node: Node) -> None:
+    def _run(self, i: int, node: Node, recording: bool) -> None:
         self._tape.pop(i, None)
         bottoms = [self.blobs[name].tensor for name in node.bottoms]
-        if node.need_backward and torch.is_grad_enabled():
+        if recording and node.need_backward:
             # What an in-place layer read must outlive what is written over it.
             read = [
                 bottom.clone() if name in node.tops and self.blobs[name].is_shown() else bottom
@@ -206,11 +208,12 @@ class Net:
             ]
             tops, self._tape[i] = tape.record(node, read, node.run)
         else:
-            with torch.no_grad():
-                tops = node.run(*bottoms)
+            tops = node.run(*bottoms)
         for name, top in zip(node.tops, tops):
-            if name not in node.bottoms and top.is_contiguous():
-                top = tape.apart(top, (*bottoms, *node.op.blobs()))
+            if name not in node.bottoms:
+                start = top.data_ptr()
+                if any(0 <= start - x.data_ptr() < x.nbytes for x in bottoms or node.op.blobs()):
+                    top = top.clone()  # each blob has memory of its own
             self.blobs[name].tensor = top.detach()
 
     forward_all = batches.forward_all

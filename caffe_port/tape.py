@@ -61,14 +61,14 @@ def gradients(
     for leaf in leaves:
         grad = next(found) if leaf.requires_grad else None
         if grad is not None:
-            grad = apart(grad, owned)
+            grad = _apart(grad, owned)
             owned.append(grad)
         grads.append(grad)
     count = len(step.bottoms)
     return grads[:count], grads[count:]
 
 
-def apart(tensor: Tensor, others: Iterable[Tensor]) -> Tensor:
+def _apart(tensor: Tensor, others: Iterable[Tensor]) -> Tensor:
     """Return `tensor`, or a copy of it if it uses the memory of one of `others`."""
     memory = tensor.untyped_storage().data_ptr()
     if any(memory == other.untyped_storage().data_ptr() for other in others):
