@@ -3,9 +3,10 @@
 import logging
 import sys
 
-from caffe_port import coord_map, ops, proto
+from caffe_port import coord_map, draw, ops, proto
 from caffe_port import pyio as io
 from caffe_port.blob import Blob
+from caffe_port.classifier import Classifier, Detector
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu
 from caffe_port.nccl import NCCL, has_nccl
@@ -46,6 +47,8 @@ __all__ = [
     'AdamSolver',
     'Blob',
     'CaffeError',
+    'Classifier',
+    'Detector',
     'Layer',
     'Net',
     'NesterovSolver',
@@ -57,6 +60,7 @@ __all__ = [
     'TRAIN',
     '__version__',
     'coord_map',
+    'draw',
     'get_solver',
     'has_nccl',
     'io',

@@ -13,13 +13,13 @@ _gpu_id = 0
 
 
 def set_mode_cpu() -> None:
-    """Let nets compute on the CPU (where a process starts)."""
+    """Compute nets on the CPU, as a process does at first."""
     global _gpu
     _gpu = False
 
 
 def set_mode_gpu() -> None:
-    """Let nets compute on the GPU chosen by set_device (0 until told otherwise).
+    """Compute nets on the GPU that set_device has chosen, 0 by default.
 
     Raises CaffeError where PyTorch finds no GPU.
     """
@@ -45,5 +45,5 @@ def set_device(gpu_id: int) -> None:
 
 
 def device() -> torch.device:
-    """The device on which nets compute now."""
+    """Return the device on which nets compute now."""
     return torch.device('cuda', _gpu_id) if _gpu else torch.device('cpu')

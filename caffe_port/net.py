@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import debug, mode, prototxt, tape
+from caffe_port import batches, debug, mode, prototxt, tape
 from caffe_port.blob import Blob, ParamBlob, shape_text
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5
@@ -212,6 +212,9 @@ class Net:
             if name not in node.bottoms and top.is_contiguous():
                 top = tape.apart(top, (*bottoms, *node.op.blobs()))
             self.blobs[name].tensor = top.detach()
+
+    forward_all = batches.forward_all
+    forward_backward_all = batches.forward_backward_all
 
     # Backward.
 

@@ -126,8 +126,8 @@ def measure_memory(path: str) -> None:
     print(after - before, peak() - after)
 
 
-def time_files(path: str, raw: str, rounds: int) -> dict[str, list[float]]:
-    """Write a file of random values at `path`, and time reading and writing it and plain bytes."""
+def measure_times(path: str, raw: str, rounds: int) -> dict[str, float]:
+    """Write the net to `path`, and return the median seconds of each way to read and write."""
     arrays = empty()
     values = np.random.default_rng(0)
     for blobs in arrays.values():
@@ -135,20 +135,16 @@ def time_files(path: str, raw: str, rounds: int) -> dict[str, list[float]]:
             array[...] = values.random(array.shape, np.float32)
     caffemodel.write(path, net(), arrays)
     block = np.fromfile(path, np.uint8)
-    return measure(
-        rounds,
-        {
-            'read': lambda: read_into(path, arrays),
-            'read, new arrays': lambda: read_new(path),
-            'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
-        },
-    ) | measure(
-        rounds,
-        {
-            'write': lambda: caffemodel.write(path, net(), arrays),
-            'tofile and fsync': lambda: write_raw(raw, block),
-        },
-    )
+    reading: dict[str, Callable[[], object]] = {
+        'read': lambda: read_into(path, arrays),
+        'read, new arrays': lambda: read_new(path),
+        'numpy.fromfile': lambda: np.fromfile(path, np.uint8),
+    }
+    writing: dict[str, Callable[[], object]] = {
+        'write': lambda: caffemodel.write(path, net(), arrays),
+        'tofile and fsync': lambda: write_raw(raw, block),
+    }
+    return measure(rounds, reading) | measure(rounds, writing)
 
 
 def main() -> None:
@@ -162,7 +158,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path, raw = os.path.join(folder, 'fcn.caffemodel'), os.path.join(folder, 'raw')
-        times = time_files(path, raw, options.rounds)
+        times = measure_times(path, raw, options.rounds)
         size = os.path.getsize(path)
         output = subprocess.run(
             [sys.executable, __file__, '--memory-of', path],

@@ -29,18 +29,11 @@ from caffe_port.files.stored import StoredBlob, refused, writing
 # A tensor takes some 40 opcodes; the deepest nets published have 10,000.
 MAX_STEPS = 1 << 19
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens a file of before PyTorch 1.6
-_FLOATS = ('Half', 'BFloat16', 'Float', 'Double')
-_DTYPES: dict[str, np.dtype] = {
+_FLOATS: dict[str, np.dtype] = {
     'Half': np.dtype('<f2'),
     'BFloat16': np.dtype('<u2'),  # the upper half of a float32
     'Float': np.dtype('<f4'),
     'Double': np.dtype('<f8'),
-    'Byte': np.dtype('u1'),
-    'Char': np.dtype('i1'),
-    'Bool': np.dtype('?'),
-    'Short': np.dtype('<i2'),
-    'Int': np.dtype('<i4'),
-    'Long': np.dtype('<i8'),
 }
 _TENSOR = ('torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor')
 _PARAMETER, _DICT = 'torch._utils._rebuild_parameter', 'collections.OrderedDict'
@@ -125,13 +118,15 @@ Places = Callable[[_Storage], tuple[int, int]]  # where a storage begins, and it
 def _zipped(source: wire.Source) -> tuple[Any, Places]:
     """Read an archive: its directory, then data.pkl."""
     members = {info.filename: info for info in archive(source.path).infolist()}
-    (pickle,) = [name for name in members if re.fullmatch(r'[^/]*/data\.pkl', name)]
-    prefix = pickle.removesuffix('data.pkl')
+    pickles = [name for name in members if re.fullmatch(r'[^/]*/data\.pkl', name)]
+    if len(pickles) != 1:
+        raise ValueError('an archive without a data.pkl, or with two')
+    prefix = pickles[0].removesuffix('data.pkl')
 
     def span(name: str) -> tuple[int, int]:
-        info = members[prefix + name]
-        if info.compress_type:
-            raise ValueError(f'{name} is compressed')
+        info = members.get(prefix + name)
+        if info is None or info.compress_type:
+            raise ValueError(f'{name} is missing or compressed')
         header = source.read(info.header_offset, info.header_offset + 30)
         extra = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:], 'little')
         return info.header_offset + 30 + extra, info.file_size
@@ -158,7 +153,7 @@ def _flat(source: wire.Source) -> tuple[Any, Places]:
     for key in keys:
         if type(key) is not str:
             raise ValueError('a key that is no string')
-        size = storages[key].size * _DTYPES[storages[key].kind].itemsize
+        size = storages[key].size * _FLOATS[storages[key].kind].itemsize
         if int.from_bytes(source.read(at, at + 8), 'little') != storages[key].size:
             raise ValueError(f'expected {storages[key].size} values at byte {at}')
         places[key] = at + 8, size
@@ -242,11 +237,13 @@ def _name(text: str) -> _Name:
     )
 
 
-def _storage(tag: str, name: _Name, key: str, place: str, count: int, view: None = None):
+def _storage(tag: str, name: _Name, key: str, place: str, size: int, view: None = None) -> _Storage:
     kind = name.text.removeprefix('torch.').removesuffix('Storage')
-    if tag != 'storage' or view is not None or kind not in _DTYPES or type(key) is not str:
-        raise ValueError(f'a storage of {name.text[:100]}')
-    return _Storage(kind, key, count)
+    if kind not in _FLOATS:
+        raise ValueError(f'expected dense tensors of floats only, found a {kind}Tensor')
+    if tag != 'storage' or view is not None or type(key) is not str or type(size) is not int:
+        raise ValueError('a storage that torch.save does not write')
+    return _Storage(kind, key, size)
 
 
 def _made(name: str, args: tuple) -> Any:
@@ -264,11 +261,9 @@ def _stored(source: wire.Source, where: str, tensor: _Tensor, place_of: Places) 
     if not isinstance(storage, _Storage):
         raise ValueError('a tensor without values')
     kind, _, count = storage
-    if kind not in _FLOATS:
-        raise CaffeError(f'{where}: expected a dense tensor of floats, found {kind}Tensor')
     if any(type(number) is not int or number < 0 for number in (count, offset, *shape, *stride)):
         raise CaffeError(f'{where}: its shape, strides or offset are no counts')
-    shape, dtype = checked_shape(shape, where), _DTYPES[kind]
+    shape, dtype = checked_shape(shape, where), _FLOATS[kind]
     blob_size = math.prod(shape) * dtype.itemsize
     start, size = place_of(storage)
     size = min(size, count * dtype.itemsize, source.size - start)

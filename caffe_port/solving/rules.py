@@ -131,7 +131,7 @@ def _scale(step: Step, diffs: Tensors, history: Tensors) -> None:
 def _without_momentum(param: SolverParameter, where: str) -> None:
     if param.momentum:
         raise CaffeError(
-            f'{where}: type "{param.type}" takes no momentum, found momentum {param.momentum:g}'
+            f'{where}: AdaGrad and RMSProp take no momentum, found momentum {param.momentum:g}'
         )
 
 
@@ -147,7 +147,7 @@ def _with_means(param: SolverParameter, where: str) -> None:
     for name in 'momentum', 'momentum2':
         if not 0 <= getattr(param, name) < 1:
             raise CaffeError(
-                f'{where}: type "Adam" needs {name} of at least 0 and below 1, '
+                f'{where}: Adam needs {name} of at least 0 and below 1, '
                 f'found {getattr(param, name):g}'
             )
 

@@ -9,10 +9,10 @@ from caffe_port.proto.caffe_pb2 import SolverParameter
 
 
 def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: str) -> float:
-    """base_lr as lr_policy changes it over iterations, as SGDSolver::GetLearningRate.
+    """Return base_lr as lr_policy changes it over iterations, as SGDSolver::GetLearningRate.
 
-    Raises CaffeError, naming policy and iteration, for what is no finite number.
-    Deviates: there Caffe goes on, with a rate of nan or infinity.
+    Raises CaffeError, naming solver `where`, policy and iteration, if the rate is not finite.
+    Deviates: Caffe goes on with a rate of nan or infinity.
     """
     needs = {
         'fixed': (),
@@ -25,7 +25,7 @@ def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: 
     }
     if p.lr_policy not in needs:
         raise CaffeError(
-            f'{where}: lr_policy "{p.lr_policy}" unknown; there are ' + ', '.join(needs)
+            f'{where}: lr_policy "{p.lr_policy}" unknown; there are {", ".join(needs)}'
         )
     missing = [
         name
@@ -44,7 +44,7 @@ def learning_rate(p: SolverParameter, iteration: int, current_step: int, where: 
         'inv': lambda: (1 + p.gamma * iteration) ** -p.power,
         'multistep': lambda: p.gamma**current_step,
         'poly': lambda: (1 - iteration / p.max_iter) ** p.power,
-        # Beyond 700 the exponential leaves its range; the rate has long been 0 in float32.
+        # Beyond 700 the exponential overflows; in float32 the rate has been 0 long before.
         'sigmoid': lambda: 1 / (1 + math.exp(min(-p.gamma * (iteration - p.stepsize), 700))),
     }
     try:

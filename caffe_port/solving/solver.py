@@ -81,7 +81,7 @@ class SGDSolver:
         self._unchecked = Unchecked()
         self._pace = display.Pace(0, time.monotonic())
         self.notes: dict = {}
-        self._leave_functions()
+        self._reset_functions()
 
     # Setting up.
 
@@ -113,7 +113,7 @@ class SGDSolver:
             )
         learning_rate(p, 0, 0, self.where)
 
-    def _leave_functions(self) -> None:
+    def _reset_functions(self) -> None:
         """Have no callbacks, and ask for no action."""
         self._callbacks: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self.requested_action: Callable[[], str | None] = _no_action
@@ -125,7 +125,7 @@ class SGDSolver:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._leave_functions()
+        self._reset_functions()
 
     # Stepping.
 
@@ -333,7 +333,10 @@ class SGDSolver:
                 found.resume_file.name,
             )
         else:
-            self.check_notes(found.kept['notes'])
+            try:
+                self.check_notes(found.kept['notes'])
+            except CaffeError as error:
+                raise CaffeError(f'{found.resume_file}: {error}') from error
             resume.apply(found.kept, self, found.resume_file)
         if found.model is not None:
             try:

@@ -18,9 +18,9 @@ from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving.rules import RULES, Step
 
 LOG = logging.getLogger('caffe_port')
-# Elements that are worked on at once. A rule takes several passes: on a CPU these few stay
-# in the cache of their core, on a GPU they bound the memory that passes need in between.
-_PIECE_OF_CPU = 2**16  # for each thread
+# Elements that are worked on at once. A rule takes several passes over memory: on a CPU this
+# few stay in its cache meanwhile, on a GPU they bound the memory of what passes leave behind.
+_PIECE_OF_CPU = 2**20
 _PIECE_OF_GPU = 2**25
 
 
@@ -177,7 +177,7 @@ def _pieces(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], 
     batch: list[tuple[Tensor, ...]] = []
     size = 0
     on_cpu = all(row[0].device.type == 'cpu' for row in rows)
-    most = _PIECE_OF_CPU * torch.get_num_threads() if on_cpu else _PIECE_OF_GPU
+    most = _PIECE_OF_CPU if on_cpu else _PIECE_OF_GPU
     for row in rows:
         parts: Sequence[tuple[Tensor, ...]] = [row]
         if all(tensor.is_contiguous() for tensor in row):

@@ -91,6 +91,7 @@ class Job:
         if state == LATEST:
             state = parallel.first(lambda: snapshots.find_latest(self.prefix))
         print(f'Resuming from {state}', flush=True)
+        solver.check_notes = _check_notes
         solver.restore(state)
         if not resume.beside(state).exists():
             watch.warn(
@@ -224,3 +225,18 @@ def show_images(
             row.append(pictures.colour_labels(predict(net, task.layer)))
         rows.append(row)
     return titles, rows
+
+
+def _check_notes(notes: dict) -> None:
+    """Raise CaffeError unless `scored` and `best`, where there, are what `record` writes."""
+    best = notes.get('best', {'iteration': 0, 'mean_iu': 0.0})
+    if type(notes.get('scored', 0)) is not int:
+        raise CaffeError(f'notes of the snapshot: scored is {notes["scored"]!r:.40}, no iteration')
+    if not (
+        isinstance(best, dict)
+        and type(best.get('iteration')) is int
+        and type(best.get('mean_iu')) in (int, float)
+    ):
+        raise CaffeError(
+            f'notes of the snapshot: best is {best!r:.80}, expected iteration and mean_iu'
+        )

@@ -35,7 +35,10 @@ def find_latest(prefix: Path) -> Path:
     for state in reversed(list_states(prefix).values()):
         try:
             caffemodel.read(weights_of(state))
-            resume.load(resume.beside(state), caffemodel.read_state(state).iter)
+            kept = resume.load(beside := resume.beside(state), caffemodel.read_state(state).iter)
+            if kept is not None:
+                resume.check_file(kept, beside, 'caffemodel', weights_of(state))
+                resume.check_file(kept, beside, 'solverstate', state)
             return state
         except CaffeError as error:
             broken.append(str(error))

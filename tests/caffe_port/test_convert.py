@@ -423,7 +423,8 @@ def test_a_strangers_prototxt_imports_registered_modules_only(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     text = (
         TINY
-        + 'layer { type: "Python" name: "p" top: "p" python_param { module: "%s" layer: "L" } }'
+        + """layer { name: "p" type: "Python" top: "p"
+                      python_param { module: "%s" layer: "L" } }"""
     )
     for module in ('strange_layers', 'venv.__main__'):
         proto = write_text(tmp_path / 'a.prototxt', text % module)

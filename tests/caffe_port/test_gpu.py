@@ -33,7 +33,7 @@ def test_layer_computes_what_caffe_recorded(name):
 
 
 # Not `dropout`: its masks are those of Caffe's CPU stream.
-@pytest.mark.parametrize('name', ['fixed', 'accumulate', 'snapshot', 'step'])
+@pytest.mark.parametrize('name', ['fixed', 'accumulate', 'snapshot', 'step', 'adam', 'rmsprop'])
 def test_trajectory_is_caffes(name):
     vector = load(f'solver/{name}.npz')
     follow(solver_of(vector), vector)
@@ -54,8 +54,9 @@ def test_a_snapshot_resumes_on_either_device(first, then, tmp_path):
     follow(resumed, vector)
 
 
-def test_a_step_does_not_wait_for_the_gpu():
-    solver = trained(0, average_loss=20, iter_size=2)
+@pytest.mark.parametrize('kind', ['SGD', 'Nesterov', 'AdaDelta', 'Adam'])
+def test_a_step_does_not_wait_for_the_gpu(kind):
+    solver = trained(0, average_loss=20, iter_size=2, type=kind)
     solver.step(1)
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -150,7 +151,7 @@ def ready(text: str = TEXT) -> caffe.Net:
 
 
 def trained(iterations: int, text: str = TEXT, **constants) -> caffe.SGDSolver:
-    solver = caffe.SGDSolver(
+    solver = caffe.get_solver(
         SolverParameter(
             net_param=prototxt.parse_net(text),
             base_lr=0.05,
@@ -196,6 +197,17 @@ def an_update_moves_by_diffs_and_from_weights_written_last():
     solver.net.params['two'][0].data[...] = 0.5
     solver.apply_update()
     return params(solver.net)
+
+
+def an_update_stands_in_the_diffs():
+    solver = trained(2)
+    held = solver.net.params['one'][0].diff
+    solver.step(1)
+    return [blob.diff for blobs in solver.net.params.values() for blob in blobs] + [0 * held]
+
+
+def adams_history_is_that_of_the_cpu():
+    return trained(3, type='Adam', delta=1e-4)._update.arrays()
 
 
 def a_callback_changes_gradients():
@@ -294,6 +306,8 @@ def what_was_written_moves_with_the_net():
 STORIES = [
     gradients_add_to_what_stands_in_the_diff,
     an_update_moves_by_diffs_and_from_weights_written_last,
+    an_update_stands_in_the_diffs,
+    adams_history_is_that_of_the_cpu,
     a_callback_changes_gradients,
     weights_held_meanwhile_undo_no_update,
     statistics_held_meanwhile_go_on,

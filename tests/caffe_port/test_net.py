@@ -230,7 +230,7 @@ def test_share_with_uses_the_other_nets_memory(net):
     'old, new, message',
     [
         ('type: "ReLU"', 'type: "Relu"', r'relu: no layer type "Relu"; there are AbsVal'),
-        ('type: "ReLU"', 'type: "ImageData"', 'feed the net through an Input or a Python layer'),
+        ('type: "ReLU"', 'type: "ImageData"', r'relu \(ImageData\): takes 0 bottoms, has 1'),
         ('bottom: "one"', 'bottom: "none"', 'sum: bottom "none" is not the top of a layer before'),
         ('top: "two"', 'top: "one"', 'two: top "one" is already made'),
         ('kernel_size: 3', 'kernel_size: 30', r'conv \(Convolution\): .*[Kk]ernel'),

@@ -1,5 +1,6 @@
 """Ranks: what they sum, how they end together, and a solver on them against one of iter_size."""
 
+import atexit
 import os
 import signal
 import socket
@@ -103,7 +104,8 @@ def ranks(tmp_path_factory):
 def act_as_rank(folder: str) -> None:
     parallel.join()
     collect_sums(folder)
-    step_as_rank(folder)
+    for kind in ('SGD', 'Adam'):
+        step_as_rank(folder, kind)
     step_on_nan()
 
 
@@ -146,9 +148,9 @@ def test_a_single_process_is_all_ranks():
 # The solver.
 
 
-def solver(passes: int):
+def solver(passes: int, kind: str = 'SGD'):
     """A small FCN of Caffe's, its momentum, decay and multipliers, and gradients to clip."""
-    vector = load('solver/fixed.npz')
+    vector = load(f'solver/{"adam" if kind == "Adam" else "fixed"}.npz')
     found = solver_of(vector)
     found.param.iter_size = passes
     # The norm that is clipped is of the mean over ranks, but of the sum over passes.
@@ -175,20 +177,23 @@ def state_of(found) -> dict[str, np.ndarray]:
     }
 
 
-def step_as_rank(folder: str) -> None:
+def step_as_rank(folder: str, kind: str) -> None:
     rank = caffe.solver_rank()
-    found, vector = solver(1)
+    found, vector = solver(1, kind)
     if rank:  # only what rank 0 begins with counts
         for blobs in found.net.params.values():
             blobs[0].data[...] = 7
+    else:  # a frozen parameter's diff, read on one rank, is nothing to average
+        found.add_callback(lambda: None, lambda: found.net.params['upscore'][0].diff)
     for k in range(4):
         feed(found, vector, (2 * k + rank) % len(vector['data']))
         found.step(1)
-    np.savez(Path(folder) / f'{rank}.npz', **state_of(found))
+    np.savez(Path(folder) / f'{kind} {rank}.npz', **state_of(found))
 
 
-def test_two_ranks_of_one_image_are_one_process_of_two_passes(ranks, caplog):
-    one, vector = solver(2)
+@pytest.mark.parametrize('kind', ['SGD', 'Adam'])
+def test_two_ranks_of_one_image_are_one_process_of_two_passes(ranks, caplog, kind):
+    one, vector = solver(2, kind)
     forward, passes = one.net.forward_range, iter(range(8))
 
     def fed(*range_of_layers):
@@ -199,7 +204,7 @@ def test_two_ranks_of_one_image_are_one_process_of_two_passes(ranks, caplog):
     one.step(4)
     assert 'scaling down gradients' in caplog.text
     for rank in range(2):
-        found = np.load(ranks[0] / f'{rank}.npz')
+        found = np.load(ranks[0] / f'{kind} {rank}.npz')
         for name, expected in state_of(one).items():
             assert_close(found[name], expected, 1e-6, f'rank {rank}: {name}')
 
@@ -219,6 +224,35 @@ def step_on_nan() -> None:
 def test_a_nan_on_one_rank_ends_all_and_is_named(ranks):
     for status, said in ranks[1]:
         assert status == 1 and 'iteration 2: the loss is nan (rank 1); the largest' in said
+
+
+def threads_of_gloo() -> int:
+    names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')]
+    return sum('gloo' in name for name in names)
+
+
+def leave_in_order(how: str) -> None:
+    def report() -> None:
+        print('threads at the end:', threads_of_gloo(), file=sys.stderr)
+
+    atexit.register(report)  # what is registered first is called last
+    parallel.join()
+    found, vector = solver(1)  # PyTorch imports more of itself with the first net
+    feed(found, vector, 0)
+    found.step(1)
+    print('threads before:', threads_of_gloo() > 0, file=sys.stderr)
+    if how == 'leaving':
+        parallel.leave()
+        report()
+        assert (caffe.solver_rank(), caffe.solver_count()) == (0, 1)
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='threads are counted in /proc')
+@pytest.mark.parametrize('how', ['leaving', 'just ending'])
+def test_no_thread_of_the_group_outlives_it(how):
+    for status, said in ends(start('tests.caffe_port.test_parallel.leave_in_order', 2, how)):
+        assert status == 0 and 'threads before: True' in said
+        assert said.count('threads at the end: 0') == said.count('threads at the end') > 0
 
 
 def raise_or_wait(how: str) -> None:

@@ -109,7 +109,9 @@ def test_a_modules_own_state_dict_is_read(tmp_path):
     assert names == ['a', 'b']
     module.add_module('c', nn.BatchNorm2d(2))
     torch.save(module.state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(CaffeError, match='expected a dense tensor of floats, found LongTensor'):
+    with pytest.raises(
+        CaffeError, match='expected dense tensors of floats only, found a LongTensor'
+    ):
         weights.read(tmp_path / 'a.pth')
 
 
@@ -138,7 +140,7 @@ def test_checkpoint_with_more_than_tensors_is_told_from_a_state_dict(tmp_path, c
     line = refused(capsys, tmp_path / 'a.pth', tmp_path / 'b.npz')
     assert "expected a plain state_dict, names to tensors, found a dict with 'epoch'" in line
     for key, tensor, words in (
-        ('a.weight', torch.ones(2, dtype=torch.int64), 'expected a dense tensor of floats'),
+        ('a.weight', torch.ones(2, dtype=torch.int64), 'found a LongTensor'),
         ('a.weight', torch.ones(2).to_sparse(), 'nothing but dense tensors'),
         ('a.running_mean', torch.ones(2), 'expected <layer>.weight'),
         ('weight', torch.ones(2), 'expected <layer>.weight'),

@@ -185,10 +185,10 @@ def test_notes_that_a_script_refuses_change_nothing(tmp_path):
 
     def refuse(notes: dict) -> None:
         seen.append(notes)
-        raise caffe.CaffeError('notes: best is no number')
+        raise caffe.CaffeError('best is no number')
 
     other.check_notes = refuse
-    with pytest.raises(caffe.CaffeError, match='best is no number'):
+    with pytest.raises(caffe.CaffeError, match='run_iter_2.memory.json: best is no number'):
         other.restore(state)
     assert seen == [{'best': 'x'}] and other.notes == {} and other.iter == 0
 

@@ -96,6 +96,30 @@ def test_a_failed_restore_changes_nothing(tmp_path):
         assert all(np.array_equal(b.data, a) for b, a in zip(blobs, before[name]))
 
 
+@pytest.mark.parametrize('passes', [0, -1])
+def test_a_test_loss_over_no_passes_is_refused(passes):
+    vector = load('solver/fixed.npz')
+    net = prototxt.parse_net(str(vector['net']))
+    param = SolverParameter(
+        net_param=net, base_lr=1, lr_policy='fixed', test_iter=[3, passes], test_interval=1
+    )
+    param.test_initialization = False
+    caffe.SGDSolver(param)
+    param.test_compute_loss = True
+    with pytest.raises(
+        caffe.CaffeError, match=f'^solver: test_iter {passes} with test_compute_loss: '
+    ):
+        caffe.SGDSolver(param)
+
+
+@pytest.mark.parametrize('name', ['n' * 300, 'n' * 5000, 'a/' * 200 + 'n'])
+def test_a_net_that_no_file_can_be_named_is_refused_in_one_line(tmp_path, name):
+    (tmp_path / 'solver.prototxt').write_text(f'net: "{name}" base_lr: 1 lr_policy: "fixed"')
+    with pytest.raises(caffe.CaffeError, match='nnn|n: ') as raised:
+        caffe.get_solver(tmp_path / 'solver.prototxt')
+    assert len(str(raised.value).splitlines()) == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     vector = load('solver/fixed.npz')
     solver = solver_of(vector, tmp_path / 'run')

@@ -280,8 +280,8 @@ def test_a_type_that_caffe_lacks_is_refused_by_name():
 @pytest.mark.parametrize(
     'kind, fields, message',
     [
-        ('AdaGrad', dict(momentum=0.9), 'type "AdaGrad" takes no momentum, found momentum 0.9'),
-        ('RMSProp', dict(momentum=0.5), 'type "RMSProp" takes no momentum, found momentum 0.5'),
+        ('AdaGrad', dict(momentum=0.9), 'AdaGrad and RMSProp take no momentum, found momentum 0.9'),
+        ('RMSProp', dict(momentum=0.5), 'AdaGrad and RMSProp take no momentum, found momentum 0.5'),
         ('RMSProp', dict(rms_decay=1), 'rms_decay must be at least 0 and below 1, found 1'),
         ('RMSProp', dict(rms_decay=-0.5), 'rms_decay must be at least 0 and below 1, found -0.5'),
         ('Adam', dict(momentum=1), 'needs momentum of at least 0 and below 1, found 1'),

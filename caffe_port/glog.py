@@ -1,0 +1,53 @@
+"""Log lines in glog's form, so that tools for Caffe's logs read ours.
+
+    I1125 08:40:07.123456  4711 solver.py:239] Iteration 20, loss = 0.5
+
+The letter is the level (I, W, E, F), then month and day, time, thread, file and line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+
+_LETTERS = {
+    logging.DEBUG: 'I',
+    logging.INFO: 'I',
+    logging.WARNING: 'W',
+    logging.ERROR: 'E',
+    logging.CRITICAL: 'F',
+}
+
+
+class GlogFormatter(logging.Formatter):
+    """Format records as glog does; a message of several lines stays one record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = time.strftime('%m%d %H:%M:%S', time.localtime(record.created))
+        micros = int(record.created % 1 * 1e6)
+        thread = (record.thread or 0) % 100000
+        return (
+            f'{_LETTERS.get(record.levelno, "I")}{when}.{micros:06d} {thread:5d} '
+            f'{record.filename}:{record.lineno}] {super().format(record)}'
+        )
+
+
+def header() -> str:
+    """Return the lines that a glog file begins with."""
+    now = time.strftime('%Y/%m/%d %H:%M:%S')
+    return (
+        f'Log file created at: {now}\nRunning on machine: {socket.gethostname()}\n'
+        'Log line format: [IWEF]mmdd hh:mm:ss.uuuuuu threadid file:line] msg\n'
+    )
+
+
+class GlogFile(logging.FileHandler):
+    """A log file in glog's form; goes on where an earlier run has left it."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path, encoding='utf-8')
+        self.setFormatter(GlogFormatter())
+        if self.stream and not self.stream.tell():
+            self.stream.write(header())

@@ -1,0 +1,192 @@
+"""Caffe's own commands: flags, lines, exit statuses, and that they do what the API does."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import caffe_port as caffe
+from caffe_port.__main__ import main
+from caffe_port.errors import CaffeError
+from caffe_port.glog import GlogFile, GlogFormatter
+from caffe_port.tools import flags
+
+NET = """
+name: "tiny"
+layer { name: "data" type: "DummyData" top: "data" top: "label"
+        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
+                           data_filler { type: "gaussian" } data_filler { value: 1 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc"
+        inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }
+layer { name: "accuracy" type: "Accuracy" bottom: "fc" bottom: "label" top: "accuracy"
+        include { phase: TEST } }
+"""
+SOLVER = """
+net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 max_iter: 6 display: 2
+snapshot: 3 snapshot_prefix: "{}/snap" random_seed: 7 solver_mode: CPU
+test_iter: 2 test_interval: 100
+"""
+# The expressions of Caffe's own parse_log.py, and its reading of a line's time.
+ITERATION = re.compile(r'Iteration (\d+)')
+TRAIN_OUTPUT = re.compile(r'Train net output #(\d+): (\S+) = ([\.\deE+-]+)')
+TEST_OUTPUT = re.compile(r'Test net output #(\d+): (\S+) = ([\.\deE+-]+)')
+RATE = re.compile(r'lr = ([-+]?[0-9]*\.?[0-9]+([eE]?[-+]?[0-9]+)?)')
+LINE = re.compile(r'^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \S+\.py:\d+\] ')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'net.prototxt').write_text(NET)
+    (tmp_path / 'solver.prototxt').write_text(SOLVER.format(tmp_path))
+    return tmp_path
+
+
+def said(caplog):
+    return '\n'.join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [['-a', 'x', '-b'], ['--a', 'x', '--b'], ['--a=x', '--b=true'], ['-a=x', '-b=1', '--n=3']],
+)
+def test_flags_have_one_dash_or_two_and_a_value_behind_them_or_beside(arguments):
+    found, plain = flags.parse(['train', *arguments, 'rest'], dict(a='', b=False, n=3))
+    assert (found, plain) == (dict(a='x', b=True, n=3), ['train', 'rest'])
+
+
+def test_flags_that_are_none_or_of_another_kind_are_refused():
+    defaults = dict(a='', b=True, n=3)
+    assert flags.parse(['--nob', '--', '--c'], defaults) == (dict(a='', b=False, n=3), ['--c'])
+    for arguments, message in (
+        (['--c=1'], "unknown command line flag 'c'; there are --a, --b, --n"),
+        (['--a'], "flag '--a' is missing its argument"),
+        (['--n=x'], "illegal value 'x' specified for int32 flag 'n'"),
+        (['--b=x'], "illegal value 'x' specified for bool flag 'b'"),
+    ):
+        with pytest.raises(CaffeError, match=message):
+            flags.parse(arguments, defaults)
+
+
+def test_train_is_the_solver_and_its_log_is_read_by_caffes_own_tools(folder, tmp_path, caplog):
+    handler = GlogFile(tmp_path / 'caffe.log')
+    logging.getLogger('caffe_port').addHandler(handler)
+    try:
+        assert main(['train', f'--solver={folder}/solver.prototxt']) == 0
+    finally:
+        logging.getLogger('caffe_port').removeHandler(handler)
+        handler.close()
+    weights = caffe.Net(str(folder / 'net.prototxt'), caffe.TEST)
+    weights.copy_from(str(folder / 'snap_iter_6.caffemodel'))
+    solver = caffe.get_solver(str(folder / 'solver.prototxt'))
+    solver.step(6)
+    np.testing.assert_array_equal(weights.params['fc'][0].data, solver.net.params['fc'][0].data)
+    lines = (tmp_path / 'caffe.log').read_text().splitlines()
+    assert lines[0].startswith('Log file created at: ') and lines[2].startswith('Log line format')
+    assert all(LINE.match(line) for line in lines[3:])
+    text = '\n'.join(lines)
+    assert [int(n) for n in dict.fromkeys(ITERATION.findall(text))][:3] == [0, 2, 4]
+    assert {name for _, name, _ in TRAIN_OUTPUT.findall(text)} == {'loss'}
+    assert {name for _, name, _ in TEST_OUTPUT.findall(text)} == {'loss', 'accuracy'}
+    assert {float(rate) for rate, _ in RATE.findall(text)} == {0.1}
+    month_and_day, clock = lines[3].split()[:2]
+    now = time.localtime()
+    assert (int(month_and_day[1:3]), int(month_and_day[3:])) == (now.tm_mon, now.tm_mday)
+    assert len(clock.rpartition('.')[2]) == 6
+    assert text.rstrip().endswith('Optimization Done.')
+
+
+def test_train_resumes_from_a_snapshot_or_begins_with_weights(folder, caplog):
+    solver = f'--solver={folder}/solver.prototxt'
+    assert main(['train', solver]) == 0
+    whole = (folder / 'snap_iter_6.caffemodel').read_bytes()
+    (folder / 'snap_iter_6.caffemodel').unlink()
+    assert main(['train', solver, '-snapshot', f'{folder}/snap_iter_3.solverstate']) == 0
+    assert (folder / 'snap_iter_6.caffemodel').read_bytes() == whole
+    caplog.clear()
+    assert main(['train', solver, f'--weights={folder}/snap_iter_6.caffemodel']) == 0
+    assert main(['train', solver, '--weights=a', '--snapshot=b']) == 1
+    assert 'but not both' in said(caplog)
+
+
+def test_test_logs_the_means_of_what_the_net_gives(folder, caplog):
+    assert main(['train', f'--solver={folder}/solver.prototxt']) == 0
+    caplog.clear()
+    model = [f'--model={folder}/net.prototxt', f'--weights={folder}/snap_iter_6.caffemodel']
+    assert main(['test', *model, '--iterations=3']) == 0
+    text = said(caplog)
+    values = [float(v) for v in re.findall(r'Batch \d+, accuracy = ([\d.e+-]+)', text)]
+    assert len(values) == 3
+    assert float(re.search(r'^accuracy = (\S+)', text, re.M)[1]) == pytest.approx(np.mean(values))
+    assert re.search(r'^loss = \S+ \(\* 1 = \S+ loss\)$', text, re.M)
+
+
+def test_time_gives_each_layer_its_share(folder, caplog):
+    assert main(['time', f'--model={folder}/net.prototxt', '--iterations=2']) == 0
+    text = said(caplog)
+    for name in ('data', 'fc', 'loss'):
+        assert re.search(rf'^ +{name}\tforward: [\d.e+-]+ ms\.$', text, re.M), name
+        assert re.search(rf'^ +{name}\tbackward: [\d.e+-]+ ms\.$', text, re.M), name
+    for line in ('Average Forward pass', 'Average Backward pass', 'Average Forward-Backward'):
+        assert re.search(rf'^{line}: [\d.e+-]+ ms\.$', text, re.M)
+    assert text.endswith('*** Benchmark ends ***')
+
+
+def test_what_cannot_be_done_is_one_line_and_status_1(folder, caplog, capsys):
+    for arguments, message in (
+        (['train'], 'need a solver definition to train: --solver'),
+        (['test', '--model=x'], 'need model weights to score: --weights'),
+        (['time'], 'need a model definition to time: --model'),
+        (['time', f'--model={folder}/net.prototxt', '--phase=x'], 'phase must be'),
+        (['cook'], 'Unknown action: cook; there are train, test, device_query, time'),
+        (['train', '--solver=none.prototxt'], 'none.prototxt: No such file'),
+        (['device_query', '--gpu=x'], '--gpu=x: expected a number'),
+        (['train', f'--solver={folder}/solver.prototxt', '--sigint_effect=x'], 'expected stop'),
+    ):
+        caplog.clear()
+        assert main(arguments) == 1
+        assert message in caplog.records[-1].getMessage()
+        assert caplog.records[-1].levelno == logging.CRITICAL
+    assert main([]) == 0 and 'command line brew' in capsys.readouterr().out
+
+
+def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
+    text = SOLVER.format(folder).replace('max_iter: 6', 'max_iter: 100000000')
+    (folder / 'solver.prototxt').write_text(text.replace('snapshot: 3', 'snapshot: 0'))
+    run = subprocess.Popen(
+        [sys.executable, '-m', 'caffe_port', 'train', f'--solver={folder}/solver.prototxt'],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=os.getcwd(),
+    )
+    watchdog = threading.Timer(120, run.kill)
+    watchdog.start()
+    for line in run.stderr:
+        if 'Iteration 2' in line:
+            run.send_signal(signal.SIGHUP)
+            break
+    for line in run.stderr:
+        if 'Snapshotting solver state' in line:
+            run.send_signal(signal.SIGINT)
+            break
+    rest = run.stderr.read()
+    watchdog.cancel()
+    assert run.wait() == 0
+    assert 'Optimization stopped early.' in rest
+    assert len(list(folder.glob('snap_iter_*.solverstate'))) == 2
+    assert all(LINE.match(line) for line in rest.splitlines())
+
+
+def test_a_record_of_glog_keeps_its_message_and_letter():
+    record = logging.LogRecord('x', logging.WARNING, '/a/b.py', 12, 'half %d', (1,), None)
+    record.created = 1_700_000_000.25
+    assert re.match(
+        r'W\d{4} \d\d:\d\d:\d\d\.250000 +\d+ b\.py:12\] half 1$', GlogFormatter().format(record)
+    )
