@@ -233,6 +233,10 @@ class NetModule(nn.Module):
             shapes = [self.shapes[name] for name in own.bottom]
             node.op.setup(*shapes)
             tops = node.op.top_shapes(*shapes)
+            if len(tops) != len(own.top):
+                raise CaffeError(
+                    f'computes {len(tops)} tops from {len(shapes)} bottoms, has {len(own.top)}'
+                )
         self._add_params(node)
         # Two layers may have one name, and PyTorch assigns to "training": use another key.
         taken = own.name in self._modules or own.name == 'training'

@@ -327,8 +327,8 @@ class Net:
         """Put each loss's weight into its diff, unless a diff is there."""
         for node in self._nodes:
             for name, weight in zip(node.tops, node.loss_weights):
-                blob = self.blobs[name]
-                if weight and blob.diff_tensor is None:
+                if weight and self.blobs[name].diff_tensor is None:
+                    blob = self.blobs[name]
                     blob.diff_tensor = torch.full(blob.shape, weight, device=self._device)
 
     def clear_param_diffs(self) -> None:

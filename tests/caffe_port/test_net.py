@@ -242,6 +242,11 @@ def test_share_with_uses_the_other_nets_memory(net):
             'bottom: "one"',
             r'sum \(Eltwise\): takes 2 or more bottoms',
         ),
+        (
+            'top: "conv"\n',
+            'top: "conv" top: "more"\n',
+            r'^conv \(Convolution\): computes 1 tops from 1 bottoms, has 2',
+        ),
         ('type: "msra"', 'type: "mrsa"', r'conv \(Convolution\): filler type "mrsa" unknown'),
     ],
 )
