@@ -37,9 +37,9 @@ class Rule:
     """A type of solver.
 
     `update(step, diffs, *history)` replaces regularized gradients by what is to be
-    subtracted from the parameters, and moves on the history, all in place. Each argument
-    is a list with a tensor per parameter; there are `histories` of them, and a solver state
-    holds the first of every parameter before the second of any.
+    subtracted from the parameters, and updates the history, all in place. Each argument is a
+    list with one tensor per parameter. A parameter has `histories` tensors of history; a
+    solver state holds the first of every parameter, then the second of every parameter.
 
     `history_is_update` says that the history holds past updates, so that it stays 0 where
     the rate is 0; other types keep squares of gradients, weight decay included.

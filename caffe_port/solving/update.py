@@ -25,11 +25,10 @@ _PIECE_OF_GPU = 2**25
 
 
 class Update:
-    """The update of a net's parameters by a type of solver, and its history.
+    """Updates a net's parameters as a type of solver does, and keeps its history.
 
-    It runs as Caffe's SGDSolver::ApplyUpdate does on the CPU, operation by operation: clip,
-    average over iter_size, add weight decay, make the update, which stands in the diff
-    afterwards, and subtract it.
+    The operations are those of Caffe's SGDSolver::ApplyUpdate on the CPU, in its order: clip,
+    average over iter_size, add weight decay, put the update into the diff, subtract it.
     """
 
     def __init__(self, type: str, param: SolverParameter, learnable: Sequence[Learnable]):
@@ -61,7 +60,7 @@ class Update:
                 torch._foreach_sub_(weights, diffs)
 
     def _stays(self, i: int) -> bool:
-        """Whether a parameter has an update of 0 and a history of 0: no memory is spent on it."""
+        """Return whether a parameter's update and history are all 0: they get no memory."""
         item = self._learnable[i]
         return (
             self._rule.history_is_update
@@ -80,7 +79,7 @@ class Update:
         return parameter.detach(), _diff(parameter), *self._history[i]
 
     def _clip(self, grads: list[Tensor]) -> float:
-        """The factor that brings the gradients' L2 norm down to clip_gradients."""
+        """Return the factor that brings the gradients' L2 norm down to clip_gradients."""
         limit = self.param.clip_gradients
         if limit < 0 or not grads:
             return 1.0
@@ -103,9 +102,10 @@ class Update:
             torch._foreach_add_(diffs, pull, alpha=decay)
 
     def largest(self) -> tuple[str, list[tuple[float, torch.nn.Parameter]]]:
-        """Return what is largest where, of each parameter that has been moved, and its name.
+        """Return the largest magnitude in each parameter that has been moved, for messages.
 
-        It is the last change where the history tells it, else the value.
+        The first item names what was measured: the last change, or the value for types whose
+        history does not tell the last change.
         """
         if self._rule.history_is_update:
             what, tensors = 'last change', {i: kept[0] for i, kept in self._history.items()}

@@ -166,6 +166,10 @@ def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_
         solver.net.module.param,
         {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]},
     )
+    with pytest.raises(caffe.CaffeError, match='not the .caffemodel of this snapshot'):
+        solver.restore(state)
+    kept = resume.load(resume.beside(state), 1)
+    resume.save(resume.beside(state), kept, digests={})  # as earlier versions wrote it
     with pytest.raises(caffe.CaffeError, match='conv1_1: expected 2 blobs, found 0'):
         solver.restore(state)
     after = resume.collect(solver)
@@ -311,3 +315,44 @@ def test_a_net_of_zeros_is_refused_with_what_to_do():
         surgery.check_filled(net)
     surgery.interp(net, ['upscore'])
     surgery.check_filled(net)
+
+
+def test_a_run_goes_on_from_the_newest_snapshot_whose_files_belong_together(places, tmp_path):
+    job = job_in(tmp_path / 'run', places)
+    solver = solver_in(job)
+    watched = job.rounds(solver, 2, 2)
+    next(watched)
+    solver.step(1)
+    state = solver.snapshot()
+    solver.step(1)
+    newest = solver.snapshot()
+    assert snapshots.latest(job.prefix) == newest
+    values = bytearray(snapshots.model_of(newest).read_bytes())
+    values[len(values) // 2] ^= 1  # another weight, in a file that is whole
+    snapshots.model_of(newest).write_bytes(values)
+    assert snapshots.latest(job.prefix) == state
+
+
+@pytest.mark.parametrize(
+    'notes',
+    [
+        {'best': 3},
+        {'best': {'iteration': 1}},
+        {'best': {'iteration': 1, 'mean_iu': 'x'}},
+        {'scored': 'x'},
+    ],
+)
+def test_notes_of_another_kind_are_refused_before_a_run_goes_on(places, tmp_path, notes):
+    job = job_in(tmp_path / 'run', places)
+    solver = solver_in(job)
+    watched = job.rounds(solver, 2, 2)
+    next(watched)
+    solver.step(1)
+    solver.notes = notes
+    state = solver.snapshot()
+    job = job_in(tmp_path / 'again', places)
+    job.resume = state
+    fresh = solver_in(job)
+    with pytest.raises(caffe.CaffeError, match='memory.json: notes of the snapshot: '):
+        job.resumed(fresh)
+    assert fresh.iter == 0 and fresh.notes == {}
