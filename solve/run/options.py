@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import caffe_port as caffe
-from caffe_port import parallel
+from caffe_port import parallel, plugins
 from caffe_port.errors import CaffeError
 from caffe_port.files.table import printable
 
@@ -58,7 +58,9 @@ def run_net_command(
     logging.getLogger('caffe_port').handlers.clear()
     with session():
         choose_device(args.gpu)
-        act(args)
+        # The net and the weights may be a stranger's (SECURITY.md).
+        with plugins.registered_only():
+            act(args)
 
 
 @contextmanager
