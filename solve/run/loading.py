@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+
+import numpy as np
 
 import surgery
 from caffe_port import Net
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
-from caffe_port.files.stored import StoredLayer
+from caffe_port.files.stored import StoredBlob, StoredLayer
 from caffe_port.files.weights import fit
+
+
+@dataclass(frozen=True)
+class FileBlob:
+    """A blob in a file as surgery sees one; reads its values each time they are asked for."""
+
+    stored: StoredBlob
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.stored.shape)
+
+    @property
+    def data(self) -> np.ndarray:
+        return self.stored.array()
 
 
 def read_net(path: Path) -> SimpleNamespace:
     """Read a weight file as surgery sees a net: `params`, blobs by layer."""
+    layers = [layer for layer in caffemodel.read(path) if layer.blobs]
     return SimpleNamespace(
-        params={layer.name: layer.blobs for layer in caffemodel.read(path) if layer.blobs}
+        params={layer.name: [FileBlob(blob) for blob in layer.blobs] for layer in layers}
     )
 
 
@@ -38,7 +57,7 @@ def load_start(net: Net, path: Path, suffix: str = '') -> None:
             + (', '.join(source.params) or 'no weights at all')
         )
     fits = not suffix and all(
-        tuple(stored.shape) == blob.shape
+        stored.shape == blob.shape
         for name in known
         for stored, blob in zip(source.params[name], net.params[name])
     )

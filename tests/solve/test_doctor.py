@@ -16,7 +16,7 @@ from solve import doctor
 from solve.datasets import voc
 from solve.run import inventory
 from solve.samples import trees
-from solve.samples.scenes import write_mat
+from solve.samples.trees import write_mat
 from tests.solve.serving import PAGE, Answer, serve
 from tests.vectors import FACTS
 

@@ -60,7 +60,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(job, 'PANEL_ROWS', 1)
     monkeypatch.setattr(pictures, 'draw_curve', lambda *_: None)  # tested with FCN-32s
     for name, entry in recipes.RECIPES.items():
-        few = {'train': 2, 'val' if name.startswith('voc') else 'test': 1, 'size': (80, 80)}
+        few = dict(train=2, val=1, size=(80, 80))
         constants = {**entry.constants, 'max_iter': 2, 'snapshot': 1, 'iter_size': 1}
         monkeypatch.setitem(
             recipes.RECIPES,
