@@ -107,10 +107,7 @@ def _make_parser(
     )
     add('--skip-bad-images', action='store_true', help='train on, and list them at the end')
     add(
-        '--output',
-        type=Path,
-        metavar='DIR',
-        help=f'for logs and pictures (default: output/{name})',
+        '--output', type=Path, metavar='DIR', help=f'for logs and pictures (default: output/{name})'
     )
     add(
         '--snapshot-prefix',
@@ -226,9 +223,7 @@ def _find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Pa
     ]
     used = {path.stat().st_mtime: folder for folder in found for path in log.find(folder)}
     # A sample that was stopped before its first iteration has no log.
-    used = used or {
-        folder.stat().st_mtime: folder for folder in found if recipes.is_in(folder)
-    }
+    used = used or {folder.stat().st_mtime: folder for folder in found if recipes.is_in(folder)}
     if not used:
         raise CaffeError(
             f'{" and ".join(map(str, defaults))}: no run there to resume; --output '

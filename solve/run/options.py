@@ -49,12 +49,7 @@ def add_gpu(parser: argparse.ArgumentParser, positional: bool) -> None:
     parser.add_argument('--gpu', type=int, metavar='N', action=_OneGpu, help=GPU_HELP)
     if positional:
         parser.add_argument(
-            'gpu',
-            nargs='?',
-            type=int,
-            metavar='GPU',
-            action=_OneGpu,
-            help='as --gpu',
+            'gpu', nargs='?', type=int, metavar='GPU', action=_OneGpu, help='as --gpu'
         )
 
 

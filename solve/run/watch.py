@@ -44,7 +44,6 @@ class RunLog(GlogFile):
             print(f'\nWarning: caffe.log: not written: {sys.exc_info()[1]}', file=sys.stderr)
 
 
-
 def log_to(folder: Path) -> None:
     """Log to caffe.log in `folder` from now on, in glog's form, and errors to stderr too.
 
@@ -75,8 +74,8 @@ class Watch:
 
     Shows progress, adds a line to log.jsonl in `folder` at each display, warns of a loss that
     stays at chance, and answers signals: SIGINT and SIGTERM stop after the iteration, with a
-    snapshot, SIGHUP writes one. `stops` are the iterations at which the run is scored, the last one its
-    end; there a snapshot comes first, as scoring may take long.
+    snapshot, SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
+    one its end; there a snapshot comes first, as scoring may take long.
 
     Raises CaffeError, on entering, for a net whose trunk or upsampling is all zero.
     """

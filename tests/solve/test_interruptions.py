@@ -25,7 +25,7 @@ from solve.run import job
 job.PANEL_ROWS = 1
 def solve(job):
     job.net.update(width=2, fc=8)
-    job.constants, job.step = dict(snapshot=2, random_seed=5, display=1, test_initialization=False), 4
+    job.constants, job.step = dict(snapshot=2, random_seed=5, display=1), 4
     plain = job.restore
     def restore(solver):
         solver.add_callback(lambda: None, lambda: print('iteration', solver.iter, flush=True))

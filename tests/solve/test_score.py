@@ -174,7 +174,8 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
             assert absent and found['mean_iu'] < found['mean_iu_labelled']
             assert f'absent from the ground truth: {", ".join(absent)}\n' in printed
             assert (
-                f'mean IU {found["mean_iu"]:.4f}, without these {found["mean_iu_labelled"]:.4f}'
+                f'mean IU {100 * found["mean_iu"]:.2f} %, without these '
+                f'{100 * found["mean_iu_labelled"]:.2f} %'
             ) in printed
 
 
