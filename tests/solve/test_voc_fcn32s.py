@@ -321,17 +321,15 @@ def test_a_net_of_zeros_is_refused_with_what_to_do():
 def test_a_run_goes_on_from_the_newest_snapshot_whose_files_belong_together(places, tmp_path):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
-    watched = job.rounds(solver, 2, 2)
-    next(watched)
     solver.step(1)
     state = solver.snapshot()
     solver.step(1)
     newest = solver.snapshot()
-    assert snapshots.latest(job.prefix) == newest
-    values = bytearray(snapshots.model_of(newest).read_bytes())
+    assert snapshots.find_latest(job.prefix) == newest
+    values = bytearray(snapshots.weights_of(newest).read_bytes())
     values[len(values) // 2] ^= 1  # another weight, in a file that is whole
-    snapshots.model_of(newest).write_bytes(values)
-    assert snapshots.latest(job.prefix) == state
+    snapshots.weights_of(newest).write_bytes(values)
+    assert snapshots.find_latest(job.prefix) == state
 
 
 @pytest.mark.parametrize(
@@ -346,8 +344,6 @@ def test_a_run_goes_on_from_the_newest_snapshot_whose_files_belong_together(plac
 def test_notes_of_another_kind_are_refused_before_a_run_goes_on(places, tmp_path, notes):
     job = job_in(tmp_path / 'run', places)
     solver = solver_in(job)
-    watched = job.rounds(solver, 2, 2)
-    next(watched)
     solver.step(1)
     solver.notes = notes
     state = solver.snapshot()
@@ -355,5 +351,5 @@ def test_notes_of_another_kind_are_refused_before_a_run_goes_on(places, tmp_path
     job.resume = state
     fresh = solver_in(job)
     with pytest.raises(caffe.CaffeError, match='memory.json: notes of the snapshot: '):
-        job.resumed(fresh)
+        job.restore(fresh)
     assert fresh.iter == 0 and fresh.notes == {}

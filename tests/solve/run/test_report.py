@@ -17,7 +17,7 @@ from PIL import Image
 
 from caffe_port.errors import CaffeError, WriteError
 from solve.datasets.voc import palette
-from solve.run import counting
+from solve.run import metrics
 from solve.run.report import LONGEST, SHOWN, Extremes, Picture, write_report
 
 HOSTILE = '<script>"&\'</td></script><!-- {{title}} http'
@@ -132,7 +132,7 @@ def test_numbers_keep_their_order_and_form(tree):
 
 
 def test_classes_have_the_scores_of_the_release(tree):
-    scores = counting.measures(CONFUSION)
+    scores = metrics.Scores(CONFUSION)
     cells = [found['data-value'] for found in tree.all('td')]
     rows = [cells[start : start + 4] for start in range(0, len(cells), 4)]
     assert [row[0] for row in rows] == list(CLASSES)
@@ -247,7 +247,7 @@ def test_a_picture_is_scored_as_the_release_scores_a_set_of_one():
     label, prediction = random.randint(0, 5, (2, 30, 50))
     label[:3] = 255
     picture = Picture.of('x', np.zeros((30, 50, 3), np.uint8), label, prediction)
-    scores = counting.measures(counting.fast_hist(label.ravel(), prediction.ravel(), 5))
+    scores = metrics.Scores(metrics.fast_hist(label.ravel(), prediction.ravel(), 5))
     assert [picture.iu[number] for number in range(5)] == pytest.approx(scores.iu)
     assert picture.mean_iu == pytest.approx(scores.mean_iu)
     assert picture.accuracy == pytest.approx(scores.overall_accuracy)
@@ -427,7 +427,7 @@ def test_the_probe_sees_requests_and_errors(tmp_path):
 @needs_chromium
 def test_the_table_sorts(browsed):
     found, _ = browsed
-    scores = counting.measures(CONFUSION)
+    scores = metrics.Scores(CONFUSION)
     order = [CLASSES[number] for number in np.argsort(-scores.iu[:4])]
     assert found['before'] == list(CLASSES)
     assert found['byIu'] == [*order, 'absent']  # without a value, so last both ways
