@@ -38,7 +38,7 @@ def run(
     order: its sample trains theirs first.
     """
     name = Path(sys.argv[0]).stem
-    args = _make_parser(doc or '', name, data, weights).parse_args()
+    args = _make_parser(doc or '', name, data, weights).parse_intermixed_args()
     # The progress line takes the place of Caffe's log lines, which go to a file.
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True), _resumable(args):

@@ -52,12 +52,10 @@ def existing(path: str | os.PathLike) -> Path:
     """Return `path` if it is a file; raise CaffeError if not."""
     path = Path(path)
     try:
-        path.stat()
-    except PermissionError as error:
+        is_file = path.is_file()
+    except PermissionError as error:  # of a folder above it
         raise CaffeError(f'{path}: not read: {error.strerror}') from error
-    except OSError:  # told below
-        pass
-    if not path.is_file():
+    if not is_file:
         looked = '' if path.is_absolute() else f' (looked from {Path.cwd()})'
         what = 'a folder, a file expected' if path.is_dir() else 'no such file'
         raise CaffeError(f'{path}: {what}{looked}')

@@ -175,7 +175,7 @@ class SegDataLayer(Layer):
 
     `current` is the id of the image in the tops. An image that cannot be read raises its
     CaffeError; with `skip_bad` this rank's next image takes its place, and `skipped`
-    keeps the error by id. `all_void` has the ids met in training whose labels are all void.
+    keeps the error by id. `all_void` has the ids met whose labels are all void.
     """
 
     top_names: tuple[str, ...] = ('data', 'label')
@@ -238,7 +238,7 @@ class SegDataLayer(Layer):
         """Copy the image to the tops, pick the next one and start to read it."""
         for blob, array in zip(top, self._read()):
             blob.data[...] = array
-            if self.phase == TRAIN and array.flat[0] == VOID and (array == VOID).all():
+            if array.flat[0] == VOID and (array == VOID).all():
                 self.all_void.setdefault(str(self.current))
         self._now = None
         self._order.advance()

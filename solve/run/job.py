@@ -79,7 +79,7 @@ class Job:
         return solver
 
     def _take_folders(self) -> None:
-        """Make the folders of the run, lock them, and delete what a killed run left half-written."""
+        """Make and lock the folders of the run; delete what a killed run left half-written."""
         if not self.resume and snapshots.list_states(self.prefix):
             raise CaffeError(
                 f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
@@ -134,7 +134,7 @@ class Job:
         stops = [*range((start // step + 1) * step, end, step), end]
         left = [b - a for a, b in zip([start, *stops], stops) if b > a]
         unscored = start in (end, *range(step, end, step)) and solver.notes.get('scored') != start
-        with watch.Watch(solver, self.folder, stops):
+        with watch.Watch(solver, self.folder, stops, lambda: self.prune(solver)):
             yield [0] * unscored + left
 
     def record(
@@ -175,7 +175,8 @@ class Job:
     def prune(self, solver: caffe.SGDSolver) -> None:
         """Delete all snapshots but the newest and the best one, if --keep says how many."""
         if self.keep and not caffe.solver_rank():
-            snapshots.prune(self.prefix, self.keep, solver.notes['best']['iteration'])
+            best = solver.notes.get('best') or {}
+            snapshots.prune(self.prefix, self.keep, best.get('iteration'))
 
     def finish(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
         """Draw the learning curve and a panel of predictions, and print where all is; collective.
@@ -185,6 +186,7 @@ class Job:
         Raises WriteError where the last snapshot was refused and is refused once more.
         """
         if parallel.first(lambda: solver.iter not in snapshots.list_states(self.prefix)):
+            self.prune(solver)
             solver.snapshot()
         skipped: dict[str, str] = {}
         for of_rank in parallel.gather(find_data_layers(solver.net)[0].skipped):

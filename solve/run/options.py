@@ -84,7 +84,7 @@ def run_net_command(
     parser: argparse.ArgumentParser, act: Callable[[argparse.Namespace], None]
 ) -> None:
     """Parse a command line made by make_net_parser and run `act` on its device."""
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
     with session():
         choose_device(args.gpu)

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +21,7 @@ from caffe_port import mode
 from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile
 from solve.run import log, snapshots, symptoms, terminal
+from solve.run.counting import find_data_layers
 from solve.run.progress import progress
 
 LOG = logging.getLogger('caffe_port')
@@ -75,15 +76,23 @@ class Watch:
     Shows progress, adds a line to log.jsonl in `folder` at each display, warns of a loss that
     stays at chance, and answers signals: SIGINT and SIGTERM stop after the iteration, with a
     snapshot, SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
-    one its end; there a snapshot comes first, as scoring may take long.
+    one its end; there a snapshot comes first, as scoring may take long. `prune` is called after
+    each snapshot that was due, written or refused.
 
     Raises CaffeError, on entering, for a net whose trunk or upsampling is all zero.
     """
 
-    def __init__(self, solver: caffe.SGDSolver, folder: Path, stops: Sequence[int]):
-        self._solver, self._folder, self._stops = solver, folder, stops
+    def __init__(
+        self,
+        solver: caffe.SGDSolver,
+        folder: Path,
+        stops: Sequence[int],
+        prune: Callable[[], None] = lambda: None,
+    ):
+        self._solver, self._folder, self._stops, self._prune = solver, folder, stops, prune
         self._action: str | None = None
         self._asked = -math.inf  # when a signal last asked to stop
+        self._void = False  # whether a label that is all void was warned of
         self._chance = symptoms.LossAtChance(solver.net)
         self._clock = time.monotonic(), solver.iter
 
@@ -114,6 +123,9 @@ class Watch:
         self._bar.close()
 
     def _begin_iteration(self) -> None:
+        every = self._solver.param.snapshot
+        if every and self._solver.iter % every == 0:
+            self._prune()
         if self._solver.iter in self._stops:
             self._clock = time.monotonic(), self._solver.iter  # scoring does not count
 
@@ -122,6 +134,7 @@ class Watch:
         if caffe.solver_rank():
             return
         self._bar.update(1)
+        self._warn_of_void()
         display = solver.param.display
         if display and solver.iter % display == 0:
             loss = solver.smoothed_loss
@@ -141,6 +154,16 @@ class Watch:
             self._clock = time.monotonic(), solver.iter + 1
             if warning := self._chance.look(solver.iter):
                 warn(warning)
+
+    def _warn_of_void(self) -> None:
+        """Warn once of labels that are all void."""
+        found = [name for layer in find_data_layers(self._solver.net) for name in layer.all_void]
+        if found and not self._void:
+            self._void = True
+            warn(
+                f'image {found[0]}: its labels are all void, so it teaches nothing; that is '
+                'harmless, and further ones are not reported'
+            )
 
     def _take_action(self) -> str | None:
         """Return what a signal asked for, or the snapshot that comes before scoring."""
