@@ -13,7 +13,7 @@ from types import ModuleType
 
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve.run import folders, log, snapshots
+from solve.run import events, folders, log, snapshots
 from solve.run.job import LATEST, Job
 from solve.run.options import ROOT, add_gpu, choose_device, make_parser, option, session
 from solve.samples import recipes
@@ -106,6 +106,7 @@ def _make_parser(
         help='keep the newest N snapshots and the best one (default: all)',
     )
     add('--skip-bad-images', action='store_true', help='train on, and list them at the end')
+    add('--tensorboard', action='store_true', help="write TensorBoard's event files too")
     add(
         '--output', type=Path, metavar='DIR', help=f'for logs and pictures (default: output/{name})'
     )
@@ -131,6 +132,8 @@ def _make_job(
         raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate or `latest`')
     if args.keep < 0:
         raise CaffeError(f'--keep {args.keep}: must not be negative')
+    if args.tensorboard:
+        events.require()
     named = any(getattr(args, each) for each in (*data.PLACES, 'weights'))
     if args.resume:
         defaults = [Path('output') / name] + ([] if named else [recipes.folder_of(name)])
@@ -141,7 +144,7 @@ def _make_job(
         job = _make_real_job(args, name, data, weights)
     job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
-    job.skip_bad_images = args.skip_bad_images
+    job.skip_bad_images, job.tensorboard = args.skip_bad_images, args.tensorboard
     if parallel.restarted() and snapshots.list_states(job.prefix):
         job.resume = LATEST
     return job

@@ -20,13 +20,16 @@ from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_port.solving import resume
 from solve.run import folders, log, pictures, snapshots, symptoms, watch
 from solve.run.counting import find_data_layers, find_tasks, predict
+from solve.run.events import Events
 from solve.run.loading import load_start, read_net
-from solve.run.metrics import Scores, format_table
+from solve.run.metrics import Scores, format_table, numbers_for_report
+from solve.run.report import Extremes, Picture, write_report
 
 LOG = logging.getLogger('caffe_port')
 # As a file to resume from: the run's own newest whole snapshot.
 LATEST = Path('latest')
 PANEL_ROWS = 5
+REPORT_PICTURES = 12
 
 
 @dataclass
@@ -49,7 +52,11 @@ class Job:
     prefix: Path = Path()  # of snapshots, by default snapshot/train in the folder
     keep: int = 0  # snapshots to keep besides the best, 0 for all
     skip_bad_images: bool = False  # train on the next image where one cannot be read
+    tensorboard: bool = False  # write event files too
     images: list[str] = field(default_factory=list, init=False)
+    _events: Events | None = field(default=None, init=False)
+    # The last scores of each task, with what is behind the names of its files.
+    _scored: dict[str, tuple[Scores, Sequence[str]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.prefix == Path():
@@ -134,8 +141,23 @@ class Job:
         stops = [*range((start // step + 1) * step, end, step), end]
         left = [b - a for a, b in zip([start, *stops], stops) if b > a]
         unscored = start in (end, *range(step, end, step)) and solver.notes.get('scored') != start
-        with watch.Watch(solver, self.folder, stops, lambda: self.prune(solver)):
-            yield [0] * unscored + left
+        if self.tensorboard and not caffe.solver_rank():
+            self._events = Events(self.folder, start)
+        try:
+            with watch.Watch(solver, stops, self._log, lambda: self.prune(solver)):
+                yield [0] * unscored + left
+        finally:
+            if self._events:
+                self._events.close()
+
+    def _log(self, iteration: int, **values: float) -> None:
+        """Add a line to the run's log, and to its event files."""
+        log.append(self.folder, iteration, **values)
+        if self._events:
+            try:
+                self._events.add(iteration, values)
+            except OSError as error:
+                LOG.error('event files: not written: %s', error.strerror)
 
     def record(
         self,
@@ -164,7 +186,9 @@ class Job:
         for name, (other, names) in others.items():
             print(format_table(other, names), flush=True)
             line |= {f'{name}_{key}': value for key, value in _name_for_log(other).items()}
-        log.append(self.folder, solver.iter, **line)
+        self._log(solver.iter, **line)
+        self._scored = {'': (scores, classes)}
+        self._scored |= {f'_{name}': scored for name, scored in others.items()}
         state = snapshots.list_states(self.prefix).get(solver.iter)
         try:
             if state:  # there is none where the disk was full
@@ -198,15 +222,25 @@ class Job:
     def _draw(self, solver: caffe.SGDSolver, means: Mapping[str, Sequence[float]]) -> None:
         net = solver.test_nets[0]
         net.share_with(solver.net)  # as nothing may have been scored
+        names = ['curve.png', 'panel.png']
         try:
             pictures.draw_curve([self.folder], self.folder / 'curve.png')
-            pictures.draw_panel(*show_images(net, means), self.folder / 'panel.png')
+            titles, rows, scored = show_images(net, means)
+            pictures.draw_panel(titles, rows, self.folder / 'panel.png')
+            for (suffix, (scores, classes)), extremes in zip(self._scored.items(), scored):
+                names.append(f'report{suffix}.html')
+                write_report(
+                    self.folder / names[-1],
+                    f'{self.name}{suffix.replace("_", ", ")}',
+                    {'iteration': str(solver.iter), **numbers_for_report(scores)},
+                    classes,
+                    scores.hist,
+                    extremes.pictures,
+                    log.read(self.folder),
+                )
         except CaffeError as error:  # the run is done, and saved
             watch.warn(str(error))
-        print(
-            f'Snapshots: {self.prefix}_iter_*; '
-            f'learning curve and panel: {self.folder}/curve.png, panel.png'
-        )
+        print(f'Snapshots: {self.prefix}_iter_*; pictures: {self.folder}/{", ".join(names)}')
 
 
 def _name_for_log(scores: Scores) -> dict[str, float]:
@@ -217,24 +251,31 @@ def _name_for_log(scores: Scores) -> dict[str, float]:
 
 def show_images(
     net: caffe.Net, means: Mapping[str, Sequence[float]]
-) -> tuple[list[str], list[list[np.ndarray]]]:
-    """Run a test net on its next PANEL_ROWS images; return titles and a row of pictures for each.
+) -> tuple[list[str], list[list[np.ndarray]], list[Extremes]]:
+    """Run a test net on its next images; return titles, a row of pictures for each, and scores.
 
     A row has what is in the blobs of `means`, the mean added, then the labels and
-    predictions that each loss of the net compares.
+    predictions that each loss of the net compares; the first PANEL_ROWS images have one. The
+    scores are the best and worst of REPORT_PICTURES images, or of all if there are fewer, by task.
     """
-    tasks = find_tasks(net)
+    tasks, layer = find_tasks(net), find_data_layers(net)[0]
     titles = [*means] + [title for task in tasks for title in (task.gt, f'{task.gt}, predicted')]
-    rows = []
-    for _ in range(PANEL_ROWS):
+    rows: list[list[np.ndarray]] = []
+    extremes = [Extremes() for _ in tasks]
+    few = min(REPORT_PICTURES, len(layer.ids))
+    for number in range(max(PANEL_ROWS, few)):
         with torch.no_grad():
             net.forward()
         row = [pictures.to_picture(net.blobs[name].data[0], mean) for name, mean in means.items()]
-        for task in tasks:
-            row.append(pictures.colour_labels(net.blobs[task.gt].data[0, 0]))
-            row.append(pictures.colour_labels(predict(net, task.layer)))
-        rows.append(row)
-    return titles, rows
+        image = row[0]
+        for task, kept in zip(tasks, extremes):
+            label, best = net.blobs[task.gt].data[0, 0], predict(net, task.layer)
+            row += [pictures.colour_labels(label), pictures.colour_labels(best)]
+            if number < few:
+                kept.add(Picture.of(str(layer.current), image, label, best))
+        if number < PANEL_ROWS:
+            rows.append(row)
+    return titles, rows, extremes
 
 
 def _check_notes(notes: dict) -> None:

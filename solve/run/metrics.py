@@ -123,3 +123,11 @@ def format_numbers(scores: Scores) -> str:
         if name != 'loss':
             lines.append(f'{PRINTED[name]:16} {100 * value:.2f} %')
     return '\n'.join(lines)
+
+
+def numbers_for_report(scores: Scores) -> dict[str, str | float]:
+    """Return the numbers of PRINTED under its words: the loss, and shares as percent."""
+    return {
+        PRINTED[name]: value if name == 'loss' else f'{100 * value:.2f} %'
+        for name, value in scores.printed().items()
+    }

@@ -20,7 +20,7 @@ from caffe_port.errors import CaffeError, WriteError, make_folder, replacing
 from solve.datasets.layer import SegDataLayer
 from solve.run import experiments, pictures
 from solve.run.counting import Count, Task, count_images, predict
-from solve.run.metrics import PRINTED, Scores, format_numbers, format_table
+from solve.run.metrics import PRINTED, Scores, format_numbers, format_table, numbers_for_report
 from solve.run.report import Extremes, Picture, write_report
 
 STATE = 'state.json'
@@ -234,7 +234,7 @@ class Scoring:
                 write_report(
                     self.folder / f'report{suffix}.html',
                     f'{self.folder.name}{suffix.replace("_", ", ")}',
-                    {'images': str(state.done), **report_numbers(scores)},
+                    {'images': str(state.done), **numbers_for_report(scores)},
                     names,
                     scores.hist,
                     self._find_extremes(state, number, task),
@@ -257,23 +257,12 @@ class Scoring:
 def take_picture(net: Net, layer: SegDataLayer, task: Task) -> Picture:
     """Return the image that is in a net, with its label and prediction in a task."""
     data = sys.modules[type(layer).__module__]
-    blob = net.blobs[net.top_names[_name_of(net, layer)][0]].data[0]
-    mean = getattr(data, 'MEAN', (0.0,)) if len(blob) == 3 else (0.0,)
-    image = pictures.to_picture(blob, mean)
+    node = next(each for each in net.module.nodes if getattr(each.op, 'layer', None) is layer)
+    blob = net.blobs[node.tops[0]].data[0]
+    mean = getattr(data, 'MEAN_HHA' if layer.top_names[0] == 'hha' else 'MEAN', (0.0, 0.0, 0.0))
+    image = pictures.to_picture(blob, mean if len(blob) == 3 else (0.0,))
     label = net.blobs[task.gt].data[0, 0]
     return Picture.of(str(layer.current), image, label, predict(net, task.layer))
-
-
-def _name_of(net: Net, layer: SegDataLayer) -> str:
-    return next(node.name for node in net.module.nodes if getattr(node.op, 'layer', None) is layer)
-
-
-def report_numbers(scores: Scores) -> dict[str, str | float]:
-    """Return the numbers of PRINTED as a report shows them, shares in percent."""
-    return {
-        PRINTED[name]: value if name == 'loss' else f'{100 * value:.2f} %'
-        for name, value in scores.printed().items()
-    }
 
 
 def known(value: float) -> float | None:

@@ -20,7 +20,7 @@ import surgery
 from caffe_port import mode
 from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile
-from solve.run import log, snapshots, symptoms, terminal
+from solve.run import snapshots, symptoms, terminal
 from solve.run.counting import find_data_layers
 from solve.run.progress import progress
 
@@ -73,7 +73,7 @@ def warn(text: str) -> None:
 class Watch:
     """Watches a solver while the `with` lasts.
 
-    Shows progress, adds a line to log.jsonl in `folder` at each display, warns of a loss that
+    Shows progress, calls `append` with a line for the log at each display, warns of a loss that
     stays at chance, and answers signals: SIGINT and SIGTERM stop after the iteration, with a
     snapshot, SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
     one its end; there a snapshot comes first, as scoring may take long. `prune` is called after
@@ -85,11 +85,11 @@ class Watch:
     def __init__(
         self,
         solver: caffe.SGDSolver,
-        folder: Path,
         stops: Sequence[int],
-        prune: Callable[[], None] = lambda: None,
+        append: Callable[..., None],
+        prune: Callable[[], None],
     ):
-        self._solver, self._folder, self._stops, self._prune = solver, folder, stops, prune
+        self._solver, self._stops, self._append, self._prune = solver, stops, append, prune
         self._action: str | None = None
         self._asked = -math.inf  # when a signal last asked to stop
         self._void = False  # whether a label that is all void was warned of
@@ -142,8 +142,7 @@ class Watch:
             images = (solver.iter + 1 - at) * solver.param.iter_size * caffe.solver_count()
             pace = images / (time.monotonic() - then)
             self._bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
-            log.append(
-                self._folder,
+            self._append(
                 solver.iter,
                 lr=solver.rate(),
                 loss=float(solver.losses[-1]),

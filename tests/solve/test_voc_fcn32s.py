@@ -18,7 +18,7 @@ from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
-from solve.run import snapshots
+from solve.run import log, snapshots
 from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.solve.feeding import random_classifier
@@ -67,12 +67,15 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
         'log.jsonl',
         'curve.png',
         'panel.png',
+        'report.html',
         *(
             f'train_iter_{i}.{kind}'
             for i in (2, 4)
             for kind in ('caffemodel', 'solverstate', 'memory.json')
         ),
     }
+    page = (tmp_path / 'report.html').read_text()
+    assert 'Learning curve' in page and page.count('<figure') == 2
     assert 'Iteration 3' in (tmp_path / 'caffe.log').read_text()
     lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
     first = next(line for line in lines if 'loss' in line)
@@ -80,6 +83,28 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
     # The score layer starts at zero: every pixel costs ln 21.
     assert first['loss'] == pytest.approx(np.log(21) * (label != 255).sum(), rel=1e-4)
     assert sum('mean_iu' in line for line in lines) == 2
+
+
+def test_event_files_hold_the_log(places, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    voc_fcn32s.solve(job_in(tmp_path, places, tensorboard=True))
+    found = accumulator.EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    lines = log.read(tmp_path)
+    for name in 'smoothed_loss', 'mean_iu':
+        expected = [(line['iteration'], line[name]) for line in lines if name in line]
+        events = [(event.step, event.value) for event in found.Scalars(name)]
+        assert len(events) > 1 and np.allclose(events, expected)
+
+
+def test_without_tensorboard_its_option_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'tensorboard', None)
+    assert run(monkeypatch, '--tensorboard') == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        'error: --tensorboard: needs tensorboard, which is not installed: pip install '
+        "tensorboard, or this package with its extra 'tensorboard'"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def _first_labels(places):
