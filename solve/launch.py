@@ -15,12 +15,11 @@ from caffe_port import parallel
 from caffe_port.errors import CaffeError
 from solve.run import events, folders, log, snapshots
 from solve.run.job import LATEST, Job
-from solve.run.options import ROOT, add_gpu, choose_device, make_parser, option, session
+from solve.run.options import ROOT, STATUS, add_gpu, choose_device, make_parser, option, session
 from solve.samples import recipes
 
 # Marks an output folder as that of one call of torchrun, which may restart the script.
 MARK = '.torchrun'
-STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM'
 
 
 def run(
@@ -54,12 +53,15 @@ def _resumable(args: argparse.Namespace) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         words, folder = str(stop) or 'stopped', args.output
         if folder and not parallel.solver_rank():
-            words += f'; to go on: {_name_command(folder)}'
+            prefix = args.snapshot_prefix or folder / 'snapshot/train'
+            saved = recipes.is_in(folder) or _has_snapshots(prefix)
+            words += '; to go on: ' if saved else '; nothing is saved; to begin again: '
+            words += _name_command(folder, saved)
         raise KeyboardInterrupt(words) from None
 
 
-def _name_command(folder: Path) -> str:
-    """Return this command line, changed to resume the run in `folder`."""
+def _name_command(folder: Path, resume: bool) -> str:
+    """Return this command line, changed to begin or to `resume` the run in `folder`."""
     left, given = [], iter(sys.argv[1:])
     for argument in given:
         if argument in ('--resume', '--output'):
@@ -67,8 +69,8 @@ def _name_command(folder: Path) -> str:
         elif not argument.startswith(('--resume=', '--output=')):
             left.append(argument)
     start = ['torchrun', '...'] if parallel.run_id() else ['python']
-    command = [*start, sys.argv[0], *left, '--resume', str(LATEST), '--output', str(folder)]
-    return shlex.join(command)
+    resumed = ['--resume', str(LATEST)] if resume else []
+    return shlex.join([*start, sys.argv[0], *left, *resumed, '--output', str(folder)])
 
 
 def _make_parser(

@@ -7,9 +7,14 @@ from pathlib import Path
 from solve.run import options
 from solve.run.pictures import draw_curve
 
+EXAMPLES = """examples:
+  plot.py output/voc_fcn32s
+  plot.py output/voc_fcn32s output/voc_fcn16s --out curves.png
+"""
+
 
 def main() -> None:
-    parser = options.make_parser('plot.py', __doc__ or '')
+    parser = options.make_parser('plot.py', f'{EXAMPLES}\n{__doc__}', options.STATUS)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='output folder of a run')
     parser.add_argument(
         '--out', type=Path, default=Path('curve.png'), metavar='FILE', help='default: curve.png'

@@ -43,8 +43,6 @@ FILES = """
 The output folder then holds scores.json, confusion.npy (rows are labels, columns predictions),
 confusion.png and what the options add. SIFT Flow has two tasks: each has its own files, with
 _sem or _geo behind their names.
-
-exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM
 """
 
 
@@ -156,7 +154,9 @@ def score(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = options.make_net_parser('score.py', EXAMPLES, FILES, positional_gpu=True)
+    parser = options.make_net_parser(
+        'score.py', EXAMPLES, f'{FILES}\n{options.STATUS}', positional_gpu=True
+    )
     add = parser.add_argument
     add('--split', help="default: the published one; for a prototxt, the prototxt's")
     for place in PLACES:

@@ -35,8 +35,8 @@ def solve(job: Job) -> None:
         weights = [snapshots.weights_of(snapshots.find_latest(stage.prefix))]
         scored = [line for line in log.read(stage.folder) if 'mean_iu' in line]
         mean_iu.append(scored[-1]['mean_iu'])
-    print('\n         ', *(f'{name:>10}' for name in STAGES))
-    print('mean IU  ', *(f'{100 * value:10.2f}' for value in mean_iu))
+    print('\n           ', *(f'{name:>10}' for name in STAGES))
+    print('mean IU %  ', *(f'{100 * value:10.2f}' for value in mean_iu))
 
 
 def make_stage(job: Job, name: str, weights: list[Path]) -> Job:

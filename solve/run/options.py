@@ -21,6 +21,7 @@ from caffe_port.files.table import printable
 from solve.run import folders, terminal
 
 ROOT = Path(__file__).resolve().parents[2]
+STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM'
 GPU_HELP = 'number of the GPU (default: 0 if there is one, else the CPU)'
 
 

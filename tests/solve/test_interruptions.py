@@ -1,6 +1,7 @@
 """What stops a run, and what must not: signals, closed terminals, full disks, a second run."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,21 @@ def test_sigterm_stops_with_a_snapshot_and_names_the_command_that_goes_on(data, 
     assert f'{" ".join(data)} --iterations 400 --resume latest --output out' in error
 
 
+def test_stopped_before_anything_is_saved_it_does_not_offer_to_resume(data, tmp_path, monkeypatch):
+    def stopped(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', ['x.py', *data, '--output=out', '--gpu', '0'])
+    monkeypatch.setattr(launch, 'choose_device', lambda gpu: None)
+    said = []
+    monkeypatch.setattr(launch.parallel, 'end', lambda status, words: said.append((status, words)))
+    launch.run(stopped, '', voc, 'none.caffemodel')
+    begin = f'python x.py {" ".join(data)} --gpu 0 --output out'
+    assert said == [(130, f'stopped; nothing is saved; to begin again: {begin}')]
+    assert not list(tmp_path.iterdir())
+
+
 def test_sighup_writes_a_snapshot_and_a_closed_terminal_is_told_to_the_log(data, start, tmp_path):
     run = start(SCRIPT, *data, '--iterations', 7, '--output', 'out')
     wait_for(run, 'iteration 0')
@@ -135,7 +151,7 @@ def test_sighup_writes_a_snapshot_and_a_closed_terminal_is_told_to_the_log(data,
     log = (tmp_path / 'out/caffe.log').read_text()
     for name in 'output', 'error':
         assert log.count(f'standard {name} is not written: Broken pipe') == 1
-    assert 'Iteration 6, loss' in log
+    assert re.search('Iteration 6 .*, loss = ', log)
 
 
 def test_a_full_disk_under_standard_output_and_error_does_not_end_a_run(data, start, tmp_path):

@@ -1,6 +1,7 @@
 """The command score.py: its figures against a count of their own, resume, and refusals."""
 
 import collections
+import fcntl
 import json
 import os
 import shutil
@@ -426,6 +427,18 @@ def test_a_folder_that_cannot_be_written_is_told_before_scoring(run, tmp_path, m
     monkeypatch.setattr(score.Scoring, 'count', lambda *_: pytest.fail('it scored'))
     assert run() == 2
     assert one_line(capsys) == f'error: {tmp_path}/out: not written to: Read-only file system'
+
+
+def test_a_folder_that_another_process_scores_into_is_refused(run, tmp_path, capsys):
+    (tmp_path / 'out').mkdir()
+    # A lock belongs to the open file, so this one counts as another process's.
+    with open(tmp_path / 'out/.lock', 'w') as lock:
+        lock.write('4711 on elsewhere')
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run() == 2
+    assert f'{tmp_path}/out: process 4711 on elsewhere works in it' in one_line(capsys)
+    assert run() == 0
 
 
 def test_a_report_shows_the_worst_and_best_pictures_also_of_a_scoring_that_was_stopped(

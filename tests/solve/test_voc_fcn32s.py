@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,10 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
     page = (tmp_path / 'report.html').read_text()
     assert 'Learning curve' in page and page.count('<figure') == 2
     assert 'Iteration 3' in (tmp_path / 'caffe.log').read_text()
+    logged = (tmp_path / 'caffe.log').read_text().splitlines()
+    assert logged[0].startswith('Log file created at: ')
+    glog = re.compile(r'[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \w+\.py:\d+\] ')
+    assert len(logged) > 20 and all(glog.match(line) for line in logged[3:])
     lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
     first = next(line for line in lines if 'loss' in line)
     label = next(iter(_first_labels(places)))
