@@ -21,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from caffe_port import plugins
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, printable
 from caffe_port.files import weights
 from caffe_port.files.named import Read
 from caffe_port.files.stored import StoredBlob, StoredLayer
-from caffe_port.files.table import printable, summary, table
+from caffe_port.files.table import summary, table
 from caffe_port.files.torchvision import (
     TORCHVISION_MEAN_BGR,
     ZOO_MEAN_BGR,
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with plugins.registered_only():
             info(options) if options.info else convert(options)
     except CaffeError as error:
-        print(f'error: {printable(str(error))}', file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stdout = None  # the reader of the table left; nothing more is written

@@ -15,7 +15,6 @@ import torch
 import caffe_port as caffe
 from caffe_port import parallel, plugins
 from caffe_port.errors import CaffeError
-from caffe_port.files.table import printable
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU_HELP = 'number of the GPU (default: 0 if there is one, else the CPU)'
@@ -76,7 +75,7 @@ def session() -> Iterator[None]:
             yield
         parallel.leave()
     except CaffeError as error:
-        print(f'error: {printable(str(error))}', file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         parallel.end(2, str(error))
     except KeyboardInterrupt as stop:
         print(str(stop) or 'stopped', file=sys.stderr)
