@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from caffe_port import parallel
-from caffe_port.errors import CaffeError, make_folder
-from solve.run import log, snapshots
+from caffe_port.errors import CaffeError
+from solve.run import folders, log, snapshots
 from solve.run.job import LATEST, Job
-from solve.run.options import GPU_HELP, ROOT, choose_device, make_parser, option, session
+from solve.run.options import ROOT, add_gpu, choose_device, make_parser, option, session
 from solve.samples import recipes
 
 # Marks an output folder as that of one call of torchrun, which may restart the script.
 MARK = '.torchrun'
+STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM'
 
 
 def run(
@@ -35,21 +38,55 @@ def run(
     order: its sample trains theirs first.
     """
     name = Path(sys.argv[0]).stem
-    args = _make_parser(doc or '', name, data, weights).parse_args()
+    args = _make_parser(doc or '', name, data, weights).parse_intermixed_args()
     # The progress line takes the place of Caffe's log lines, which go to a file.
     logging.getLogger('caffe_port').handlers.clear()
-    with session():
+    with session(lasting=True), _resumable(args):
         choose_device(args.gpu)
         solve(parallel.first(lambda: _make_job(args, name, data, weights, after)))
+
+
+@contextmanager
+def _resumable(args: argparse.Namespace) -> Iterator[None]:
+    """Add to the message of a stop the command that goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        words, folder = str(stop) or 'stopped', args.output
+        if folder and not parallel.solver_rank():
+            words += f'; to go on: {_name_command(folder)}'
+        raise KeyboardInterrupt(words) from None
+
+
+def _name_command(folder: Path) -> str:
+    """Return this command line, changed to resume the run in `folder`."""
+    left, given = [], iter(sys.argv[1:])
+    for argument in given:
+        if argument in ('--resume', '--output'):
+            next(given, None)
+        elif not argument.startswith(('--resume=', '--output=')):
+            left.append(argument)
+    start = ['torchrun', '...'] if parallel.run_id() else ['python']
+    command = [*start, sys.argv[0], *left, '--resume', str(LATEST), '--output', str(folder)]
+    return shlex.join(command)
 
 
 def _make_parser(
     doc: str, name: str, data: ModuleType, weights: Sequence[str]
 ) -> argparse.ArgumentParser:
-    without = 'Without data and weights it runs a small sample of itself.'
-    parser = make_parser(f'{name}.py', f'{doc}\n{without}')
+    script = f'python solve/{name}.py'
+    example = f"""examples:
+  {script}                     a small sample, without data and weights
+  {script} 0 --keep 3          on GPU 0, from the default folders
+  {script} --resume latest     go on with the run used last"""
+    parser = make_parser(
+        f'{name}.py',
+        f'{example}\n\n{doc.strip()}',
+        f'{STATUS}\nSIGHUP, as a closed terminal sends it, writes a snapshot and the run goes on.',
+        usage='%(prog)s [GPU] [options]',
+    )
     add = parser.add_argument
-    add('gpu', nargs='?', type=int, metavar='GPU', help=GPU_HELP)
+    add_gpu(parser, positional=True)
     for place, folder in data.PLACES.items():
         add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
     add(
@@ -57,39 +94,26 @@ def _make_parser(
         type=Path,
         metavar='FILE',
         nargs=len(weights),
-        help=f'.caffemodel to start from (default: {", ".join(weights)} in the project)',
+        help=f'to start from (default: {", ".join(weights)})',
     )
     add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
-    add(
-        '--resume',
-        type=Path,
-        metavar='FILE',
-        help='.solverstate to resume from, or `latest` for the newest whole one of the run',
-    )
+    add('--resume', type=Path, metavar='FILE', help='a .solverstate, or `latest`: the newest one')
     add(
         '--keep',
         type=int,
         default=0,
         metavar='N',
-        help='keep only the newest N snapshots and the best one (default: all)',
+        help='keep the newest N snapshots and the best one (default: all)',
     )
+    add('--skip-bad-images', action='store_true', help='train on, and list them at the end')
     add(
-        '--skip-bad-images',
-        action='store_true',
-        help='where an image cannot be read, train on the next one; list them at the end',
-    )
-    add(
-        '--output',
-        type=Path,
-        metavar='DIR',
-        help=f'folder for logs and pictures (default: output/{name})',
+        '--output', type=Path, metavar='DIR', help=f'for logs and pictures (default: output/{name})'
     )
     add(
         '--snapshot-prefix',
         type=Path,
         metavar='PREFIX',
-        help='path and first part of the names of snapshots '
-        '(default: snapshot/train in the output folder)',
+        help='of snapshots (default: snapshot/train in the output folder)',
     )
     return parser
 
@@ -146,7 +170,7 @@ def _make_real_job(
                 f'{path}: no such file; --weights takes what this experiment starts '
                 'from, see --help'
             )
-    folder = _make_run_folder(args.output or Path('output') / name, args.resume)
+    folder = args.output = _make_run_folder(args.output or Path('output') / name, args.resume)
     net = {place: str(path) for place, path in places.items()}
     if 'sbdd_dir' in net:  # VOC's own folder has no list of seg11valid: it follows from SBD's
         net['seg11valid_from'] = net['sbdd_dir']
@@ -163,10 +187,20 @@ def _make_sample_job(
         'spot.\nThe real experiment needs '
         f'{", ".join(map(option, data.PLACES))} and --weights; see --help.'
     )
-    folder = _make_run_folder(args.output or recipes.folder_of(name), args.resume)
+    folder = args.output = _make_run_folder(args.output or recipes.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
-    sample = recipes.prepare(name, folder, after, start=not args.resume)
-    return Job(name, folder, resume=args.resume, **sample)
+    resume = args.resume
+    if resume == LATEST and not _has_snapshots(args.snapshot_prefix or folder / 'snapshot/train'):
+        print('Nothing is saved there yet: the sample starts again.', flush=True)
+        resume = None
+    sample = recipes.prepare(name, folder, after, start=not resume)
+    return Job(name, folder, resume=resume, **sample)
+
+
+def _has_snapshots(prefix: Path) -> bool:
+    """Return whether a run, or a stage of a chain, has left snapshots under a prefix."""
+    stages = (path / prefix.name for path in prefix.parent.glob('*/'))
+    return any(snapshots.list_states(each) for each in (prefix, *stages))
 
 
 def _find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Path:
@@ -182,12 +216,14 @@ def _find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Pa
                 f'{resume}: not in the folder of a run; --output names the folder to go on in'
             )
         return folder
-    folders = [
+    found = [
         folder
         for default in defaults
         for folder in [default, *default.parent.glob(f'{default.name}-[0-9]*')]
     ]
-    used = {path.stat().st_mtime: folder for folder in folders for path in log.find(folder)}
+    used = {path.stat().st_mtime: folder for folder in found for path in log.find(folder)}
+    # A sample that was stopped before its first iteration has no log.
+    used = used or {folder.stat().st_mtime: folder for folder in found if recipes.is_in(folder)}
     if not used:
         raise CaffeError(
             f'{" and ".join(map(str, defaults))}: no run there to resume; --output '
@@ -201,7 +237,7 @@ def _make_run_folder(folder: Path, resume: Path | None) -> Path:
     chosen, number = folder, 2
     while not resume and not _is_of_this_torchrun(chosen) and log.find(chosen):
         chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
-    make_folder(chosen)
+    folders.take(chosen)
     if run_id := parallel.run_id():
         (chosen / MARK).write_text(run_id)
     return chosen

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caffe_port import TEST, Net, parallel, prototxt
-from caffe_port.errors import CaffeError, make_folder
+from caffe_port.errors import CaffeError
 from caffe_port.files import weights
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 from solve.datasets import voc
 from solve.datasets.layer import Params, SegDataLayer
-from solve.run import experiments, options
+from solve.run import experiments, folders, options
 from solve.run.counting import compute_hist, do_seg_tests, find_data_layers, find_tasks, seg_tests
 from solve.run.loading import load_all
 from solve.run.metrics import fast_hist
@@ -31,18 +31,20 @@ __all__ = ['compute_hist', 'do_seg_tests', 'fast_hist', 'seg_tests']
 # The split that the release scores each experiment on.
 SPLITS = {'voc': 'seg11valid', 'nyud': 'test', 'siftflow': 'test', 'pascalcontext': 'val'}
 PLACES = tuple(dict.fromkeys(place for data in experiments.DATA.values() for place in data.PLACES))
-EXAMPLES = """
-examples:
+EXAMPLES = """examples:
   score.py voc_fcn8s fcn8s-heavy-pascal.caffemodel
   score.py siftflow_fcn16s siftflow.pth --siftflow-dir SiftFlow --predictions
   score.py val.prototxt snapshot/train_iter_4000.caffemodel --split train
 
-If it is stopped, the same command goes on where it was. The output folder then holds
-scores.json, confusion.npy (rows are labels, columns predictions), confusion.png and, with
---predictions, predictions/. SIFT Flow has two tasks: each has its own files, with _sem or
-_geo behind their names.
+Score a net on a split, as the official release does. If it is stopped, the same command goes on
+where it was.
+"""
+FILES = """
+The output folder then holds scores.json, confusion.npy (rows are labels, columns predictions),
+confusion.png and what the options add. SIFT Flow has two tasks: each has its own files, with
+_sem or _geo behind their names.
 
-exit status: 0, or 2 with one line `error: ...`, or 130 if stopped
+exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM
 """
 
 
@@ -76,7 +78,8 @@ def prepare(args: argparse.Namespace) -> Scoring:
         args.weights.name.removesuffix(weights.kind_of(args.weights)),
         layer.split,
     )
-    folder = make_folder(args.output or Path('output', 'score', '-'.join(named)))
+    folder = args.output or Path('output', 'score', '-'.join(named))
+    parallel.first(lambda: folders.take(folder))
     print(
         f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
         f'output folder: {folder}',
@@ -149,24 +152,20 @@ def score(args: argparse.Namespace) -> None:
     """Score the net that a command line names and report its scores."""
     scoring = prepare(args)
     state = scoring.count(args.predictions, args.force)
-    parallel.first(lambda: scoring.report(state))
+    parallel.first(lambda: scoring.report(state, args.report))
 
 
 def main() -> None:
-    parser = options.make_net_parser(
-        'score.py', 'Score a net on a split, as the official release does.', EXAMPLES
-    )
+    parser = options.make_net_parser('score.py', EXAMPLES, FILES, positional_gpu=True)
     add = parser.add_argument
     add('--split', help="default: the published one; for a prototxt, the prototxt's")
     for place in PLACES:
         add(
-            option(place),
-            type=Path,
-            metavar='DIR',
-            help="default: as in the experiment's script; for a prototxt, the prototxt's",
+            option(place), type=Path, metavar='DIR', help="default: the script's, or the prototxt's"
         )
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
+    add('--report', action='store_true', help='write report.html, with best and worst pictures')
     add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
     options.run_net_command(parser, score)
 

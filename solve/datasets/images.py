@@ -17,13 +17,17 @@ VOID = 255
 def read_list(path: str | os.PathLike) -> list[str]:
     """Read the ids of a split, one a line, in the file's order; skip blank lines.
 
+    A byte order mark before the first id is left out.
+
     Raises CaffeError if the file is missing, empty or not UTF-8, or if a line is not a
     plain name.
     """
     path = existing(path)
     try:
-        lines = path.read_text(encoding='utf-8').split('\n')
-    except (OSError, UnicodeError) as error:
+        lines = path.read_text(encoding='utf-8-sig').split('\n')
+    except OSError as error:
+        raise CaffeError(f'{path}: not read: {error.strerror}') from error
+    except UnicodeError as error:
         raise CaffeError(f'{path}: not a list of ids: {error}') from error
     ids = [
         plain_name(line.strip(), f'{path}: line {number}')
@@ -47,7 +51,11 @@ def plain_name(name: str, where: str) -> str:
 def existing(path: str | os.PathLike) -> Path:
     """Return `path` if it is a file; raise CaffeError if not."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except PermissionError as error:  # of a folder above it
+        raise CaffeError(f'{path}: not read: {error.strerror}') from error
+    if not is_file:
         looked = '' if path.is_absolute() else f' (looked from {Path.cwd()})'
         what = 'a folder, a file expected' if path.is_dir() else 'no such file'
         raise CaffeError(f'{path}: {what}{looked}')
@@ -91,6 +99,8 @@ def picture(
             return image if mode in (None, image.mode) else image.convert(mode)
     except Image.UnidentifiedImageError as error:
         raise CaffeError(f'{path}: not a {wanted} file') from error
+    except PermissionError as error:
+        raise CaffeError(f'{path}: not read: {error.strerror}') from error
     except Exception as error:  # a decoder may raise anything on a broken file
         raise CaffeError(f'{path}: broken {wanted} file: {error}') from error
 

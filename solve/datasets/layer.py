@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from caffe_port import TRAIN, Layer, parallel
 from caffe_port.errors import CaffeError
-from solve.datasets.images import plain_name
+from solve.datasets.images import VOID, plain_name
 
 LOG = logging.getLogger('caffe_port')
 _REQUIRED = object()
@@ -174,7 +175,7 @@ class SegDataLayer(Layer):
 
     `current` is the id of the image in the tops. An image that cannot be read raises its
     CaffeError; with `skip_bad` this rank's next image takes its place, and `skipped`
-    keeps the error by id.
+    keeps the error by id. `all_void` has the ids met whose labels are all void.
     """
 
     top_names: tuple[str, ...] = ('data', 'label')
@@ -188,6 +189,10 @@ class SegDataLayer(Layer):
     def load(self, name: str) -> tuple[np.ndarray, ...]:
         """Return the tops for image `name`, float32. May run in another thread."""
         raise NotImplementedError
+
+    def files(self, name: str) -> list[Path]:
+        """Return the files that `load` reads for image `name`; none if the subclass tells none."""
+        return []
 
     def setup(self, bottom, top) -> None:
         layer = type(self).__name__
@@ -209,6 +214,7 @@ class SegDataLayer(Layer):
         self._now: tuple[np.ndarray, ...] | None = None
         self._ahead: Future | None = None
         self.skipped: dict[str, str] = {}
+        self.all_void: dict[str, None] = {}
         if parallel.solver_count() > 1 and self.phase == TRAIN:
             self._share(parallel.solver_rank(), parallel.solver_count())
 
@@ -232,6 +238,8 @@ class SegDataLayer(Layer):
         """Copy the image to the tops, pick the next one and start to read it."""
         for blob, array in zip(top, self._read()):
             blob.data[...] = array
+            if array.flat[0] == VOID and (array == VOID).all():
+                self.all_void.setdefault(str(self.current))
         self._now = None
         self._order.advance()
         self._ahead = load_in_thread(self.load, self.ids[self._order.index])

@@ -98,8 +98,11 @@ class NYUDSegDataLayer(SegDataLayer):
         self.top_names = tuple(tops)
         return read_list(self._folder / f'{self.split}.txt')
 
+    def files(self, name: str) -> list[Path]:
+        return [self._folder / FILES[top].format(name) for top in self.top_names]
+
     def load(self, name: str) -> tuple[np.ndarray, ...]:
-        paths = [self._folder / FILES[top].format(name) for top in self.top_names]
+        paths = self.files(name)
         read = [_READ[top](path) for top, path in zip(self.top_names, paths)]
         height, width = read[0].shape[:2]
         for path, array in zip(paths, read):

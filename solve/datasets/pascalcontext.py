@@ -87,9 +87,13 @@ class PASCALContextSegDataLayer(SegDataLayer):
         self._table = read_table(self._context)
         return read_list(self._voc / 'ImageSets' / 'Main' / f'{self.split}.txt')
 
+    def files(self, name: str) -> list[Path]:
+        labels = self._context / 'trainval' / f'{name}.mat'
+        return [self._voc / 'JPEGImages' / f'{name}.jpg', labels]
+
     def load(self, name: str) -> tuple[np.ndarray, ...]:
-        rgb = read_rgb(self._voc / 'JPEGImages' / f'{name}.jpg')
-        path = self._context / 'trainval' / f'{name}.mat'
+        image, path = self.files(name)
+        rgb = read_rgb(image)
         stored = read_mat(path, 'LabelMap')
         labels = recoded(stored, self._table, path, 'a number of labels.txt, or 0,')
         return bgr_blob(rgb, self._mean), label_blob(labels, len(CLASSES), path, rgb)

@@ -60,10 +60,14 @@ class SIFTFlowSegDataLayer(SegDataLayer):
             )
         return ids
 
+    def files(self, name: str) -> list[Path]:
+        folders = [self._folder / kind / SCENES for kind in ('SemanticLabels', 'GeoLabels')]
+        image = self._folder / 'Images' / SCENES / f'{name}.jpg'
+        return [image, *(folder / f'{name}.mat' for folder in folders)]
+
     def load(self, name: str) -> tuple[np.ndarray, ...]:
-        rgb = read_rgb(self._folder / 'Images' / SCENES / f'{name}.jpg')
-        sem = self._folder / 'SemanticLabels' / SCENES / f'{name}.mat'
-        geo = self._folder / 'GeoLabels' / SCENES / f'{name}.mat'
+        image, sem, geo = self.files(name)
+        rgb = read_rgb(image)
         return (
             bgr_blob(rgb, self._mean),
             label_blob(read_semantic(sem), len(SEMANTIC), sem, rgb),

@@ -89,9 +89,12 @@ class SBDDSegDataLayer(SegDataLayer):
         self._mean = params.mean(MEAN)
         return read_list(self._folder / f'{self.split}.txt')
 
+    def files(self, name: str) -> list[Path]:
+        return [self._folder / 'img' / f'{name}.jpg', self._folder / 'cls' / f'{name}.mat']
+
     def load(self, name: str) -> tuple[np.ndarray, ...]:
-        rgb = read_rgb(self._folder / 'img' / f'{name}.jpg')
-        path = self._folder / 'cls' / f'{name}.mat'
+        image, path = self.files(name)
+        rgb = read_rgb(image)
         labels = read_mat(path, 'GTcls', 'Segmentation')
         return bgr_blob(rgb, self._mean), label_blob(labels, len(CLASSES), path, rgb)
 
@@ -121,7 +124,11 @@ class VOCSegDataLayer(SegDataLayer):
         )
         return seg11valid(self._folder, params.text('sbdd_dir'), expected)
 
+    def files(self, name: str) -> list[Path]:
+        labels = self._folder / 'SegmentationClass' / f'{name}.png'
+        return [self._folder / 'JPEGImages' / f'{name}.jpg', labels]
+
     def load(self, name: str) -> tuple[np.ndarray, ...]:
-        rgb = read_rgb(self._folder / 'JPEGImages' / f'{name}.jpg')
-        path = self._folder / 'SegmentationClass' / f'{name}.png'
+        image, path = self.files(name)
+        rgb = read_rgb(image)
         return bgr_blob(rgb, self._mean), label_blob(read_label_png(path), len(CLASSES), path, rgb)

@@ -15,10 +15,10 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import parallel
-from caffe_port.errors import CaffeError, WriteError, make_folder
+from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_port.solving import resume
-from solve.run import log, pictures, snapshots, symptoms, watch
+from solve.run import folders, log, pictures, snapshots, symptoms, watch
 from solve.run.counting import find_data_layers, find_tasks, predict
 from solve.run.loading import load_start, read_net
 from solve.run.metrics import Scores, format_table
@@ -60,13 +60,10 @@ class Job:
     ) -> caffe.SGDSolver:
         """Make the solver, its nets by fcn(split), and log to the run's folder; collective.
 
-        Raises CaffeError where a job that resumes nothing finds another run's snapshots.
+        Raises CaffeError where another process works in the folder, or a job that resumes
+        nothing finds another run's snapshots.
         """
-        if not self.resume and parallel.first(lambda: snapshots.list_states(self.prefix)):
-            raise CaffeError(
-                f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
-                'goes on with it, --snapshot-prefix names another place'
-            )
+        parallel.first(self._take_folders)
         param = SolverParameter(**{**constants, **self.constants})
         param.ClearField('test_net')
         param.ClearField('train_net')
@@ -75,13 +72,24 @@ class Job:
         param.snapshot_prefix = str(self.prefix)
         if self.iterations:
             param.max_iter = self.iterations
-        make_folder(self.prefix.parent)
-        snapshots.sweep(self.prefix)
         solver = caffe.SGDSolver(param)
         find_data_layers(solver.net)[0].skip_bad = self.skip_bad_images
         self.images = find_data_layers(solver.test_nets[0])[0].ids
         watch.log_to(self.folder)
         return solver
+
+    def _take_folders(self) -> None:
+        """Make and lock the folders of the run; delete what a killed run left half-written."""
+        if not self.resume and snapshots.list_states(self.prefix):
+            raise CaffeError(
+                f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
+                'goes on with it, --snapshot-prefix names another place'
+            )
+        folders.take(self.folder)
+        folders.make(self.prefix.parent)
+        if not folders.is_held(self.prefix.parent):
+            folders.hold(self.prefix.parent / f'.{self.prefix.name}{folders.LOCK}')
+        snapshots.sweep(self.prefix)
 
     def restore(self, solver: caffe.SGDSolver) -> bool:
         """Restore the snapshot to resume and return True; return False if the job has none."""
@@ -126,7 +134,7 @@ class Job:
         stops = [*range((start // step + 1) * step, end, step), end]
         left = [b - a for a, b in zip([start, *stops], stops) if b > a]
         unscored = start in (end, *range(step, end, step)) and solver.notes.get('scored') != start
-        with watch.Watch(solver, self.folder, stops):
+        with watch.Watch(solver, self.folder, stops, lambda: self.prune(solver)):
             yield [0] * unscored + left
 
     def record(
@@ -167,7 +175,8 @@ class Job:
     def prune(self, solver: caffe.SGDSolver) -> None:
         """Delete all snapshots but the newest and the best one, if --keep says how many."""
         if self.keep and not caffe.solver_rank():
-            snapshots.prune(self.prefix, self.keep, solver.notes['best']['iteration'])
+            best = solver.notes.get('best') or {}
+            snapshots.prune(self.prefix, self.keep, best.get('iteration'))
 
     def finish(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
         """Draw the learning curve and a panel of predictions, and print where all is; collective.
@@ -177,6 +186,7 @@ class Job:
         Raises WriteError where the last snapshot was refused and is refused once more.
         """
         if parallel.first(lambda: solver.iter not in snapshots.list_states(self.prefix)):
+            self.prune(solver)
             solver.snapshot()
         skipped: dict[str, str] = {}
         for of_rank in parallel.gather(find_data_layers(solver.net)[0].skipped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def load_start(net: Net, path: Path, suffix: str = '') -> None:
 def load_all(net: Net, path: Path, layers: Sequence[StoredLayer]) -> None:
     """Load every weight of `net` from the layers of the file `path`.
 
-    Raises CaffeError if the file lacks a layer of the net, or has one of another shape.
+    Raises CaffeError if the file lacks a layer of the net, has one of another shape, or a
+    value that is not finite.
     """
     found = fit(layers, net.layer_dict)
     wrong = found.missing + found.mismatched
@@ -83,5 +85,7 @@ def load_all(net: Net, path: Path, layers: Sequence[StoredLayer]) -> None:
             f'{len(found.mismatched)} mismatched, first {wrong[0]}'
         )
     for layer in found.layers:
-        for stored, blob in zip(layer.blobs, net.params[layer.name]):
+        for number, (stored, blob) in enumerate(zip(layer.blobs, net.params[layer.name])):
             blob.load(stored)
+            if not math.isfinite(blob.tensor.sum()) and not bool(blob.tensor.isfinite().all()):
+                raise CaffeError(f'{path}: {layer.name} {number}: has NaN or infinite values')

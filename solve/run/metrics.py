@@ -95,17 +95,31 @@ def _nanmean(values: np.ndarray) -> float:
 
 
 def format_table(scores: Scores, classes: Sequence[str]) -> str:
-    """Format accuracy and IU per class; below, name the classes that the ground truth lacks."""
+    """Format accuracy and IU per class, in percent; below, name the classes without a label.
+
+    The mean IU without these stands beside the one with them, where a prediction has one.
+    """
     width = max(map(len, ('class', *classes)))
-    lines = [f'{"class":{width}}  accuracy      IU']
+    lines = [f'{"class":{width}}  accuracy %    IU %']
     for name, accuracy, iu in zip(classes, scores.accuracy, scores.iu):
         if not math.isnan(iu):
             shown = '       -' if math.isnan(accuracy) else f'{100 * accuracy:8.2f}'
-            lines.append(f'{name:{width}}  {shown}  {100 * iu:6.2f}')
+            lines.append(f'{name:{width}}    {shown}  {100 * iu:6.2f}')
     absent = [name for name, labelled in zip(classes, scores.labelled) if not labelled]
     if absent:
+        lines.append(f'absent from the ground truth: {", ".join(absent)}')
+    if scores.mean_iu != scores.mean_iu_labelled and absent:
         lines.append(
-            f'absent from the ground truth: {", ".join(absent)}\n'
-            f'mean IU {scores.mean_iu:.4f}, without these {scores.mean_iu_labelled:.4f}'
+            f'mean IU {100 * scores.mean_iu:.2f} %, without these '
+            f'{100 * scores.mean_iu_labelled:.2f} %'
         )
+    return '\n'.join(lines)
+
+
+def format_numbers(scores: Scores) -> str:
+    """Format the numbers of PRINTED, a line each: the loss, then shares in percent."""
+    lines = [f'{PRINTED["loss"]:16} {scores.loss:.6g}']
+    for name, value in scores.printed().items():
+        if name != 'loss':
+            lines.append(f'{PRINTED[name]:16} {100 * value:.2f} %')
     return '\n'.join(lines)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 
 import caffe_port as caffe
 from caffe_port import parallel, plugins
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, printable
+from solve.run import folders, terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU_HELP = 'number of the GPU (default: 0 if there is one, else the CPU)'
@@ -25,17 +28,44 @@ def option(place: str) -> str:
     return '--' + place.replace('_', '-')
 
 
-def make_parser(name: str, description: str, epilog: str = '') -> argparse.ArgumentParser:
-    """Make a parser whose help keeps its line breaks."""
+def make_parser(
+    name: str, description: str, epilog: str = '', usage: str | None = None
+) -> argparse.ArgumentParser:
+    """Make a parser whose help keeps its line breaks and has a line for most options."""
     return argparse.ArgumentParser(
         prog=name,
+        usage=usage,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=28, width=100
+        ),
     )
 
 
-def make_net_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+def add_gpu(parser: argparse.ArgumentParser, positional: bool) -> None:
+    """Add the option --gpu, and with `positional` the argument GPU, which says the same."""
+    parser.add_argument('--gpu', type=int, metavar='N', action=_OneGpu, help=GPU_HELP)
+    if positional:
+        parser.add_argument(
+            'gpu', nargs='?', type=int, metavar='GPU', action=_OneGpu, help='as --gpu'
+        )
+
+
+class _OneGpu(argparse.Action):
+    """Take a GPU's number from --gpu or from its place, not two numbers that differ."""
+
+    def __call__(self, parser, namespace, value, option=None) -> None:
+        if value is None:  # the place is empty
+            return
+        if getattr(namespace, 'gpu', None) not in (None, value):
+            parser.error(f'GPU {namespace.gpu} and GPU {value}: one expected')
+        namespace.gpu = value
+
+
+def make_net_parser(
+    name: str, description: str, epilog: str, positional_gpu: bool = False
+) -> argparse.ArgumentParser:
     """Make a parser for a command on a trained net: NET, WEIGHTS and --gpu."""
     parser = make_parser(name, description, epilog)
     parser.add_argument('net', metavar='NET', help='an experiment, as voc_fcn8s, or a .prototxt')
@@ -45,7 +75,7 @@ def make_net_parser(name: str, description: str, epilog: str) -> argparse.Argume
         type=Path,
         help='.caffemodel, .caffemodel.h5, .pth, .pt, .safetensors or .npz',
     )
-    parser.add_argument('--gpu', type=int, metavar='N', help=GPU_HELP)
+    add_gpu(parser, positional_gpu)
     return parser
 
 
@@ -53,7 +83,7 @@ def run_net_command(
     parser: argparse.ArgumentParser, act: Callable[[argparse.Namespace], None]
 ) -> None:
     """Parse a command line made by make_net_parser and run `act` on its device."""
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
     with session():
         choose_device(args.gpu)
@@ -63,26 +93,58 @@ def run_net_command(
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session(lasting: bool = False) -> Iterator[None]:
     """Join the ranks that torchrun started, and end the process as its commands do.
 
-    Rank 0 alone prints. A CaffeError becomes one line and exit status 2, Ctrl-C status
-    130; a reader that closed the pipe ends the command without an error.
+    Rank 0 alone prints. A CaffeError, or an OSError about a file, becomes one line and exit
+    status 2; SIGINT (Ctrl-C) and SIGTERM stop the command, with status 130. A reader that
+    closes the pipe ends the command without an error. A `lasting` command leaves files: it
+    goes on without output that cannot be written, and ignores SIGHUP, which a terminal sends
+    as it closes. Output folders are released at the end.
     """
+    with terminal.lasting() if lasting else nullcontext(), _signals(lasting):
+        try:
+            parallel.join()
+            with _silence_other_ranks():
+                yield
+            parallel.leave()
+        except CaffeError as error:
+            _fail(str(error))
+        except KeyboardInterrupt as stop:
+            print(str(stop) or 'stopped', file=sys.stderr)
+            folders.release()
+            parallel.end(130, str(stop) or 'stopped')
+        except BrokenPipeError:
+            # Python would complain once more as it flushes stdout at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if error.filename is None:
+                raise
+            _fail(f'{os.fsdecode(error.filename)}: {error.strerror}')
+        finally:
+            folders.release()
+
+
+def _fail(words: str) -> None:
+    print(f'error: {printable(words)}', file=sys.stderr)
+    folders.release()
+    parallel.end(2, words)
+
+
+@contextmanager
+def _signals(lasting: bool) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, and a `lasting` command ignore SIGHUP."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler)}
+    if lasting:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        parallel.join()
-        with _silence_other_ranks():
-            yield
-        parallel.leave()
-    except CaffeError as error:
-        print(f'error: {error}', file=sys.stderr)
-        parallel.end(2, str(error))
-    except KeyboardInterrupt as stop:
-        print(str(stop) or 'stopped', file=sys.stderr)
-        parallel.end(130, str(stop) or 'stopped')
-    except BrokenPipeError:
-        # Python would complain once more as it flushes stdout at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

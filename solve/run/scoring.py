@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -12,37 +13,55 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from caffe_port import Net, solver_rank
-from caffe_port.errors import CaffeError, make_folder, replacing
+from caffe_port import Net, parallel, solver_rank
+from caffe_port.errors import CaffeError, WriteError, make_folder, replacing
 from solve.datasets.layer import SegDataLayer
 from solve.run import experiments, pictures
-from solve.run.counting import Count, Task, count_images
-from solve.run.metrics import PRINTED, Scores, format_table
+from solve.run.counting import Count, Task, count_images, predict
+from solve.run.metrics import PRINTED, Scores, format_numbers, format_table
+from solve.run.report import Extremes, Picture, write_report
 
 STATE = 'state.json'
 SAVE_EVERY = 5  # seconds
+SHOWN = 6  # best and worst pictures in a report, each
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a scoring has come: images done, their counts by task, and what it scores."""
+    """How far a scoring has come: images done, their counts by task, and what it scores.
+
+    `mean_iu` has, for each image done, its mean IU by task (None where all is void), and
+    `files` a digest of the image's pictures and labels, as its files hold them.
+    """
 
     of: dict[str, str]
     predictions: bool
     counts: list[Count]
     done: int = 0
+    mean_iu: tuple[tuple[float | None, ...], ...] = ()
+    files: tuple[str, ...] = ()
+
+    def add(self, counts: Sequence[Count]) -> State:
+        """Return the state with another image counted."""
+        return replace(
+            self,
+            done=self.done + 1,
+            counts=[a + b for a, b in zip(self.counts, counts)],
+            mean_iu=(*self.mean_iu, tuple(known(Scores(each.hist).mean_iu) for each in counts)),
+        )
 
     def write(self, path: Path) -> None:
-        """Write the state as JSON; rank 0 writes."""
-        if solver_rank():
-            return
+        """Write the state as JSON."""
         tasks = [{'confusion': count.hist.tolist(), 'loss': count.loss} for count in self.counts]
         content = {
             'of': self.of,
             'predictions': self.predictions,
             'done': self.done,
             'tasks': tasks,
+            'mean_iu': self.mean_iu,
+            'files': self.files,
         }
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content))
@@ -56,7 +75,11 @@ class State:
                 Count(np.array(task['confusion'], np.int64), float(task['loss']))
                 for task in held['tasks']
             ]
-            return cls(dict(held['of']), held['predictions'], counts, int(held['done']))
+            mean_iu = tuple(tuple(each) for each in held['mean_iu'])
+            done, files = int(held['done']), tuple(held['files'])
+            if not len(mean_iu) == len(files) == done:
+                raise ValueError
+            return cls(dict(held['of']), held['predictions'], counts, done, mean_iu, files)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CaffeError(f'{path}: not the state of a scoring; --force starts over') from error
 
@@ -65,7 +88,8 @@ class State:
 class Scoring:
     """A net, its tasks, and the folder for the results.
 
-    `of` says what is scored: net, weights and images. A state of anything else is refused.
+    `of` says what is scored: net, weights and images. A state of anything else is refused,
+    and one of pictures or labels that have changed.
     """
 
     net: Net
@@ -81,33 +105,61 @@ class Scoring:
     def count(self, predictions: bool, force: bool) -> State:
         """Score all images, or those that an earlier scoring into the same folder has left."""
         state = self._begin(predictions, force)
-        images, path = len(self.layer.ids), self.folder / STATE
+        images = len(self.layer.ids)
         if state.done == images:
             return state
         folders = [f'predictions{self.suffix(task)}' for task in self.tasks] if predictions else []
         save_dirs = [make_folder(self.folder / name) for name in folders]
         if state.done:
             self.layer.set_state({**self.layer.state(), 'index': state.done})
-        saved = time.monotonic()
+        at = time.monotonic()
+        saved = True
         try:
             for counts in count_images(
                 self.net, self.tasks, self.layer.ids, save_dirs, start=state.done
             ):
                 # One assignment, so that an interrupt finds an image counted or not.
-                state = replace(
-                    state, done=state.done + 1, counts=[a + b for a, b in zip(state.counts, counts)]
-                )
-                if time.monotonic() - saved > SAVE_EVERY:
-                    state.write(path)
-                    saved = time.monotonic()
+                state = state.add(counts)
+                if time.monotonic() - at > SAVE_EVERY:
+                    state = self._save(state)
+                    at = time.monotonic()
         except KeyboardInterrupt:
+            saved = len(self._save(state).files) == state.done
+            goes_on = 'the same command goes on from there' if saved else 'none of it is saved'
             raise KeyboardInterrupt(
-                f'stopped after {state.done} of {images} images; the same '
-                'command goes on from there'
+                f'stopped after {state.done} of {images} images; {goes_on}'
             ) from None
-        finally:
-            state.write(path)
-        return state
+        except CaffeError:
+            self._save(state)
+            raise
+        return self._save(state)
+
+    def _save(self, state: State) -> State:
+        """Write the state, with digests of the files of all images done; rank 0 writes.
+
+        Where the disk refuses, a warning says so and the state is returned without them.
+        """
+        if solver_rank():
+            return state
+        left = self.layer.ids[len(state.files) : state.done]
+        whole = replace(state, files=(*state.files, *map(self._digest, left)))
+        try:
+            whole.write(self.folder / STATE)
+        except WriteError as error:
+            print(f'\nWarning: {error}; the scoring goes on', file=sys.stderr, flush=True)
+            return state
+        return whole
+
+    def _digest(self, name: str) -> str:
+        """Return a digest of the files of an image."""
+        digest = hashlib.sha256()
+        for path in self.layer.files(name):
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                content = str(error.strerror).encode()
+            digest.update(hashlib.sha256(content).digest())
+        return digest.hexdigest()[:16]
 
     def _begin(self, predictions: bool, force: bool) -> State:
         """Return the state to go on from: that in the folder, or one of no image."""
@@ -121,6 +173,18 @@ class Scoring:
             raise CaffeError(
                 f'{path}: of another scoring, whose {" and ".join(differing)} differ; '
                 '--force starts over, --output names another folder'
+            )
+        changed = parallel.first(
+            lambda: [
+                name
+                for name, digest in zip(self.layer.ids, found.files)
+                if self._digest(name) != digest
+            ]
+        )
+        if changed:
+            raise CaffeError(
+                f'{path}: of other pictures or labels: {len(changed)} of {found.done} have '
+                f'changed, first {changed[0]}; --force starts over, --output names another folder'
             )
         if predictions and not (found.predictions and self._has_predictions(found.done)):
             print(f'{path}: scored without all predictions, so this starts over')
@@ -140,32 +204,85 @@ class Scoring:
             for name in self.layer.ids[:count]
         )
 
-    def report(self, state: State) -> None:
-        """Print the scores and write them, with the confusion matrices, to the folder."""
+    def report(self, state: State, page: bool = False) -> None:
+        """Print the scores, then write them and the confusion matrices to the folder.
+
+        With `page` also report.html, with the best and the worst pictures.
+
+        Raises WriteError where the disk refuses a file, when all is printed.
+        """
         data = sys.modules[type(self.layer).__module__]
-        for task, count in zip(self.tasks, state.counts):
-            names, suffix = experiments.name_classes(data, len(count.hist)), self.suffix(task)
+        found = []
+        for number, (task, count) in enumerate(zip(self.tasks, state.counts)):
+            names = experiments.name_classes(data, len(count.hist))
             scores = Scores(count.hist, count.loss / len(self.layer.ids))
+            found.append((number, task, scores, names))
+            if self.suffix(task):
+                print(f'\n{task.gt}:')
+            print(format_numbers(scores))
+            print(format_table(scores, names), flush=True)
+        for number, task, scores, names in found:
+            suffix = self.suffix(task)
             path = self.folder / f'confusion{suffix}.npy'
             with replacing(path) as temporary, open(temporary, 'wb') as file:
-                np.save(file, count.hist)
-            pictures.draw_confusion(count.hist, names, self.folder / f'confusion{suffix}.png')
+                np.save(file, scores.hist)
             with replacing(self.folder / f'scores{suffix}.json') as temporary:
                 content = {'of': self.of, **to_json(scores, names)}
                 temporary.write_text(json.dumps(content, indent=1))
-            if suffix:
-                print(f'\n{task.gt}:')
-            for what, value in scores.printed().items():
-                print(f'{what:16} {value:.6g}')
-            print(format_table(scores, names))
+            pictures.draw_confusion(scores.hist, names, self.folder / f'confusion{suffix}.png')
+            if page:
+                write_report(
+                    self.folder / f'report{suffix}.html',
+                    f'{self.folder.name}{suffix.replace("_", ", ")}',
+                    {'images': str(state.done), **report_numbers(scores)},
+                    names,
+                    scores.hist,
+                    self._find_extremes(state, number, task),
+                )
+                print(f'Report: {self.folder}/report{suffix}.html')
+
+    def _find_extremes(self, state: State, number: int, task: Task) -> list[Picture]:
+        """Run the net again on the images of the best and the worst mean IU in a task."""
+        known_iu = [(each[number], k) for k, each in enumerate(state.mean_iu)]
+        order = [k for value, k in sorted((v, k) for v, k in known_iu if v is not None)]
+        kept = Extremes(SHOWN)
+        for k in dict.fromkeys([*order[:SHOWN], *order[-SHOWN:]]):
+            self.layer.set_state({**self.layer.state(), 'index': k})
+            with torch.no_grad():
+                self.net.forward_range(0, len(self.net.layers) - 1)
+            kept.add(take_picture(self.net, self.layer, task))
+        return kept.pictures
+
+
+def take_picture(net: Net, layer: SegDataLayer, task: Task) -> Picture:
+    """Return the image that is in a net, with its label and prediction in a task."""
+    data = sys.modules[type(layer).__module__]
+    blob = net.blobs[net.top_names[_name_of(net, layer)][0]].data[0]
+    mean = getattr(data, 'MEAN', (0.0,)) if len(blob) == 3 else (0.0,)
+    image = pictures.to_picture(blob, mean)
+    label = net.blobs[task.gt].data[0, 0]
+    return Picture.of(str(layer.current), image, label, predict(net, task.layer))
+
+
+def _name_of(net: Net, layer: SegDataLayer) -> str:
+    return next(node.name for node in net.module.nodes if getattr(node.op, 'layer', None) is layer)
+
+
+def report_numbers(scores: Scores) -> dict[str, str | float]:
+    """Return the numbers of PRINTED as a report shows them, shares in percent."""
+    return {
+        PRINTED[name]: value if name == 'loss' else f'{100 * value:.2f} %'
+        for name, value in scores.printed().items()
+    }
+
+
+def known(value: float) -> float | None:
+    """Return what JSON can hold of a number: None for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def to_json(scores: Scores, names: Sequence[str]) -> dict[str, Any]:
     """Return all scores as what JSON can hold, null for those without a value."""
-
-    def known(value: float) -> float | None:
-        return float(value) if math.isfinite(value) else None
-
     return {
         **{what: known(getattr(scores, what)) for what in (*PRINTED, 'mean_iu_labelled')},
         'absent_from_ground_truth': [

@@ -64,14 +64,22 @@ def set_aside(prefix: Path, iteration: int) -> list[Path]:
 
 
 def prune(prefix: Path, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` snapshots and the one of iteration `best`."""
+    """Delete all but the newest `keep` snapshots and the one of iteration `best`.
+
+    Weights and resume files without a state go too: a full disk has refused the state.
+    """
     found = list_states(prefix)
-    for iteration in [*found][:-keep]:
-        if iteration != best:
-            state = found[iteration]
+    kept = {best, *[*found][-keep:]}
+    for iteration, state in found.items():
+        if iteration not in kept:
             # The state first: without it the rest does not count as a snapshot.
             for path in (state, weights_of(state), resume.beside(state)):
                 path.unlink(missing_ok=True)
+    pattern = re.compile(re.escape(prefix.name) + r'_iter_(\d+)\.(caffemodel(\.h5)?|memory\.json)')
+    for path in prefix.parent.glob('*'):
+        match = pattern.fullmatch(path.name)
+        if match and int(match[1]) not in {best, *found}:
+            path.unlink(missing_ok=True)
 
 
 def sweep(prefix: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,14 +19,34 @@ import caffe_port as caffe
 import surgery
 from caffe_port import mode
 from caffe_port.errors import CaffeError
-from solve.run import log, snapshots, symptoms
+from caffe_port.glog import GlogFile
+from solve.run import log, snapshots, symptoms, terminal
+from solve.run.counting import find_data_layers
 from solve.run.progress import progress
 
 LOG = logging.getLogger('caffe_port')
+# In seconds. Under torchrun a signal to all processes comes twice: torchrun passes it on.
+SAME_SIGNAL = 1
+
+
+class RunLog(GlogFile):
+    """caffe.log in glog's form; lines that the disk refuses are dropped."""
+
+    def _open(self) -> io.TextIOWrapper:
+        # Without a buffer, which would keep what was refused and raise again at the exit.
+        return io.TextIOWrapper(
+            io.FileIO(self.baseFilename, 'a'), encoding='utf-8', write_through=True
+        )
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once that lines are lost."""
+        if not vars(self).setdefault('told', False):
+            self.told = True
+            print(f'\nWarning: caffe.log: not written: {sys.exc_info()[1]}', file=sys.stderr)
 
 
 def log_to(folder: Path) -> None:
-    """Write Caffe's log lines to caffe.log in `folder` from now on, and errors to stderr too.
+    """Log to caffe.log in `folder` from now on, in glog's form, and errors to stderr too.
 
     Rank 0 writes. Raises CaffeError if the file cannot be written.
     """
@@ -32,15 +54,14 @@ def log_to(folder: Path) -> None:
     if caffe.solver_rank():
         return
     try:
-        handler = logging.FileHandler(folder / 'caffe.log')
+        LOG.addHandler(RunLog(folder / 'caffe.log'))
     except OSError as error:
         raise CaffeError(f'{folder}: not written to: {error.strerror}') from error
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
-    LOG.addHandler(handler)
     errors = logging.StreamHandler()
     errors.setLevel(logging.ERROR)
     errors.setFormatter(logging.Formatter('\nError: %(message)s'))
     LOG.addHandler(errors)
+    terminal.tell_lost()
 
 
 def warn(text: str) -> None:
@@ -53,16 +74,25 @@ class Watch:
     """Watches a solver while the `with` lasts.
 
     Shows progress, adds a line to log.jsonl in `folder` at each display, warns of a loss that
-    stays at chance, and answers signals: SIGINT stops after the iteration, with a snapshot,
-    SIGHUP writes one. `stops` are the iterations at which the run is scored, the last one its
-    end; there a snapshot comes first, as scoring may take long.
+    stays at chance, and answers signals: SIGINT and SIGTERM stop after the iteration, with a
+    snapshot, SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
+    one its end; there a snapshot comes first, as scoring may take long. `prune` is called after
+    each snapshot that was due, written or refused.
 
     Raises CaffeError, on entering, for a net whose trunk or upsampling is all zero.
     """
 
-    def __init__(self, solver: caffe.SGDSolver, folder: Path, stops: Sequence[int]):
-        self._solver, self._folder, self._stops = solver, folder, stops
+    def __init__(
+        self,
+        solver: caffe.SGDSolver,
+        folder: Path,
+        stops: Sequence[int],
+        prune: Callable[[], None] = lambda: None,
+    ):
+        self._solver, self._folder, self._stops, self._prune = solver, folder, stops, prune
         self._action: str | None = None
+        self._asked = -math.inf  # when a signal last asked to stop
+        self._void = False  # whether a label that is all void was warned of
         self._chance = symptoms.LossAtChance(solver.net)
         self._clock = time.monotonic(), solver.iter
 
@@ -74,7 +104,11 @@ class Watch:
         )
         solver.requested_action = self._take_action
         solver.add_callback(self._begin_iteration, self._end_iteration)
-        handlers = {signal.SIGINT: self._stop, signal.SIGHUP: self._ask_for_snapshot}
+        handlers = {
+            signal.SIGINT: self._stop,
+            signal.SIGTERM: self._stop,
+            signal.SIGHUP: self._ask_for_snapshot,
+        }
         self._before = {number: signal.signal(number, act) for number, act in handlers.items()}
         return self
 
@@ -89,6 +123,9 @@ class Watch:
         self._bar.close()
 
     def _begin_iteration(self) -> None:
+        every = self._solver.param.snapshot
+        if every and self._solver.iter % every == 0:
+            self._prune()
         if self._solver.iter in self._stops:
             self._clock = time.monotonic(), self._solver.iter  # scoring does not count
 
@@ -97,11 +134,12 @@ class Watch:
         if caffe.solver_rank():
             return
         self._bar.update(1)
+        self._warn_of_void()
         display = solver.param.display
         if display and solver.iter % display == 0:
             loss = solver.smoothed_loss
             then, at = self._clock
-            images = (solver.iter - at) * solver.param.iter_size * caffe.solver_count()
+            images = (solver.iter + 1 - at) * solver.param.iter_size * caffe.solver_count()
             pace = images / (time.monotonic() - then)
             self._bar.set_postfix_str(f'loss {loss:.5g}, {pace:.3g} images/s')
             log.append(
@@ -113,9 +151,19 @@ class Watch:
                 images_per_second=pace,
                 memory_bytes=_measure_peak_memory(),
             )
-            self._clock = time.monotonic(), solver.iter
+            self._clock = time.monotonic(), solver.iter + 1
             if warning := self._chance.look(solver.iter):
                 warn(warning)
+
+    def _warn_of_void(self) -> None:
+        """Warn once of labels that are all void."""
+        found = [name for layer in find_data_layers(self._solver.net) for name in layer.all_void]
+        if found and not self._void:
+            self._void = True
+            warn(
+                f'image {found[0]}: its labels are all void, so it teaches nothing; that is '
+                'harmless, and further ones are not reported'
+            )
 
     def _take_action(self) -> str | None:
         """Return what a signal asked for, or the snapshot that comes before scoring."""
@@ -123,6 +171,9 @@ class Watch:
         return action or ('snapshot' if self._solver.iter in self._stops else None)
 
     def _stop(self, *_: object) -> None:
+        before, self._asked = self._asked, time.monotonic()
+        if self._asked - before < SAME_SIGNAL:
+            return
         iteration = self._solver.iter
         if iteration in snapshots.list_states(Path(self._solver.param.snapshot_prefix)):
             raise KeyboardInterrupt(f'stopped after iteration {iteration}, which is saved')

@@ -2,6 +2,8 @@
 
 import collections
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +176,8 @@ def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, c
             assert absent and found['mean_iu'] < found['mean_iu_labelled']
             assert f'absent from the ground truth: {", ".join(absent)}\n' in printed
             assert (
-                f'mean IU {found["mean_iu"]:.4f}, without these {found["mean_iu_labelled"]:.4f}'
+                f'mean IU {100 * found["mean_iu"]:.2f} %, without these '
+                f'{100 * found["mean_iu_labelled"]:.2f} %'
             ) in printed
 
 
@@ -360,6 +363,95 @@ def test_a_broken_state_is_refused(run, tmp_path, capsys):
         assert path.read_text() != whole and run() == 2
         assert 'state.json: not ' in one_line(capsys)
     assert run('--force') == 0
+
+
+def test_labels_that_have_changed_under_the_same_ids_are_not_scored_already(
+    drawn, run, tmp_path, capsys
+):
+    places, _, ids = drawn
+    copy = tmp_path / 'copy'
+    shutil.copytree(places['voc_dir'], copy)
+    assert run() == 0
+    expected = (tmp_path / 'out/scores.json').read_bytes()
+    assert run('--voc-dir', copy) == 0, 'the same files elsewhere'
+    label = copy / 'SegmentationClass' / f'{ids[1]}.png'
+    other = Image.open(label)
+    other.putpixel((3, 3), 1 + other.getpixel((3, 3)) % 2)
+    other.save(label)
+    assert run('--voc-dir', copy) == 2
+    message = f'state.json: of other pictures or labels: 1 of 5 have changed, first {ids[1]}; '
+    assert message in one_line(capsys)
+    assert (tmp_path / 'out/scores.json').read_bytes() == expected
+    assert run('--voc-dir', copy, '--force') == 0
+    assert (tmp_path / 'out/scores.json').read_bytes() != expected
+
+
+def test_weights_that_are_not_finite_are_refused_before_scoring(drawn, run, tmp_path, capsys):
+    layers = caffemodel.read(drawn[1])
+    net = prototxt.parse_net('name: "x"')
+    blobs = {layer.name: [blob.array().copy() for blob in layer.blobs] for layer in layers}
+    blobs['fc7'][1][2] = np.nan
+    for name in blobs:
+        net.layer.add(name=name, type='Convolution')
+    caffemodel.write(tmp_path / 'nan.caffemodel', net, blobs)
+    assert run(weights=tmp_path / 'nan.caffemodel') == 2
+    assert 'nan.caffemodel: fc7 1: has NaN or infinite values' in one_line(capsys)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_on_a_full_disk_the_scores_are_printed_before_the_error(run, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', full)
+        assert run() == 2
+    printed = capsys.readouterr()
+    assert 'mean IU ' in printed.out and 'class' in printed.out
+    assert printed.err.splitlines()[-1] == (
+        f'error: {tmp_path}/out/confusion.npy: not written: No space left on device'
+    )
+    assert 'state.json: not written' in printed.err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_scoring(run, tmp_path, monkeypatch, capsys):
+    def refused(path, flags, *mode, **given):
+        if flags & os.O_CREAT and str(path).endswith('.lock'):
+            raise OSError(30, 'Read-only file system', str(path))
+        return plain(path, flags, *mode, **given)
+
+    plain = os.open
+    (tmp_path / 'out').mkdir()
+    monkeypatch.setattr(os, 'open', refused)
+    monkeypatch.setattr(score.Scoring, 'count', lambda *_: pytest.fail('it scored'))
+    assert run() == 2
+    assert one_line(capsys) == f'error: {tmp_path}/out: not written to: Read-only file system'
+
+
+def test_a_report_shows_the_worst_and_best_pictures_also_of_a_scoring_that_was_stopped(
+    drawn, run, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert run() == 130
+    assert run('--report') == 0
+    page = (tmp_path / 'out/report.html').read_text()
+    assert all(f'alt="prediction for {name}"' in page for name in drawn[2])
+    state = json.loads((tmp_path / 'out/state.json').read_text())
+    order = [name for _, name in sorted(zip([each[0] for each in state['mean_iu']], drawn[2]))]
+    worst = page.partition('<h3>Worst</h3>')[2]
+    assert worst.index(f'alt="{order[0]}"') < worst.index(f'alt="{order[1]}"')
+    assert order[0] not in page.partition('<h3>Worst</h3>')[0].partition('<h3>Best</h3>')[2]
+
+
+def test_the_gpu_may_be_named_in_its_place_or_by_the_option(drawn, run, monkeypatch, capsys):
+    chosen = []
+    monkeypatch.setattr(score, 'score', lambda args: chosen.append(args.gpu))
+    for given in (['0'], ['--gpu', '0'], []):
+        assert run(*given) == 0
+    assert chosen == [0, 0, None]
+    assert run('1', '--gpu', '2') == 2
+    assert 'GPU 1 and GPU 2: one expected' in capsys.readouterr().err
 
 
 # Nets, weights and splits.

@@ -62,6 +62,7 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
     assert 'coercing fc6 0 from' in printed and 'dropping fc8' in printed
     written = {path.name for path in tmp_path.rglob('*') if path.is_file()}
     assert written == {
+        '.lock',
         'caffe.log',
         'log.jsonl',
         'curve.png',

@@ -1,0 +1,205 @@
+"""What stops a run, and what must not: signals, closed terminals, full disks, a second run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import caffe_port as caffe
+from solve.run import folders, snapshots, terminal
+from solve.samples import trees
+from tests.solve.feeding import random_classifier
+
+# The script of FCN-32s with a narrow net, as a command; a line is printed at every iteration.
+SCRIPT = """
+import sys
+import torch
+torch.set_num_threads(1)
+from solve import launch, voc_fcn32s
+from solve.datasets import voc
+from solve.run import job
+job.PANEL_ROWS = 1
+def solve(job):
+    job.net.update(width=2, fc=8)
+    job.constants, job.step = dict(snapshot=2, random_seed=5, display=1), 4
+    plain = job.restore
+    def restore(solver):
+        solver.add_callback(lambda: None, lambda: print('iteration', solver.iter, flush=True))
+        return plain(solver)
+    job.restore = restore
+    voc_fcn32s.solve(job)
+launch.run(solve, '', voc, 'none.caffemodel')
+"""
+# The command of a sample whose classifier is trained on so many batches.
+SAMPLE = """
+import sys, functools
+from dataclasses import replace
+from nets import vgg16
+from solve import launch, voc_fcn32s
+from solve.datasets import voc
+from solve.samples import classifiers, recipes
+classifiers.NETS = {'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), int(sys.argv.pop(1)))}
+classifiers.SCENES = 10
+entry = recipes.RECIPES['voc_fcn32s']
+few = functools.partial(entry.draw, train=2, val=1, size=(80, 80))
+constants = {**entry.constants, 'max_iter': 1, 'snapshot': 1}
+recipes.RECIPES['voc_fcn32s'] = replace(entry, draw=few, constants=constants)
+sys.argv[0] = 'solve/voc_fcn32s.py'
+launch.run(voc_fcn32s.solve, '', voc, 'none.caffemodel')
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    places = trees.draw('voc', folder / 'sample', train=4, val=2, size=(80, 80))
+    random_classifier(folder / 'vgg.caffemodel')
+    return [
+        *(f'--{name.replace("_", "-")}={path}' for name, path in places.items()),
+        f'--weights={folder}/vgg.caffemodel',
+    ]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts code as a command; processes left at the end are killed."""
+    started = []
+
+    def begin(code, *arguments, **streams):
+        streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **streams}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, '-c', code, *map(str, arguments)],
+                cwd=tmp_path,
+                text=True,
+                env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+                **streams,
+            )
+        )
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.kill()
+        each.communicate()
+
+
+def wait_for(run, words):
+    """Read a run's standard output up to the line with these words."""
+    for line in run.stdout:
+        if words in line:
+            return
+    pytest.fail(run.stderr.read())
+
+
+def ended(run, status):
+    out, error = run.communicate(timeout=120)
+    assert run.returncode == status, error
+    return error
+
+
+def states(folder) -> list[int]:
+    return list(snapshots.list_states(Path(folder) / 'snapshot/train'))
+
+
+def test_sigterm_stops_with_a_snapshot_and_names_the_command_that_goes_on(data, start, tmp_path):
+    run = start(SCRIPT, *data, '--iterations', 400, '--output', 'out')
+    wait_for(run, 'iteration 2')
+    run.send_signal(signal.SIGTERM)
+    run.send_signal(signal.SIGTERM)  # as torchrun passes it on
+    error = ended(run, 130).splitlines()[-1]
+    (*_, last) = states(tmp_path / 'out')
+    assert f'iteration {last}' in error, error
+    assert f'{" ".join(data)} --iterations 400 --resume latest --output out' in error
+
+
+def test_sighup_writes_a_snapshot_and_a_closed_terminal_is_told_to_the_log(data, start, tmp_path):
+    run = start(SCRIPT, *data, '--iterations', 7, '--output', 'out')
+    wait_for(run, 'iteration 0')
+    run.stdout.close()
+    run.stderr.close()
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(120) == 0
+    assert set(states(tmp_path / 'out')) > {2, 4, 6, 7}
+    log = (tmp_path / 'out/caffe.log').read_text()
+    for name in 'output', 'error':
+        assert log.count(f'standard {name} is not written: Broken pipe') == 1
+    assert 'Iteration 6, loss' in log
+
+
+def test_a_full_disk_under_standard_output_and_error_does_not_end_a_run(data, start, tmp_path):
+    with open('/dev/full', 'w') as full:
+        run = start(SCRIPT, *data, '--iterations', 4, '--output', 'out', stdout=full, stderr=full)
+        assert run.wait(120) == 0
+    assert states(tmp_path / 'out') == [2, 4]
+    log = (tmp_path / 'out/caffe.log').read_text()
+    assert log.count('standard output is not written: No space left on device') == 1
+
+
+def test_a_signal_while_the_samples_classifier_trains(start, tmp_path):
+    run = start(SAMPLE, 100000, '--output', 'out')
+    while not (tmp_path / 'out/data').is_dir():
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.02)
+    run.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert run.poll() is None, 'SIGHUP killed it'
+    run.send_signal(signal.SIGTERM)
+    error = ended(run, 130)
+    assert 'python solve/voc_fcn32s.py --resume latest --output out' in error
+    again = start(SAMPLE, 1, '--resume', 'latest', '--output', 'out')
+    ended(again, 0)
+    assert states(tmp_path / 'out') == [1]
+
+
+def test_a_second_run_in_a_live_folder_is_refused_and_a_dead_ones_lock_is_free(
+    data, start, tmp_path
+):
+    first = start(SCRIPT, *data, '--iterations', 400, '--output', 'out')
+    wait_for(first, 'iteration 2')
+    torn = tmp_path / 'out/snapshot/.train_iter_9.caffemodel.1.tmp'
+    torn.touch()
+    error = ended(start(SCRIPT, *data, '--resume', 'latest', '--output', 'out'), 2)
+    assert f'error: {tmp_path}/out: process {first.pid} on ' in error.splitlines()[-1]
+    assert torn.exists(), 'another process swept'
+    first.kill()
+    first.communicate()
+    resumed = start(SCRIPT, *data, '--iterations', 1, '--resume', 'latest', '--output', 'out')
+    wait_for(resumed, 'Resuming')
+    ended(resumed, 0)
+    assert not torn.exists()
+
+
+def test_a_start_that_fails_leaves_no_folder(data, start, tmp_path):
+    bad = tmp_path / 'bad.caffemodel'
+    bad.touch()
+    options = [*data[:-1], f'--weights={bad}', '--output=deep/out']
+    assert 'bad.caffemodel' in ended(start(SCRIPT, *options), 2)
+    assert [path.name for path in tmp_path.iterdir()] == ['bad.caffemodel']
+
+
+def test_locks_are_of_the_process_and_released(tmp_path):
+    folders.take(tmp_path / 'a')
+    folders.take(tmp_path / 'a')
+    assert folders.is_held(tmp_path / 'a/b/c') and not folders.is_held(tmp_path)
+    (tmp_path / 'a/result').touch()
+    folders.take(tmp_path / 'b/c')
+    folders.release()
+    assert not folders.is_held(tmp_path / 'a')
+    assert (tmp_path / 'a').is_dir() and not (tmp_path / 'b').exists()
+
+
+def test_a_folder_that_takes_no_lock_file_is_named(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(caffe.CaffeError, match='file: not written to: Not a directory'):
+        folders.hold(tmp_path / 'file' / folders.LOCK)
+
+
+def test_what_cannot_be_encoded_is_written_escaped(tmp_path):
+    with open(tmp_path / 'out', 'w', encoding='ascii') as file:
+        terminal.Lasting(file, 'out').write('wei\u00df\n')
+    assert (tmp_path / 'out').read_text() == 'wei\\xdf\n'
