@@ -35,8 +35,8 @@ from caffe_port.files.torchvision import (
 )
 from caffe_port.mode import TEST
 from caffe_port.net import Net
-from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.verify import verify
+from caffe_port.zoo import make_deploy
 
 # Files with more bytes of values than this show a progress bar.
 BAR_FROM = 100_000_000
@@ -75,7 +75,7 @@ def convert(options: argparse.Namespace) -> None:
         print(f'note: {wider} blobs are stored as float64 and become float32, as in Caffe')
     if options.from_torchvision:
         layers = from_torchvision(layers)
-    net = _net(options)
+    net = _net(options, layers)
     if net:
         layers = _fitted(layers, net, source, options.fully_conv, report=True)
     written = to_torchvision(layers) if options.to_torchvision else layers
@@ -125,30 +125,19 @@ def _check_options(options: argparse.Namespace) -> None:
         raise CaffeError('--mean goes with --from-torchvision or --to-torchvision')
 
 
-def _net(options: argparse.Namespace) -> Net | None:
-    """Make the net of --prototxt or --net, if one is given."""
+def _net(options: argparse.Namespace, layers: Sequence[StoredLayer]) -> Net | None:
+    """Make the net of --prototxt, or of --net as narrow as the weights, if one is given."""
     if options.net:
-        return Net(net_by_name(options.net, options.fully_conv), TEST)
+        try:
+            param = make_deploy(options.net, layers, options.fully_conv)
+        except CaffeError as error:
+            raise CaffeError(f'--net {error}') from error
+        return Net(param, TEST)
     try:
         return Net(options.prototxt, TEST) if options.prototxt else None
     except CaffeError as error:
         hint = '; check names and shapes against the deploy prototxt, or --net EXPERIMENT'
         raise CaffeError(f'{error}{hint}') if '(Python)' in str(error) else error from error
-
-
-def net_by_name(name: str, fully_conv: bool = False) -> NetParameter:
-    """Return the deploy net of an entry point of the group `plugins.NETS`.
-
-    With `fully_conv` a classifier's fully connected layers are convolutions.
-    Raises CaffeError if there is no such net.
-    """
-    known = plugins.offered(plugins.NETS)
-    if name not in known:
-        raise CaffeError(f'--net {name}: no such net; there are {", ".join(known)}')
-    module = known[name].load()
-    if hasattr(module, 'fcn'):
-        return module.fcn('deploy')
-    return module.fully_conv() if fully_conv else module.classifier()
 
 
 def _fitted(
@@ -238,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     net.add_argument(
         '--net',
         metavar='NAME',
-        help='the same with a named net, as deployed: voc_fcn8s, vgg16, ...',
+        help='the same with a named net, as deployed and as narrow as SRC: voc_fcn8s, vgg16, ...',
     )
     parser.add_argument(
         '--fully-conv',
