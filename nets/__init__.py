@@ -3,4 +3,8 @@
 Each fcn(split, ...) takes the places of its data, and for narrow nets `width` (channels of
 the first convolution), `fc` (channels of fc6 and fc7) and `drop` (the share they drop; so few
 channels learn little with the official half).
+
+load(name, weights) returns one of them, as deployed, as a torch module in eval mode.
 """
+
+from caffe_port.zoo import load as load

@@ -15,11 +15,11 @@ from caffe_port import TEST, Net
 from caffe_port.blob import shape_text
 from caffe_port.errors import CaffeError, make_folder
 from caffe_port.files import weights
+from caffe_port.zoo import load_all
 from solve.datasets import nyud, voc
 from solve.datasets.images import bgr_blob, existing, read_rgb
 from solve.run import experiments, options
 from solve.run.counting import predict
-from solve.run.loading import load_all
 from solve.run.pictures import save_labels, save_overlay
 
 EXAMPLES = """

@@ -82,15 +82,17 @@ def test_the_example_of_a_file_kind_goes_both_ways(contributed, tmp_path, monkey
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    net = caffe.Net(voc_fcn32s.fcn('deploy', width=2, fc=4), caffe.TEST)
-    (tmp_path / 'deploy.prototxt').write_text(str(voc_fcn32s.fcn('deploy', width=2, fc=4)))
-    net.save(str(tmp_path / 'weights.caffemodel'))
+    net = caffe.Net(voc_fcn8s.fcn('deploy', width=2, fc=4), caffe.TEST)
+    (tmp_path / 'deploy.prototxt').write_text(str(voc_fcn8s.fcn('deploy', width=2, fc=4)))
+    for name in ('weights.caffemodel', 'fcn8s-heavy-pascal.caffemodel'):
+        net.save(str(tmp_path / name))
     monkeypatch.chdir(tmp_path)
     torch = pytest.importorskip('torch')
     names = dict(image=np.zeros((3, 500, 500), np.float32), tensor=torch.zeros(1, 3, 40, 40))
     (block,) = blocks('README.md')
     exec(block, names)
-    assert names['score'].shape == (1, 21, 40, 40)
+    assert names['labels'].shape == (1, 40, 40)
+    assert names['score'].shape == (1, 21, 500, 500)
 
 
 def test_sizes_of_the_page_on_offsets_are_the_nets():

@@ -283,6 +283,14 @@ def test_pytorch_fcns_fcn8s_loads_the_pth_of_voc_fcn8s_strictly(tmp_path, monkey
     assert '--net os: no such net; there are' in line and 'voc_fcn32s' in line
 
 
+def test_a_named_net_is_as_narrow_as_the_weights(tmp_path, capsys):
+    net = caffe.Net(voc_fcn8s.fcn('deploy', width=2, fc=4), caffe.TEST)
+    net.save(tmp_path / 'a.caffemodel')
+    arguments = tmp_path / 'a.caffemodel', tmp_path / 'b.pth', '--net', 'voc_fcn8s', '--verify'
+    assert run(*arguments) == 0
+    assert 'load_state_dict, strict' in capsys.readouterr().out
+
+
 # The table.
 
 
