@@ -73,6 +73,7 @@ class Scoring:
     tasks: list[Task]
     folder: Path
     of: dict[str, str]
+    weights: Path | None = None  # a classes.txt beside them names the classes
 
     def suffix(self, task: Task) -> str:
         """Return what tells the files of one task from those of another."""
@@ -144,7 +145,8 @@ class Scoring:
         """Print the scores and write them, with the confusion matrices, to the folder."""
         data = sys.modules[type(self.layer).__module__]
         for task, count in zip(self.tasks, state.counts):
-            names, suffix = experiments.name_classes(data, len(count.hist)), self.suffix(task)
+            names = experiments.name_classes(data, len(count.hist), self.weights)
+            suffix = self.suffix(task)
             scores = Scores(count.hist, count.loss / len(self.layer.ids))
             path = self.folder / f'confusion{suffix}.npy'
             with replacing(path) as temporary, open(temporary, 'wb') as file:
