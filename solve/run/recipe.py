@@ -103,7 +103,7 @@ def start_from(
     """Carry the weights of a file over to a net with other classes.
 
     All layers are transplanted but `scores`, which stay 0 as the release starts them or, with
-    `keep_classes`, get the old classes as their first ones, and `ups`, which become bilinear.
+    `keep_classes`, get the file's classes as their first ones, and `ups`, which become bilinear.
 
     Raises CaffeError, naming `path`, if the file lacks a layer of the trunk, or a layer of
     another size has the name of one of the net.
@@ -119,15 +119,23 @@ def start_from(
     ]
     if lacking:
         raise CaffeError(f'{path}: lacks {", ".join(lacking)} of the net')
+    if keep_classes and not any(name in params for name in scores):
+        raise CaffeError(f'{path}: no classes to keep: it lacks {", ".join(scores)}')
     source = SimpleNamespace(params=params)
     try:
         surgery.transplant(
             net, SimpleNamespace(params={name: v for name, v in params.items() if name not in anew})
         )
-        for name in scores if keep_classes else ():
+        kept = [name for name in scores if keep_classes and name in params]
+        for name in kept:
             surgery.expand_score(net, name, source, name)
     except CaffeError as error:
         raise CaffeError(f'{path}: {error}') from error
     surgery.interp(net, ups)
-    how = 'the old classes first, new ones at 0' if keep_classes else 'at 0'
-    print(f'Score layers start {how}: {", ".join(scores)}; bilinear: {", ".join(ups)}')
+    for names, how in (
+        (kept, 'start with the old classes first, new ones at 0'),
+        ([name for name in scores if name not in kept], 'start at 0'),
+        (ups, 'are bilinear'),
+    ):
+        if names:
+            print(f'{", ".join(names)} {how}')

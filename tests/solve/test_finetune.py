@@ -15,6 +15,7 @@ from solve import finetune, infer, score
 from solve import voc_fcn32s as script
 from solve.run import experiments, log, preflight
 from solve.run.recipe import find_class_layers, scale_recipe, start_from
+from solve.samples import classifiers
 
 CLASSES = ('sky', 'tree', 'car')
 WIDTHS = dict(width=2, fc=4)
@@ -240,13 +241,21 @@ def test_weights_of_other_classes_leave_scores_at_zero_or_come_first(tmp_path):
     layers = find_class_layers(voc_fcn8s.fcn, 23)
     for keep in (False, True):
         net = caffe.Net(voc_fcn8s.fcn('deploy', classes=23, **WIDTHS), caffe.TEST)
-        kept = (['score_fr', 'score_pool4'], layers[1]) if keep else layers
-        start_from(net, tmp_path / 'old.caffemodel', *kept, keep)
+        start_from(net, tmp_path / 'old.caffemodel', *layers, keep)
         assert np.array_equal(net.params['fc6'][0].data, old.params['fc6'][0].data)
         new = net.params['score_fr'][0].data
         assert not new[21:].any()
         assert np.array_equal(new[:21], old.params['score_fr'][0].data) if keep else not new.any()
+        assert not net.params['score_pool3'][0].data.any()  # FCN-16s has none
         assert net.params['upscore8'][0].data[5, 5].any()
+
+
+def test_a_classifier_has_no_classes_to_keep(tmp_path):
+    classifier(tmp_path / 'start.caffemodel')
+    net = caffe.Net(voc_fcn32s.fcn('deploy', classes=23, **WIDTHS), caffe.TEST)
+    layers = find_class_layers(voc_fcn32s.fcn, 23)
+    with pytest.raises(caffe.CaffeError, match='start.caffemodel: no classes to keep'):
+        start_from(net, tmp_path / 'start.caffemodel', *layers, True)
 
 
 def test_scores_of_as_many_classes_as_before_start_anew_too(tmp_path):
@@ -271,8 +280,8 @@ def test_skips_learn_at_the_rates_of_their_stages():
     assert [layer.param[0].lr_mult for layer in atonce.layer if layer.name == 'score_pool3'] == [1]
 
 
-def classifier(path):
-    net = caffe.Net(vgg16.classifier(10, size=193, **WIDTHS), caffe.TEST)
+def classifier(path, **widths):
+    net = caffe.Net(vgg16.classifier(10, size=193, **{**WIDTHS, **widths}), caffe.TEST)
     rng = np.random.RandomState(1)
     for weight, _ in net.params.values():
         weight.data[...] = rng.randn(*weight.shape) * np.sqrt(2 / weight.data[0].size)
@@ -316,6 +325,24 @@ def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
         )
         infer.main()
         assert any(name in capsys.readouterr().out for name in CLASSES)
+
+
+def test_without_pictures_it_draws_its_own_and_trains(tmp_path, monkeypatch, capsys):
+    """An earlier sample's classifier is taken; here one with random weights, for the way's sake."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune, 'SAMPLE_IMAGES', 8)
+    (tmp_path / 'output/other-sample').mkdir(parents=True)
+    narrow = {**WIDTHS, **classifiers.make_net_arguments('vgg16')}
+    narrow.pop('drop')
+    classifier(tmp_path / 'output/other-sample/vgg16-narrow.caffemodel', **narrow)
+    assert run(monkeypatch, '--labels', 'x') == 2
+    assert '--labels needs --images' in capsys.readouterr().err
+    assert run(monkeypatch, '--net', 'voc_fcn32s', '--iterations', '2') == 0
+    folder = tmp_path / 'output/finetune-sample'
+    assert (folder / 'snapshot/classes.txt').read_text().split() == ['background', 'bus', 'sheep']
+    assert len([*(folder / 'data/images').iterdir()]) == 8
+    assert len((folder / 'lists/val.txt').read_text().splitlines()) == 2
+    assert [line['iteration'] for line in log.read(folder) if 'mean_iu' in line] == [2]
 
 
 def test_the_deploy_net_takes_a_picture(data):
