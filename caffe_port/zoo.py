@@ -19,7 +19,9 @@ from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter
 
 # The arguments that make a net narrow, and the layers whose channels they are.
-_WIDTHS = ('width', 'conv1'), ('fc', 'fc6')
+_WIDTHS = ('width', 'conv1'), ('fc', 'fc6'), ('classes', 'score_fr')
+# A label is a byte, and 255 is void.
+MOST_CLASSES = 255
 
 
 def find_fcn(name: str) -> Callable[..., NetParameter] | None:
@@ -49,7 +51,8 @@ def make_deploy(
 def find_widths(make: Callable[..., NetParameter], layers: Sequence[StoredLayer]) -> dict[str, Any]:
     """Return the widths of the weights' first and sixth layers, at most the official ones.
 
-    They are named as the arguments of `make`, a net's fcn() or classifier().
+    They are named as the arguments of `make`, a net's fcn() or classifier(). With them comes
+    the number of classes of its scores, where the net leaves that open.
     """
     found = {}
     for argument, start in _WIDTHS:
@@ -57,7 +60,8 @@ def find_widths(make: Callable[..., NetParameter], layers: Sequence[StoredLayer]
         parameter = inspect.signature(make).parameters.get(argument)
         if parameter and shapes and shapes[0]:
             # No file may ask for the memory of a net wider than the one that is named.
-            found[argument] = min(shapes[0][0], parameter.default)
+            most = MOST_CLASSES if argument == 'classes' else parameter.default
+            found[argument] = min(shapes[0][0], most)
     return found
 
 

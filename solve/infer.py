@@ -152,7 +152,7 @@ def label_pictures(args: argparse.Namespace) -> None:
             save_labels(labels, path)
             if args.overlay:
                 save_overlay(read_rgb(files[0]), labels, over)
-            names = experiments.name_classes(data, net.blobs[name].channels)
+            names = experiments.name_classes(data, net.blobs[name].channels, args.weights)
             print(f'{path}: {describe(labels, names)}', flush=True)
 
 

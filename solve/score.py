@@ -85,7 +85,8 @@ def prepare(args: argparse.Namespace) -> Scoring:
         f'output folder: {folder}',
         flush=True,
     )
-    return Scoring(net, layer, tasks, folder, identify(param, layer, args.weights))
+    of = identify(param, layer, args.weights)
+    return Scoring(net, layer, tasks, folder, of, args.weights)
 
 
 def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) -> None:

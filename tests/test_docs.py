@@ -152,3 +152,19 @@ def test_links_of_the_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
             assert '://' in target or (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def test_the_data_layer_of_the_page_on_own_data_feeds_a_net(tmp_path, monkeypatch):
+    (tmp_path / 'train.txt').write_text('one\n')
+    Image.new('RGB', (9, 7), (10, 20, 30)).save(tmp_path / 'one.jpg', quality=100)
+    mask = np.full((7, 9), 3, np.uint8)
+    mask[0] = 0
+    Image.fromarray(mask).save(tmp_path / 'one.png')
+    (block,) = blocks('docs/own-data.md')
+    pets = type(sys)('pets')
+    monkeypatch.setitem(sys.modules, 'pets', pets)
+    exec(block, pets.__dict__)
+    net = caffe.Net(pets.fcn('train', folder=str(tmp_path), width=2, fc=4), caffe.TRAIN)
+    net.forward()
+    assert net.blobs['label'].data[0, 0, :, 0].tolist() == [255, *[2] * 6]
+    assert net.blobs['score'].shape == (1, 3, 7, 9)

@@ -12,8 +12,30 @@ from caffe_port.files.stored import StoredLayer
 from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.zoo import find_fcn, find_widths
 from solve.datasets import nyud, pascalcontext, siftflow, voc
+from solve.datasets.images import VOID, existing
 
+# The names of own classes, beside the weights that were trained on them.
+CLASSES = 'classes.txt'
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
+
+
+def read_classes(path: Path) -> list[str]:
+    """Read the names of classes, one a line, in the order of their numbers.
+
+    Raises CaffeError for a missing file, for one name or none, for more than 255, and for a
+    name that comes twice.
+    """
+    try:
+        lines = existing(path).read_text(encoding='utf-8').splitlines()
+    except UnicodeError as error:
+        raise CaffeError(f'{path}: not a list of names: {error}') from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not 2 <= len(names) <= VOID:
+        raise CaffeError(f'{path}: {len(names)} names, expected 2 to {VOID}, one a line')
+    for name in names:
+        if names.count(name) > 1:
+            raise CaffeError(f'{path}: {name!r} is in it {names.count(name)} times')
+    return names
 
 
 def find_data(net: str) -> ModuleType | None:
@@ -36,8 +58,14 @@ def make_net(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetP
     return prototxt.read_net(net)
 
 
-def name_classes(data: ModuleType | None, count: int) -> list[str]:
-    """Return the names of a data set's `count` classes, or their numbers if it has no names."""
+def name_classes(data: ModuleType | None, count: int, weights: Path | None = None) -> list[str]:
+    """Return the names of `count` classes, or their numbers if they have no names.
+
+    The names are those of a classes.txt beside `weights`, or else the data set's.
+    """
+    beside = weights.with_name(CLASSES) if weights else None
+    if beside and beside.is_file() and len(own := read_classes(beside)) == count:
+        return own
     for known in ('CLASSES', 'SEMANTIC', 'GEOMETRIC'):
         names = getattr(data, known, ())
         if len(names) == count:
