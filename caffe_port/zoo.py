@@ -84,8 +84,12 @@ def load_all(
     for layer in found.layers:
         for number, (stored, blob) in enumerate(zip(layer.blobs, net.params[layer.name])):
             blob.load(stored)
-            if not math.isfinite(blob.tensor.sum()) and not bool(blob.tensor.isfinite().all()):
-                raise CaffeError(f'{path}: {layer.name} {number}: has NaN or infinite values')
+            bad = 0 if math.isfinite(blob.tensor.sum()) else int((~blob.tensor.isfinite()).sum())
+            if bad:
+                raise CaffeError(
+                    f'{path}: layer {layer.name}, blob {number}: {bad} of {blob.count} values '
+                    'are NaN or infinite'
+                )
 
 
 def load(name: str, path: str | os.PathLike, fully_conv: bool = False) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from caffe_port import parallel
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_port.solving import resume
-from solve.run import folders, log, pictures, snapshots, symptoms, watch
+from solve.run import experiments, folders, log, pictures, snapshots, symptoms, watch
 from solve.run.counting import find_data_layers, find_tasks, predict
 from solve.run.loading import load_start, read_net
 from solve.run.metrics import Scores, format_table
@@ -217,22 +218,29 @@ def _name_for_log(scores: Scores) -> dict[str, float]:
 
 def show_images(
     net: caffe.Net, means: Mapping[str, Sequence[float]]
-) -> tuple[list[str], list[list[np.ndarray]]]:
+) -> tuple[list[str], list[list[np.ndarray | pictures.Labelled]]]:
     """Run a test net on its next PANEL_ROWS images; return titles and a row of pictures for each.
 
     A row has what is in the blobs of `means`, the mean added, then the labels and
     predictions that each loss of the net compares.
     """
     tasks = find_tasks(net)
-    titles = [*means] + [title for task in tasks for title in (task.gt, f'{task.gt}, predicted')]
-    rows = []
+    data = sys.modules[type(find_data_layers(net)[0]).__module__]
+    titles = ['image' if name == 'data' else name for name in means]
+    for task in tasks:
+        titles += [task.gt, 'prediction' if len(tasks) == 1 else f'{task.gt}, prediction']
+    rows: list[list[np.ndarray | pictures.Labelled]] = []
     for _ in range(PANEL_ROWS):
         with torch.no_grad():
             net.forward()
-        row = [pictures.to_picture(net.blobs[name].data[0], mean) for name, mean in means.items()]
+        row: list[np.ndarray | pictures.Labelled] = [
+            pictures.to_picture(net.blobs[name].data[0], mean) for name, mean in means.items()
+        ]
         for task in tasks:
-            row.append(pictures.colour_labels(net.blobs[task.gt].data[0, 0]))
-            row.append(pictures.colour_labels(predict(net, task.layer)))
+            names = experiments.name_classes(data, net.blobs[task.layer].channels)
+            label = net.blobs[task.gt].data[0, 0].copy()
+            row.append(pictures.Labelled(label, names))
+            row.append(pictures.Labelled(predict(net, task.layer), names, label))
         rows.append(row)
     return titles, rows
 
