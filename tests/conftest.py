@@ -20,6 +20,13 @@ def pytest_addoption(parser):
     parser.addoption(
         '--fuzz-seed', type=int, metavar='N', help="the fuzzer's seed, to run it again"
     )
+    parser.addoption(
+        '--kills',
+        type=int,
+        metavar='N',
+        help='kill runs of tests/solve/test_faults.py N times in each of four configurations '
+        '(default: 3 times in one)',
+    )
 
 
 def pytest_configure(config):

@@ -73,7 +73,7 @@ class Job:
         param.snapshot_prefix = str(self.prefix)
         if self.iterations:
             param.max_iter = self.iterations
-        solver = caffe.SGDSolver(param)
+        solver = caffe.get_solver(param)
         find_data_layers(solver.net)[0].skip_bad = self.skip_bad_images
         self.images = find_data_layers(solver.test_nets[0])[0].ids
         watch.log_to(self.folder)

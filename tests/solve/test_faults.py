@@ -10,37 +10,49 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import caffe_port as caffe
 from caffe_port.errors import WriteError
+from caffe_port.files import caffemodel
+from caffe_port.proto.caffe_pb2 import SolverParameter
 from solve import voc_fcn32s
 from solve.datasets.layer import SegDataLayer
-from solve.run import job, loading, log, snapshots, symptoms
+from solve.run import job, loading, log, snapshots, symptoms, watch
 from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_port.solving.test_solver import follow, solver_of
-from tests.solve.feeding import random_classifier
+from tests.solve.feeding import random_classifier, save_sbd
 from tests.vectors import load
 
 RUN = """
-import logging, sys
+import ast, logging, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from solve import voc_fcn32s
-from solve.run import snapshots
+from solve.run import job, snapshots
 from solve.run.job import LATEST, Job
+job.PANEL_ROWS = 1
 logging.getLogger('caffe_port').handlers.clear()
-data, folder = map(Path, sys.argv[1:])
+data, folder = map(Path, sys.argv[1:3])
+iterations, keep, constants = ast.literal_eval(sys.argv[3])
 folder.mkdir(exist_ok=True)
-job = Job('faults', folder, [data / 'vgg.caffemodel'], iterations=12, step=6,
+job = Job('faults', folder, [data / 'vgg.caffemodel'], iterations=iterations, step=6, keep=keep,
           net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'), width=2, fc=8,
                    voc_dir=str(data / 'sample/pascal/VOC2011')),
-          constants=dict(snapshot=2, random_seed=5))
+          constants=dict(snapshot=2, random_seed=5, **constants))
 if snapshots.list_states(job.prefix):
     job.resume = LATEST
 voc_fcn32s.solve(job)
 """
+# How many snapshots are kept, and solver constants. Dropout is on in each.
+CONFIGURATIONS = {
+    'sgd': (0, {}),
+    'hdf5': (0, {'snapshot_format': SolverParameter.HDF5}),
+    'nesterov': (1, {'type': 'Nesterov', 'iter_size': 2}),
+    'adam': (0, {'type': 'Adam', 'base_lr': 1e-4, 'momentum': 0.9}),
+}
 
 
 @pytest.fixture(scope='module')
@@ -51,37 +63,64 @@ def data(tmp_path_factory):
     return folder
 
 
-def started(data, folder) -> subprocess.Popen:
+def started(data, folder, *settings) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, '-c', RUN, str(data), str(folder)],
+        [sys.executable, '-c', RUN, str(data), str(folder), repr(settings)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
     )
 
 
-def last(folder) -> bytes:
-    return (folder / 'snapshot/train_iter_12.caffemodel').read_bytes()
+def finished(run):
+    error = run.communicate(timeout=300)[1]
+    assert run.returncode == 0, error
 
 
-def test_killed_at_random_moments_and_resumed_the_end_is_the_same_to_the_bit(data, tmp_path):
-    straight = started(data, tmp_path / 'straight')
-    error = straight.communicate(timeout=120)[1]
-    assert straight.returncode == 0, error
-    rng, killed = random.Random(7), tmp_path / 'killed'
-    for _ in range(3):
-        run = started(data, killed)
-        before = len(list(killed.glob('snapshot/*')))
-        while run.poll() is None and len(list(killed.glob('snapshot/*'))) <= before:
+def ending(folder, iteration) -> dict[str, bytes]:
+    """Return the values of weights and history at the end of a run."""
+    state = snapshots.list_states(folder / 'snapshot/train')[iteration]
+    history = caffemodel.read_state(state).history
+    values = {
+        f'{layer.name} {i}': blob.array().tobytes()
+        for layer in caffemodel.read(snapshots.weights_of(state))
+        for i, blob in enumerate(layer.blobs)
+    }
+    return values | {f'history {i}': blob.array().tobytes() for i, blob in enumerate(history)}
+
+
+def seen(folder) -> set:
+    return {(path.name, path.stat().st_mtime_ns) for path in folder.glob('snapshot/t*[!p]')}
+
+
+@pytest.mark.parametrize('name', CONFIGURATIONS)
+def test_killed_at_random_moments_and_resumed_the_end_is_the_same_to_the_bit(
+    name, data, tmp_path, request
+):
+    kills = request.config.getoption('--kills')
+    if name == 'hdf5':
+        pytest.importorskip('h5py')
+    if name != 'sgd' and not kills:
+        pytest.skip('one configuration without --kills')
+    kills = kills or 3
+    iterations = max(12, 4 * kills)
+    keep, constants = CONFIGURATIONS[name]
+    finished(started(data, tmp_path / 'straight', iterations, keep, constants))
+    rng, killed, done = random.Random(7), tmp_path / 'killed', 0
+    for _ in range(kills):
+        run = started(data, killed, iterations, keep, constants)
+        before = seen(killed)
+        while run.poll() is None and seen(killed) <= before:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
         run.send_signal(signal.SIGKILL)
         run.communicate()
-    end = started(data, killed)
-    error = end.communicate(timeout=120)[1]
-    assert end.returncode == 0, error
-    assert last(killed) == last(tmp_path / 'straight')
-    assert not list(killed.glob('snapshot/.*')), 'half-written files were swept'
+        done += run.returncode == -signal.SIGKILL
+    finished(started(data, killed, iterations, keep, constants))
+    print(f'{name}: killed {done} times in {iterations} iterations')
+    assert done > kills / 2
+    assert ending(killed, iterations) == ending(tmp_path / 'straight', iterations)
+    assert not list(killed.glob('snapshot/.*.tmp')), 'half-written files were swept'
 
 
 def job_in(folder, data, **options) -> Job:
@@ -140,6 +179,19 @@ def test_on_request_such_images_are_skipped_and_listed_also_after_a_resume(damag
     assert listed[0].endswith('2 ') and all(f'{name}.jpg: not a JPEG' in listed[2] for name in bad)
 
 
+def test_labels_that_are_all_void_are_told_once(damaged, capsys):
+    data, folder, drawn, bad = damaged
+    images = data / 'sample/sbdd/dataset'
+    for name in bad:
+        shutil.copy(images / f'img/{drawn[0]}.jpg', images / f'img/{name}.jpg')
+        with Image.open(images / f'img/{name}.jpg') as image:
+            save_sbd(images / f'cls/{name}.mat', np.full(image.size[::-1], 255, np.uint8))
+    voc_fcn32s.solve(job_in(folder, data))
+    printed = capsys.readouterr().err
+    assert printed.count('its labels are all void') == 1
+    assert f'image {bad[0]}: its labels are all void' in printed
+
+
 def test_where_no_image_can_be_read_skipping_ends_too(damaged):
     data, folder, _, _ = damaged
     for path in (data / 'sample/sbdd/dataset/img').iterdir():
@@ -182,6 +234,35 @@ def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
     monkeypatch.undo()
     follow(solver, {**vector, 'data': vector['data'][:6]})
     assert snapshots.find_latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
+
+
+def test_keep_holds_also_between_scorings_and_where_the_disk_refuses_states(
+    data, tmp_path, monkeypatch
+):
+    def write_state(path, iteration, *rest):
+        if iteration >= 3:
+            raise WriteError(f'{path}: not written: No space left on device')
+        plain(path, iteration, *rest)
+
+    plain, counts = caffemodel.write_state, []
+    monkeypatch.setattr(caffemodel, 'write_state', write_state)
+    begin = watch.Watch._begin_iteration
+    monkeypatch.setattr(
+        watch.Watch,
+        '_begin_iteration',
+        lambda self: (begin(self), counts.append(sorted(names(tmp_path)))),
+    )
+    constants = dict(snapshot=1, random_seed=5)
+    with pytest.raises(WriteError, match='No space left'):
+        voc_fcn32s.solve(job_in(tmp_path, data, constants=constants, keep=1))
+    assert [len(found) for found in counts] == [0, 3, 3, 3, 3, 3]
+    assert counts[-1] == [
+        f'train_iter_2.{kind}' for kind in ('caffemodel', 'memory.json', 'solverstate')
+    ]
+
+
+def names(folder) -> list[str]:
+    return [path.name for path in (folder / 'snapshot').glob('train_*')]
 
 
 def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reason(

@@ -1,18 +1,23 @@
 """What stops a run, and what must not: signals, closed terminals, full disks, a second run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 import caffe_port as caffe
+from solve import launch, score, voc_fcn32s
+from solve.datasets import voc
 from solve.run import folders, snapshots, terminal
 from solve.samples import trees
 from tests.solve.feeding import random_classifier
+from tests.solve.scored import call
 
 # The script of FCN-32s with a narrow net, as a command; a line is printed at every iteration.
 SCRIPT = """
@@ -56,6 +61,8 @@ launch.run(voc_fcn32s.solve, '', voc, 'none.caffemodel')
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
+    for each in (folder, folder.parent, folder.parent.parent):
+        each.chmod(0o755)  # for the test that changes its user
     places = trees.draw('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return [
@@ -203,3 +210,49 @@ def test_what_cannot_be_encoded_is_written_escaped(tmp_path):
     with open(tmp_path / 'out', 'w', encoding='ascii') as file:
         terminal.Lasting(file, 'out').write('wei\u00df\n')
     assert (tmp_path / 'out').read_text() == 'wei\\xdf\n'
+
+
+@pytest.fixture
+def closed():
+    """Make a folder that its user may not enter; root becomes another user meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / 'closed/in').mkdir(parents=True)
+    (folder / 'closed/file.prototxt').touch()
+    folder.chmod(0o755)
+    (folder / 'closed').chmod(0)
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)
+    yield folder / 'closed'
+    os.seteuid(user)
+    (folder / 'closed').chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        ['--sbdd-dir', '{}/in'],
+        ['--resume', '{}/x.solverstate'],
+        ['--resume', 'latest', '--output', '{}/in'],
+        ['--output', '{}/in/out'],
+        ['--weights', '{}/x.caffemodel'],
+    ],
+)
+def test_a_folder_one_may_not_enter_is_told_in_one_line(options, closed, data, monkeypatch, capsys):
+    options = [each.format(closed) for each in options]
+    given = [each for each in data if not each.startswith(options[0])]
+    monkeypatch.setattr('sys.argv', ['voc_fcn32s.py', *given, *options])
+    with pytest.raises(SystemExit, match='2'):
+        launch.run(voc_fcn32s.solve, '', voc, 'none.caffemodel')
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f'error: {closed}/') and error.endswith('Permission denied'), error
+    assert error.count(str(closed)) == 1
+
+
+def test_score_names_a_prototxt_it_may_not_read(closed, data, monkeypatch, capsys):
+    weights = data[-1].partition('=')[2]
+    for net in (closed / 'file.prototxt', closed / 'x'):
+        assert call(monkeypatch, score.main, net, weights) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f'error: {net}: ') and error.endswith('Permission denied'), error

@@ -451,7 +451,7 @@ def test_the_gpu_may_be_named_in_its_place_or_by_the_option(drawn, run, monkeypa
         assert run(*given) == 0
     assert chosen == [0, 0, None]
     assert run('1', '--gpu', '2') == 2
-    assert 'GPU 1 and GPU 2: one expected' in capsys.readouterr().err
+    assert 'GPU 2 and GPU 1: one expected' in capsys.readouterr().err
 
 
 # Nets, weights and splits.

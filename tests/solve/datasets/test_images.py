@@ -10,6 +10,11 @@ from solve.datasets.images import read_label_png, read_list, read_rgb
 LABELS = (np.arange(54).reshape(6, 9) % 21).astype(np.uint8)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    (tmp_path / 'train.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo\r\n')
+    assert read_list(tmp_path / 'train.txt') == ['one', 'two']
+
+
 @pytest.mark.parametrize(
     'content, message',
     [
