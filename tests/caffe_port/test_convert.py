@@ -337,7 +337,7 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, t
     (tmp_path / 'text.caffemodel').write_text('hello there, this is text\n')
     out.mkdir()
     for source, target, options, words in (
-        (path, out / 'b.xyz', [], 'b.xyz: expected a name that ends in .caffemodel'),
+        (path, out / 'b.tflite', [], 'b.tflite: expected a name that ends in .caffemodel'),
         (tmp_path / 'a.bin', out / 'b.pth', [], 'a.bin: expected a name that ends in'),
         (tmp_path / 'none.pth', out / 'b.npz', [], 'none.pth: No such file'),
         (tmp_path / 'folder.pth', out / 'b.npz', [], 'expected a file, found a directory'),
@@ -406,7 +406,11 @@ def test_a_bare_checkout_run_in_any_folder_ends_in_one_line_with_status_2(tmp_pa
             ),
         )
         for arguments, words, limit in (
-            ('tiny.caffemodel b.xyz', 'b.xyz: expected a name that ends in .caffemodel', None),
+            (
+                'tiny.caffemodel b.tflite',
+                'b.tflite: expected a name that ends in .caffemodel',
+                None,
+            ),
             ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
             ('tiny.caffemodel b.pth --net os', '--net os: no such net; there are', None),
             ('none.pth b.npz', 'none.pth: No such file or directory', None),
