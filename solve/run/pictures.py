@@ -257,7 +257,7 @@ def draw_class_scores(scores: Scores, names: Sequence[str], path: Path) -> None:
         absent = math.isnan(scores.iu[number])
         axes.text(
             end + 0.8,
-            place,
+            float(place),
             'absent' if absent else f'{value:.1f}',
             va='center',
             fontsize=8,

@@ -212,7 +212,7 @@ def compute(
     module.flush()
     last_read = _last_reads(module, outputs)
     values: dict[int, Tensor] = {}
-    found = {}
+    found: dict[str, Tensor] = {}
     with torch.no_grad():
         for number, node in enumerate(module.nodes):
             if node.type == 'Input':
