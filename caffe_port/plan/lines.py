@@ -1,0 +1,343 @@
+"""The lines of a plan: layers, each computed where others need it.
+
+A line knows what of its top depends on the image given what of its bottoms does
+(`reached`), what it reads for an area of its top (`reads`), and how it computes that area
+from these windows. A window may lie partly outside its blob: it comes with zeros there, so
+a line never pads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffe_port.mode import TEST
+from caffe_port.module import Node
+from caffe_port.ops.base import Op, Shape
+from caffe_port.plan import products, upsampling, winograd
+from caffe_port.plan.areas import Area, Window, common, intersection, moved, slices, union, whole
+from caffe_port.plan.kept import Kept
+
+# Layers whose pixel is made of that pixel of each bottom, in any area alike.
+_POINTWISE = frozenset(
+    'AbsVal BNLL Clip ELU Eltwise Exp Log Power PReLU ReLU Sigmoid Swish TanH Threshold'.split()
+)
+# Winograd's convolution needs as many channels to pay.
+_LEAST_CHANNELS = 64
+# A strip of a convolution's top stays in the cache until its ReLU: so many values.
+_STRIP, _FEW_WEIGHTS = 2**19, 2**17
+
+
+def is_nothing(node: Node) -> bool:
+    """Return whether the layer hands its bottom on as it is."""
+    return node.type == 'Dropout' and node.op.phase == TEST
+
+
+def is_pointwise(node: Node, shapes: list[Shape]) -> bool:
+    """Return whether each pixel of the top is made of the same pixel of the bottoms alone."""
+    if node.type == 'LRN':
+        return not node.op.within
+    if node.type == 'Scale':
+        return len(shapes) == 1 and node.op.axis == 1 and node.op.weight.dim() <= 1
+    return node.type in _POINTWISE
+
+
+def method_of(op: Op, pixels: int) -> str:
+    """Return how a convolution is fastest, for so many pixels of its top."""
+    plain = op.group == 1 and set(op.dilation) == {1}
+    if plain and products.pays(op.weight, pixels):
+        return 'product'
+    slides = plain and op.kernel == (winograd.TAPS,) * 2 and op.stride == (1, 1)
+    if slides and min(op.weight.shape[:2]) >= _LEAST_CHANNELS:
+        return 'winograd'
+    return 'direct'
+
+
+class Line:
+    """A layer that needs its bottoms whole and makes its tops whole."""
+
+    method = 'whole'
+    framed = False  # makes a frame of frames
+    area: Area | None = None  # what is computed
+
+    def __init__(self, node: Node, reads: list[int], shapes: list[Shape], tops: list[Shape]):
+        self.node, self.bottoms, self.tops = node, reads, list(node.writes)
+        self.shapes, self.top_shapes = shapes, tops
+        self.names = [node.name]
+
+    def reached(self, bottoms: list[Area]) -> Area:
+        """Return what of the top depends on the image, given what of the bottoms does."""
+        return whole(self.top_shapes[0])
+
+    def constant(self, bottoms: list[Area]) -> Area:
+        """Return rows and columns of the top that are equal where those of the bottoms are."""
+        raise NotImplementedError
+
+    def reads(self, area: Area | None) -> list[Area | None]:
+        """Return what of each bottom is read for an area of the top; None is all of it."""
+        return [None] * len(self.bottoms)
+
+    def watch(self, kept: Kept) -> None:
+        """Have the parameters watched that something is derived from."""
+
+    def is_placed(self, area: Area) -> bool:
+        """Return whether `compute` must be given the memory of the top."""
+        return False
+
+    def compute(
+        self, area: Area | None, windows: list[Tensor], out: Tensor | None, kept: Kept
+    ) -> tuple[Tensor, ...]:
+        """Return the tops, or the area of the top; where `out` is given, in that memory."""
+        return self.node.run(*windows)
+
+    def before(self) -> int:
+        """Return the multiply-adds of the layer by itself."""
+        return 0
+
+    def after(self) -> int:
+        """Return the multiply-adds of the line."""
+        return self.before()
+
+    def _watch_all(self, kept: Kept) -> None:
+        for name, parameter in zip(self.node.op.blob_names, self.node.op.blobs()):
+            kept.watch(f'{self.node.name}.{name}', parameter)
+
+
+def _put(top: Tensor, out: Tensor | None) -> tuple[Tensor, ...]:
+    return (top if out is None else out.copy_(top),)
+
+
+class Pointwise(Line):
+    """A layer that makes each pixel of that pixel of its bottoms."""
+
+    method, framed = 'pointwise', True
+
+    def reached(self, bottoms: list[Area]) -> Area:
+        area, *others = bottoms
+        for other in others:
+            area = union(area, other)
+        return area
+
+    def constant(self, bottoms: list[Area]) -> Area:
+        area = whole(self.top_shapes[0])
+        for other in bottoms:
+            area = intersection(area, other)
+        return area
+
+    def reads(self, area: Area | None) -> list[Area | None]:
+        return [area] * len(self.bottoms)
+
+    def watch(self, kept: Kept) -> None:
+        self._watch_all(kept)
+
+    def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
+        return _put(*self.node.run(*windows), out)
+
+
+class _Sliding(Line):
+    """A layer that slides a window over its bottom."""
+
+    framed = True
+    windows: tuple[Window, Window]
+
+    def reached(self, bottoms: list[Area]) -> Area:
+        sizes = self.top_shapes[0][2:]
+        return Area(*(w.reached_by(*each) for w, *each in zip(self.windows, bottoms[0], sizes)))
+
+    def constant(self, bottoms: list[Area]) -> Area:
+        sizes = self.top_shapes[0][2:]
+        return Area(*(w.within(*each) for w, *each in zip(self.windows, bottoms[0], sizes)))
+
+
+def _filter_windows(op: Op) -> tuple[Window, Window]:
+    rows, columns = (
+        Window(d * (k - 1) + 1, s, p)
+        for k, s, p, d in zip(op.kernel, op.stride, op.pad, op.dilation)
+    )
+    return rows, columns
+
+
+class Convolution(_Sliding):
+    """A convolution, with the ReLU that follows it."""
+
+    def __init__(self, node: Node, *args):
+        super().__init__(node, *args)
+        self.relu, self.windows = False, _filter_windows(node.op)
+
+    def method_for(self, area: Area) -> str:
+        return method_of(self.node.op, self.top_shapes[0][0] * area.count)
+
+    @property
+    def method(self) -> str:
+        return self.method_for(self.area)
+
+    def reads(self, area: Area) -> list[Area]:
+        read = [w.read_for(span) for w, span in zip(self.windows, area)]
+        if self.method_for(area) == 'winograd':  # whole tiles
+            read = [
+                range(one.start, one.start + winograd.reach(len(span)))
+                for one, span in zip(read, area)
+            ]
+        return [Area(*read)]
+
+    def watch(self, kept: Kept) -> None:
+        if self.method != 'product':
+            self._watch_all(kept)
+
+    def is_placed(self, area: Area) -> bool:
+        return self.method_for(area) != 'product'
+
+    def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
+        (window,), op, method = windows, self.node.op, self.method_for(area)
+        if method == 'product':
+            top = products.convolve(window, op.weight, op.bias, op.stride, (0, 0))
+            return _put(top.relu_() if self.relu else top, out)
+        if method == 'winograd':
+            transform = kept.of(f'{self.node.name}.weight', 'filters', winograd.filters)
+            for image, top in zip(window, out):
+                winograd.convolve(image, transform, op.bias, 0, top, self.relu)
+        else:
+            for i in range(len(out)):
+                self._convolve(window[i : i + 1], out[i : i + 1])
+        return (out,)
+
+    def _convolve(self, window: Tensor, out: Tensor) -> None:
+        """Write one image's area strip by strip, so that the ReLU finds a strip in the cache."""
+        op, (rows, _) = self.node.op, self.windows
+        weight, height = op.weight, out.shape[2]
+        few = weight.numel() <= _FEW_WEIGHTS  # PyTorch lays out the weights anew for each strip
+        step = max(4, _STRIP // out[0, :, 0].numel()) if few else height
+        for first in range(0, height, step):
+            strip = range(first, min(first + step, height))
+            read = window[:, :, rows.stride * first :]
+            read = read[:, :, : rows.stride * (len(strip) - 1) + rows.extent]
+            top = F.conv2d(read, weight, op.bias, op.stride, 0, op.dilation, op.group)
+            to = out[:, :, first : strip.stop]
+            if self.relu:
+                torch.clamp_min(top, 0, out=to)
+            else:
+                to.copy_(top)
+
+    def before(self) -> int:
+        return _multiply_adds(self.node.op, self.top_shapes[0][0], self.top_shapes[0][2:])
+
+    def after(self) -> int:
+        (batch, outputs), size = self.top_shapes[0][:2], tuple(map(len, self.area))
+        if self.method == 'winograd':
+            return batch * winograd.multiply_adds(*size, self.node.op.inputs, outputs)
+        return _multiply_adds(self.node.op, batch, size)
+
+
+def _multiply_adds(op: Op, batch: int, size: tuple[int, ...]) -> int:
+    return batch * op.weight.numel() * size[0] * size[1]
+
+
+class Pooling(_Sliding):
+    """Maxima over windows that begin in the bottom."""
+
+    method = 'pooling'
+
+    def __init__(self, node: Node, *args):
+        super().__init__(node, *args)
+        rows, columns = map(Window, *node.op.windows)
+        self.windows = rows, columns
+
+    def reads(self, area: Area) -> list[Area]:
+        # Caffe cuts windows off at the bottom's edge.
+        inside = whole(self.shapes[0])
+        return [Area(*(common(w.read_for(s), i) for w, s, i in zip(self.windows, area, inside)))]
+
+    def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
+        kernel, stride, _ = self.node.op.windows
+        return _put(F.max_pool2d(windows[0], kernel, stride, ceil_mode=True), out)
+
+
+class Deconvolution(Line):
+    """A deconvolution, computed where it survives a Crop."""
+
+    method = 'deconvolution'
+    _kernel: upsampling.Kernel | None = None
+    _matrices: tuple[Tensor, Tensor]
+
+    def __init__(self, node: Node, *args):
+        super().__init__(node, *args)
+        self.windows = _filter_windows(node.op)
+
+    def reads(self, area: Area) -> list[Area]:
+        sizes = self.shapes[0][2:]
+        return [Area(*(w.reached_by(*each) for w, *each in zip(self.windows, area, sizes)))]
+
+    def watch(self, kept: Kept) -> None:
+        self._watch_all(kept)
+
+    def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
+        (window,), op = windows, self.node.op
+        if self._is_separable(area, kept):
+            return _put(upsampling.upsample(window, *self._matrices, op.bias), out)
+        top = F.conv_transpose2d(window, op.weight, op.bias, op.stride, 0, 0, op.group, op.dilation)
+        # The window's first pixel begins at stride * its number - pad.
+        (read,) = self.reads(area)
+        starts = (w.stride * span.start - w.pad for w, span in zip(self.windows, read))
+        made = Area(*(range(s, s + size) for s, size in zip(starts, top.shape[2:])))
+        return _put(top[slices(area, made)], out)
+
+    def _is_separable(self, area: Area, kept: Kept) -> bool:
+        """Return whether the weights are one fixed kernel now, and derive its matrices."""
+        op, name = self.node.op, f'{self.node.name}.weight'
+        kernel = kept.of(name, 'kernel', lambda weight: upsampling.separate(weight, op.group))
+        fits = kernel is not None and set(op.dilation) == {1}
+        self.method = 'separable' if fits else 'deconvolution'
+        if fits and kernel is not self._kernel:
+            self._kernel = kernel
+            self._matrices = upsampling.matrices(kernel, self.windows, area, *self.reads(area))
+        return fits
+
+    def before(self) -> int:
+        return _multiply_adds(self.node.op, self.shapes[0][0], self.shapes[0][2:])
+
+    def after(self) -> int:
+        (batch, channels), (read,) = self.top_shapes[0][:2], self.reads(self.area)
+        if self.method == 'separable':
+            return batch * upsampling.multiply_adds(self.area, read, channels)
+        return _multiply_adds(self.node.op, batch, tuple(map(len, read)))
+
+
+class Crop(Line):
+    """A crop of rows and columns: of the second bottom only the size is read."""
+
+    method, framed = 'crop', True
+
+    def __init__(self, node: Node, reads: list[int], *args):
+        super().__init__(node, reads[:1], *args)
+        self.offset = [0] * (node.op.axis - 2) + list(node.op.offset)
+
+    def reached(self, bottoms: list[Area]) -> Area:
+        back = moved(bottoms[0], [-offset for offset in self.offset])
+        return intersection(back, whole(self.top_shapes[0]))
+
+    constant = reached
+
+    def reads(self, area: Area) -> list[Area]:
+        return [moved(area, self.offset)]
+
+    def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
+        return _put(windows[0], out)
+
+
+def line_of(node: Node, reads: list[int], shapes: list[Shape], tops: list[Shape]) -> Line:
+    """Return the line that computes a layer from bottoms of these shapes."""
+    op, kind = node.op, Line
+    if len(tops) == 1 and all(len(shape) == 4 for shape in (*shapes, *tops)):
+        if node.type in ('Convolution', 'Deconvolution'):
+            if op.axis == 1:
+                kind = Convolution if node.type == 'Convolution' else Deconvolution
+        elif node.type == 'Pooling':
+            slides = op.is_max and not op.is_global and op.windows.pad == (0, 0)
+            if slides and all(s <= k for k, s in zip(op.windows.kernel, op.windows.stride)):
+                kind = Pooling
+        elif node.type == 'Crop':
+            kind = Crop if op.axis >= 2 else Line
+        elif is_pointwise(node, shapes):
+            kind = Pointwise
+    return kind(node, reads, shapes, tops)
