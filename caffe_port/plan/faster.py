@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caffe_port.ops.base import Op, as_tuple
+from caffe_port.ops.base import Op
 from caffe_port.plan import products, upsampling, winograd
 from caffe_port.plan.areas import Window, whole
 from caffe_port.plan.kept import Kept
@@ -14,6 +14,8 @@ from caffe_port.plan.switch import covers
 
 # Below so many multiply-adds a layer runs as it stands.
 LEAST = 2**24
+# With fewer channels Winograd's gradients cost as much as others.
+LEAST_CHANNELS = 128
 
 
 class Faster:
@@ -45,11 +47,10 @@ class Faster:
         method = method_of(op, pixels)
         if method == 'product':
             return products.convolve(bottom, op.weight, op.bias, op.stride, op.pad)
-        if method == 'winograd' and max(op.pad) <= 1 and op.pad[0] == op.pad[1]:
+        wide = min(op.weight.shape[:2]) >= LEAST_CHANNELS and op.pad in ((0, 0), (1, 1))
+        if method == 'winograd' and wide and torch.is_grad_enabled():
             return winograd.Convolution.apply(bottom, op.weight, op.bias, op.pad[0])
-        # Channels last: the kernels for few channels, and pooling, are faster so.
-        bottom = bottom.contiguous(memory_format=torch.channels_last)
-        return as_tuple(op(bottom))[0]
+        return None
 
     def _upsampled(self, bottom: Tensor) -> Tensor | None:
         op = self.op

@@ -22,6 +22,9 @@ class Kept:
         self._results: dict[tuple[str, str], Any] = {}
         self.changes = 0
 
+    def __reduce__(self):  # a copy derives anew
+        return Kept, ()
+
     def watch(self, name: str, parameter: Tensor) -> None:
         """Look for changes of the parameter from now on, under a name of the caller's."""
         self._parameters[name] = parameter.detach()

@@ -46,6 +46,7 @@ class Layout:
         self.values = {name: self._canonical(value) for name, value in last.items()}
         self.wanted = {name: self.values[name] for name in wanted}
         self._decide_areas()
+        self.work = sum(line.before() for line in self.lines)
         self._decide_places()
         self._frames: dict[int, Frame] = {}
         self._frames_of = -1  # the count of changes of the weights that the frames are of
@@ -71,7 +72,8 @@ class Layout:
             self._hand_on(node, reads[0])
             return
         pointwise = lines.is_pointwise(node, before)
-        tops = before[:1] if pointwise else node.op.top_shapes(*before)
+        with node.named_in_errors():
+            tops = before[:1] if pointwise else node.op.top_shapes(*before)
         self.shapes.update(zip(node.writes, tops))
         self.lines.append(lines.line_of(node, reads, before, tops))
 
@@ -123,6 +125,10 @@ class Layout:
         if not area.count:
             return Area(*(range(span.start, span.start) for span in read))
         return area if reached.count < _FRAME_PAYS * blob.count else read
+
+    def shape_of(self, name: str) -> Shape:
+        """Return the shape of a blob, whether it is computed or not."""
+        return self.shapes[self.values[name]]
 
     def _is_image(self, value: int) -> bool:
         return len(self.shapes[value]) == 4

@@ -167,41 +167,39 @@ def correlate(image: Tensor, diff: Tensor, pad: int) -> Tensor:
 
 
 class Convolution(torch.autograd.Function):
-    """conv2d(bottom, weight, bias, padding=pad) for 3 x 3 filters, with pad 0 to 2.
+    """conv2d(bottom, weight, bias, padding=pad), pad 0 to 2, whose gradients are Winograd's.
 
-    The gradient of the bottom is a convolution too: of the top's diff with the filters
-    turned round.
+    The values are PyTorch's own: where two of them are all but equal, their rounding decides
+    which one a maximum lets the gradient pass to. The gradients are linear in the top's
+    diff, so that rounding stays rounding. That of the bottom is a convolution too: of the top's
+    diff with the filters turned round.
     """
 
     @staticmethod
     def forward(bottom: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
-        return _over_batch(bottom, filters(weight), bias, pad)
+        return F.conv2d(bottom, weight, bias, padding=pad)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        bottom, weight, bias, ctx.pad = inputs
+        bottom, weight, _, ctx.pad = inputs
         ctx.save_for_backward(bottom, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, diff: Tensor):
+    def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
         bottom, weight = ctx.saved_tensors
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
-        diff = diff.contiguous(memory_format=torch.channels_last)
-        found: list[Tensor | None] = [None] * 4
+        of_bottom = of_weight = of_bias = None
         if to_bottom:
-            found[0] = _over_batch(diff, _turned_filters(weight), None, TAPS - 1 - ctx.pad)
+            of_bottom = torch.empty_like(bottom)
+            turned = _turned_filters(weight)
+            for image, out in zip(diff, of_bottom):
+                convolve(image, turned, None, TAPS - 1 - ctx.pad, out)
         if to_weight:
-            found[1] = sum(correlate(*pair, ctx.pad) for pair in zip(bottom, diff)).contiguous()
+            of_weight = correlate(bottom[0], diff[0], ctx.pad)
+            for pair in zip(bottom[1:], diff[1:]):
+                of_weight = of_weight + correlate(*pair, ctx.pad)
+            of_weight = of_weight.contiguous()
         if to_bias:
-            found[2] = diff.sum((0, 2, 3))
-        return tuple(found)
-
-
-def _over_batch(bottom: Tensor, transform: Tensor, bias: Tensor | None, pad: int) -> Tensor:
-    grow = 2 * pad - (TAPS - 1)
-    shape = bottom.shape[0], transform.shape[2], *(size + grow for size in bottom.shape[2:])
-    top = torch.empty(shape, dtype=bottom.dtype, memory_format=torch.channels_last)
-    for image, out in zip(bottom, top):
-        convolve(image, transform, bias, pad, out)
-    return top
+            of_bias = diff.sum((0, 2, 3))
+        return of_bottom, of_weight, of_bias, None
