@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class _Half:
 
     def array(self) -> np.ndarray:
         on_cpu = self.tensor.device.type == 'cpu'
+        if not self.tensor.is_contiguous():  # channels last, as a plan leaves it
+            self.tensor = self.tensor.contiguous()
         host = self.seen() if on_cpu else self._held()
         if host is None:
             host = self.tensor.detach().cpu().numpy()
@@ -124,6 +126,7 @@ class Blob:
         self._shape, self._value = checked_shape(shape, 'blob'), value
         self._device = torch.device(device)
         self._data, self._diff = _Half(), _Half()
+        self._later: Callable[[], None] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -162,20 +165,40 @@ class Blob:
         """Give the blob another shape; values stay iff the count does."""
         shape = checked_shape(dims, 'reshape')
         if math.prod(shape) == self.count:
+            self._keep_promise()
             for half in (self._data, self._diff):
                 if half.tensor is not None:
                     half.replace(half.on_device().detach().reshape(shape))
         else:
+            self._later = None
             self._data.replace(None)
             self._diff.replace(None)
         self._shape = shape
 
     def _need(self, half: _Half) -> None:
+        if half is self._data:
+            self._keep_promise()
         if half.tensor is None:
             value = self._value if half is self._data else 0.0
             half.replace(torch.full(self._shape, value, device=self._device))
 
     # What nets use: the same memory as tensors.
+
+    def promise(self, shape: Sequence[int], later: Callable[[], None]) -> None:
+        """Take a shape now, and values when somebody needs them: `later` then sets `tensor`."""
+        self._shape, self._later = tuple(shape), later
+        self._data.replace(None)
+        if self._diff.tensor is not None and self._diff.tensor.shape != self._shape:
+            self._diff.replace(None)
+
+    @property
+    def is_promised(self) -> bool:
+        return self._later is not None
+
+    def _keep_promise(self) -> None:
+        if self._later is not None:
+            self._later()
+            self._later = None
 
     def held(self) -> list[tuple[_Half, np.ndarray]]:
         """The halves whose array somebody holds, on the CPU, and these arrays."""
@@ -195,8 +218,8 @@ class Blob:
 
     @tensor.setter
     def tensor(self, tensor: Tensor) -> None:
-        self._shape, self._device = tuple(tensor.shape), tensor.device
-        self._data.replace(tensor.contiguous())
+        self._shape, self._device, self._later = tuple(tensor.shape), tensor.device, None
+        self._data.replace(tensor)
         if self._diff.tensor is not None and self._diff.tensor.shape != tensor.shape:
             self._diff.replace(None)
 
@@ -207,10 +230,11 @@ class Blob:
 
     @diff_tensor.setter
     def diff_tensor(self, tensor: Tensor | None) -> None:
-        self._diff.replace(None if tensor is None else tensor.contiguous())
+        self._diff.replace(tensor)
 
     def to(self, device: torch.device) -> None:
         """Move the values and the gradient to `device`."""
+        self._keep_promise()
         for half in (self._data, self._diff):
             if half.tensor is not None:
                 half.replace(half.on_device().to(device))

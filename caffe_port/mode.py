@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from caffe_port.errors import CaffeError
 
 TRAIN, TEST = 0, 1
+
+# Fresh memory costs a tenth in large pages. PyTorch reads this at its first tensor.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 _gpu = False
 _gpu_id = 0

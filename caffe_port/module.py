@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -44,6 +44,8 @@ class Node:
     loss_weights: list[float]
     need_backward: bool = False
     propagate: list[bool] = field(default_factory=list)
+    # Computes the layer in a faster way, or returns None (see plan).
+    faster: Callable[..., Tensor | None] | None = None
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
@@ -69,7 +71,8 @@ class Node:
 
     def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         with self.named_in_errors():
-            return as_tuple(self.op(*bottoms))
+            top = self.faster(*bottoms) if self.faster else None
+            return as_tuple(self.op(*bottoms) if top is None else top)
 
 
 MULTIPLIERS = 'lr_mult', 'decay_mult'
@@ -129,6 +132,8 @@ class NetModule(nn.Module):
         self.outputs: list[str] = []
         self.shapes: dict[str, Shape] = {}
         self.faces: list[ParamBlob] = []  # the params as a Net shows them
+        # Computes outputs from sources without gradients, or returns None (see plan).
+        self.planner: Callable[..., dict[str, Tensor] | None] | None = None
         self._owners: dict[str, tuple[Node, int, Learnable]] = {}
         self._values: dict[str, int] = {}
         self._numbers = itertools.count()
@@ -171,6 +176,9 @@ class NetModule(nn.Module):
                 f'no blob named {", ".join(sorted(unknown))}; '
                 f'inputs are {", ".join(self.inputs) or "none"}'
             )
+        planned = self.planner(inputs, self.outputs) if self.planner else None
+        if planned is not None:
+            return planned
         blobs = dict(inputs)
         for node in self.nodes:
             if not node.bottoms and all(top in inputs for top in node.tops):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from caffe_port import debug, mode, prototxt
+from caffe_port import debug, mode, plan, prototxt
 from caffe_port.blob import Blob, ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
@@ -127,6 +127,8 @@ class Net:
         )
         self.top_names = OrderedDict((node.name, list(node.tops)) for node in self._nodes)
         self.bottom_names = OrderedDict((node.name, list(node.bottoms)) for node in self._nodes)
+        module.planner = plan.Planner(module)
+        self._planned = plan.PlannedForward(module, self.blobs, module.planner)
         self._seed_losses()
 
     @property
@@ -168,9 +170,11 @@ class Net:
             for name, array in inputs.items():
                 self._fill(name, array)
         first, last = self._range(start, 0), self._range(end, len(self._nodes) - 1)
+        blobs = [name for name in blobs or () if self._blob(name)]
+        self._planned.asked.update(blobs)
         self.forward_range(first, last)
         wanted = self.outputs if end is None else self._nodes[last].tops
-        return {name: self._blob(name).data for name in dict.fromkeys([*wanted, *(blobs or ())])}
+        return {name: self._blob(name).data for name in dict.fromkeys([*wanted, *blobs])}
 
     def _fill(self, name: str, array: np.ndarray) -> None:
         blob, array = self.blobs[name], np.asarray(array)
@@ -194,9 +198,11 @@ class Net:
         if first == 0:
             self._tape.clear()
         with self._in_place():
+            whole = (first, last) == (0, len(self._nodes) - 1) and not self.debug_info
+            done = self._planned.run() if whole else ()
             for i in range(first, last + 1):
                 node = self._nodes[i]
-                if node.type != 'Input':
+                if i not in done and node.type != 'Input':
                     self._run(i, node)
                 if self.debug_info:
                     debug.forward(self, node)
