@@ -17,7 +17,7 @@ class Area(NamedTuple):
     columns: range
 
     @property
-    def count(self) -> int:
+    def pixels(self) -> int:
         return len(self.rows) * len(self.columns)
 
 
@@ -70,7 +70,7 @@ def around(outer: Area, inner: Area) -> Iterator[Area]:
         Area(own_rows, range(columns.start, own_columns.start)),
         Area(own_rows, range(own_columns.stop, columns.stop)),
     )
-    yield from (part for part in parts if part.count)
+    yield from (part for part in parts if part.pixels)
 
 
 class Window(NamedTuple):

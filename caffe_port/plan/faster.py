@@ -7,9 +7,9 @@ from torch import Tensor
 
 from caffe_port.ops.base import Op
 from caffe_port.plan import products, upsampling, winograd
-from caffe_port.plan.areas import Window, whole
+from caffe_port.plan.areas import whole
 from caffe_port.plan.kept import Kept
-from caffe_port.plan.lines import method_of
+from caffe_port.plan.lines import filter_windows, method_of
 from caffe_port.plan.switch import covers
 
 # Below so many multiply-adds a layer runs as it stands.
@@ -63,10 +63,10 @@ class Faster:
         kernel = self._kept.of('weight', 'kernel', lambda w: upsampling.separate(w, op.group))
         if kernel is None:
             return None
-        windows = tuple(map(Window, op.kernel, op.stride, op.pad))
+        windows = filter_windows(op)
         size = [
-            w.stride * (pixels - 1) + w.extent - 2 * w.pad
-            for w, pixels in zip(windows, bottom.shape[2:])
+            window.stride * (length - 1) + window.extent - 2 * window.pad
+            for window, length in zip(windows, bottom.shape[2:])
         ]
         tops, bottoms = whole((0, 0, *size)), whole(tuple(bottom.shape))
         rows, columns = upsampling.matrices(kernel, windows, tops, bottoms)

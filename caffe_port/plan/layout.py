@@ -105,26 +105,33 @@ class Layout:
             if not needed & set(line.tops):
                 continue
             kept.append(line)
-            if type(line) is not lines.Line:
+            if not line.is_whole:
                 (top,) = line.tops
-                line.area = self._worth_computing(top, reached[top])
-            for value, area in zip(line.bottoms, line.reads(line.area)):
+                line.is_partial = reached[top] != whole(self.shapes[top])
+                line.settle(self._worth_computing(top, reached[top]))
+            for value, area in zip(line.bottoms, self._reads(line)):
                 needed.add(value)
-                if self._is_image(value):
-                    area = area or whole(self.shapes[value])
+                if area is not None:
                     self.held[value] = union(self.held.get(value, area), area)
         self.lines = kept[::-1]
         self._made = {v: whole(self.shapes[v]) for v in self.held}
-        self._made.update((line.tops[0], line.area) for line in self.lines if line.area)
+        self._made.update((line.tops[0], line.area) for line in self.lines if not line.is_whole)
+
+    def _reads(self, line: lines.Line) -> list[Area | None]:
+        """Return what a line reads of each bottom; None of what is no image."""
+        if not line.is_whole:
+            return [*line.reads(line.area)]
+        shapes = [self.shapes[value] for value in line.bottoms]
+        return [whole(shape) if len(shape) == 4 else None for shape in shapes]
 
     def _worth_computing(self, value: int, reached: Area) -> Area:
         """Return what to compute of a blob: what the image reaches, of what is read."""
         blob = whole(self.shapes[value])
         read = intersection(self.held[value], blob)
         area = intersection(read, reached)
-        if not area.count:
+        if not area.pixels:
             return Area(*(range(span.start, span.start) for span in read))
-        return area if reached.count < _FRAME_PAYS * blob.count else read
+        return area if reached.pixels < _FRAME_PAYS * blob.pixels else read
 
     def shape_of(self, name: str) -> Shape:
         """Return the shape of a blob, whether it is computed or not."""
@@ -151,7 +158,7 @@ class Layout:
         self.size = 0
         makers: list[tuple[int, Iterable[int], bool]] = [(-1, self.sources.values(), True)]
         makers += [
-            (i, line.tops, not (line.area and line.is_placed(line.area)))
+            (i, line.tops, line.is_whole or not line.is_placed(line.area))
             for i, line in enumerate(self.lines)
         ]
         for i, values, own in makers:
@@ -172,7 +179,7 @@ class Layout:
                     taken.pop(value, None)
 
     def _length(self, value: int) -> int:
-        return math.prod(self.shapes[value][:2]) * self.held[value].count
+        return math.prod(self.shapes[value][:2]) * self.held[value].pixels
 
     @staticmethod
     def _first_gap(taken: Mapping[int, tuple[int, int]], length: int) -> int:
@@ -198,24 +205,23 @@ class Layout:
         values: dict[int, Tensor] = {}
         for name, value in self.sources.items():
             if value in self._place:
-                out = self._memory(value, arena, values, kept)
-                out.copy_(sources[name][slices(self._made[value], whole(self.shapes[value]))])
+                place = self._memory(value, arena, values, kept)
+                place.copy_(sources[name][slices(self._made[value], whole(self.shapes[value]))])
             else:
                 values[value] = sources[name]
         for i, line in enumerate(self.lines):
-            reads = zip(line.bottoms, line.reads(line.area))
-            windows = [self._window(values, *each) for each in reads]
-            if line.area is None:
-                for value, top in zip(line.tops, line.compute(None, windows, None, kept)):
+            windows = self._windows(line, values)
+            if line.is_whole:
+                for value, top in zip(line.tops, line.compute(line.area, windows, None, kept)):
                     if value in self._place:
                         self._memory(value, arena, values, kept).copy_(top)
                     else:
                         values[value] = top
             else:
-                (value,), out = line.tops, None
-                if value in self._place:
-                    out = self._memory(value, arena, values, kept)
-                if line.area.count:
+                (value,) = line.tops
+                placed = value in self._place
+                out = self._memory(value, arena, values, kept) if placed else None
+                if line.area.pixels:
                     (top,) = line.compute(line.area, windows, out, kept)
                     values.setdefault(value, top)
             for gone in self._frees[i]:
@@ -237,14 +243,17 @@ class Layout:
         values[value] = place
         return place[slices(made, held)]
 
-    def _window(self, values: Mapping[int, Tensor], value: int, area: Area | None) -> Tensor:
-        tensor = values[value]
-        if area is None and value in self._place:
-            # A layer of any kind may hand on a view: it must not be one into the arena.
-            return self._whole(values, value).clone(memory_format=torch.contiguous_format)
-        if area is None or area == self.held[value]:
-            return tensor
-        return tensor[slices(area, self.held[value])]
+    def _windows(self, line: lines.Line, values: Mapping[int, Tensor]) -> list[Tensor]:
+        windows = []
+        for value, area in zip(line.bottoms, self._reads(line)):
+            window = values[value]
+            if area is not None and area != self.held[value]:
+                window = window[slices(area, self.held[value])]
+            if line.is_whole and value in self._place:
+                # A layer of any kind may hand on a view: it must not be one into the arena.
+                window = window.clone(memory_format=torch.contiguous_format)
+            windows.append(window)
+        return windows
 
     def _whole(self, values: Mapping[int, Tensor], value: int) -> Tensor:
         tensor = values[value]

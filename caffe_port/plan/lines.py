@@ -24,7 +24,7 @@ _POINTWISE = frozenset(
     'AbsVal BNLL Clip ELU Eltwise Exp Log Power PReLU ReLU Sigmoid Swish TanH Threshold'.split()
 )
 # Winograd's convolution needs as many channels to pay.
-_LEAST_CHANNELS = 64
+LEAST_CHANNELS = 64
 # A strip of a convolution's top stays in the cache until its ReLU: so many values.
 _STRIP, _FEW_WEIGHTS = 2**19, 2**17
 
@@ -49,7 +49,7 @@ def method_of(op: Op, pixels: int) -> str:
     if plain and products.pays(op.weight, pixels):
         return 'product'
     slides = plain and op.kernel == (winograd.TAPS,) * 2 and op.stride == (1, 1)
-    if slides and min(op.weight.shape[:2]) >= _LEAST_CHANNELS:
+    if slides and min(op.weight.shape[:2]) >= LEAST_CHANNELS:
         return 'winograd'
     return 'direct'
 
@@ -59,7 +59,9 @@ class Line:
 
     method = 'whole'
     framed = False  # makes a frame of frames
-    area: Area | None = None  # what is computed
+    is_whole = True
+    area = Area(range(0), range(0))  # what is computed, unless all is
+    is_partial = False  # the image does not reach all of the top
 
     def __init__(self, node: Node, reads: list[int], shapes: list[Shape], tops: list[Shape]):
         self.node, self.bottoms, self.tops = node, reads, list(node.writes)
@@ -74,19 +76,26 @@ class Line:
         """Return rows and columns of the top that are equal where those of the bottoms are."""
         raise NotImplementedError
 
-    def reads(self, area: Area | None) -> list[Area | None]:
-        """Return what of each bottom is read for an area of the top; None is all of it."""
-        return [None] * len(self.bottoms)
+    def settle(self, area: Area) -> None:
+        """Set what is computed."""
+        self.area = area
+
+    def reads(self, area: Area) -> list[Area]:
+        """Return what of each bottom is read for an area of the top."""
+        raise NotImplementedError
 
     def watch(self, kept: Kept) -> None:
         """Have the parameters watched that something is derived from."""
+
+    def examine(self, kept: Kept) -> None:
+        """Choose the method that the weights allow, as they are now."""
 
     def is_placed(self, area: Area) -> bool:
         """Return whether `compute` must be given the memory of the top."""
         return False
 
     def compute(
-        self, area: Area | None, windows: list[Tensor], out: Tensor | None, kept: Kept
+        self, area: Area, windows: list[Tensor], out: Tensor | None, kept: Kept
     ) -> tuple[Tensor, ...]:
         """Return the tops, or the area of the top; where `out` is given, in that memory."""
         return self.node.run(*windows)
@@ -111,7 +120,7 @@ def _put(top: Tensor, out: Tensor | None) -> tuple[Tensor, ...]:
 class Pointwise(Line):
     """A layer that makes each pixel of that pixel of its bottoms."""
 
-    method, framed = 'pointwise', True
+    method, framed, is_whole = 'pointwise', True, False
 
     def reached(self, bottoms: list[Area]) -> Area:
         area, *others = bottoms
@@ -125,32 +134,33 @@ class Pointwise(Line):
             area = intersection(area, other)
         return area
 
-    def reads(self, area: Area | None) -> list[Area | None]:
+    def reads(self, area: Area) -> list[Area]:
         return [area] * len(self.bottoms)
 
     def watch(self, kept: Kept) -> None:
         self._watch_all(kept)
 
     def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
-        return _put(*self.node.run(*windows), out)
+        return _put(self.node.run(*windows)[0], out)
 
 
 class _Sliding(Line):
     """A layer that slides a window over its bottom."""
 
-    framed = True
+    framed, is_whole = True, False
     windows: tuple[Window, Window]
 
     def reached(self, bottoms: list[Area]) -> Area:
-        sizes = self.top_shapes[0][2:]
-        return Area(*(w.reached_by(*each) for w, *each in zip(self.windows, bottoms[0], sizes)))
+        axes = zip(self.windows, bottoms[0], self.top_shapes[0][2:])
+        return Area(*(window.reached_by(span, size) for window, span, size in axes))
 
     def constant(self, bottoms: list[Area]) -> Area:
-        sizes = self.top_shapes[0][2:]
-        return Area(*(w.within(*each) for w, *each in zip(self.windows, bottoms[0], sizes)))
+        axes = zip(self.windows, bottoms[0], self.top_shapes[0][2:])
+        return Area(*(window.within(span, size) for window, span, size in axes))
 
 
-def _filter_windows(op: Op) -> tuple[Window, Window]:
+def filter_windows(op: Op) -> tuple[Window, Window]:
+    """Return how a Convolution, or upside down a Deconvolution, slides on each axis."""
     rows, columns = (
         Window(d * (k - 1) + 1, s, p)
         for k, s, p, d in zip(op.kernel, op.stride, op.pad, op.dilation)
@@ -163,14 +173,13 @@ class Convolution(_Sliding):
 
     def __init__(self, node: Node, *args):
         super().__init__(node, *args)
-        self.relu, self.windows = False, _filter_windows(node.op)
+        self.relu, self.windows = False, filter_windows(node.op)
 
     def method_for(self, area: Area) -> str:
-        return method_of(self.node.op, self.top_shapes[0][0] * area.count)
+        return method_of(self.node.op, self.top_shapes[0][0] * area.pixels)
 
-    @property
-    def method(self) -> str:
-        return self.method_for(self.area)
+    def settle(self, area: Area) -> None:
+        self.area, self.method = area, self.method_for(area)
 
     def reads(self, area: Area) -> list[Area]:
         read = [w.read_for(span) for w, span in zip(self.windows, area)]
@@ -182,8 +191,11 @@ class Convolution(_Sliding):
         return [Area(*read)]
 
     def watch(self, kept: Kept) -> None:
-        if self.method != 'product':
+        if self.method != 'product' or self.is_partial:
             self._watch_all(kept)
+
+    def examine(self, kept: Kept) -> None:
+        """Choose the method that the weights allow, as they are now."""
 
     def is_placed(self, area: Area) -> bool:
         return self.method_for(area) != 'product'
@@ -223,10 +235,11 @@ class Convolution(_Sliding):
         return _multiply_adds(self.node.op, self.top_shapes[0][0], self.top_shapes[0][2:])
 
     def after(self) -> int:
-        (batch, outputs), size = self.top_shapes[0][:2], tuple(map(len, self.area))
+        batch, outputs = self.top_shapes[0][:2]
+        height, width = map(len, self.area)
         if self.method == 'winograd':
-            return batch * winograd.multiply_adds(*size, self.node.op.inputs, outputs)
-        return _multiply_adds(self.node.op, batch, size)
+            return batch * winograd.multiply_adds(height, width, self.node.op.inputs, outputs)
+        return _multiply_adds(self.node.op, batch, (height, width))
 
 
 def _multiply_adds(op: Op, batch: int, size: tuple[int, ...]) -> int:
@@ -256,17 +269,17 @@ class Pooling(_Sliding):
 class Deconvolution(Line):
     """A deconvolution, computed where it survives a Crop."""
 
-    method = 'deconvolution'
+    method, is_whole = 'deconvolution', False
     _kernel: upsampling.Kernel | None = None
     _matrices: tuple[Tensor, Tensor]
 
     def __init__(self, node: Node, *args):
         super().__init__(node, *args)
-        self.windows = _filter_windows(node.op)
+        self.windows = filter_windows(node.op)
 
     def reads(self, area: Area) -> list[Area]:
-        sizes = self.shapes[0][2:]
-        return [Area(*(w.reached_by(*each) for w, *each in zip(self.windows, area, sizes)))]
+        axes = zip(self.windows, area, self.shapes[0][2:])
+        return [Area(*(window.reached_by(span, size) for window, span, size in axes))]
 
     def watch(self, kept: Kept) -> None:
         self._watch_all(kept)
@@ -293,20 +306,23 @@ class Deconvolution(Line):
             self._matrices = upsampling.matrices(kernel, self.windows, area, *self.reads(area))
         return fits
 
+    def examine(self, kept: Kept) -> None:
+        self._is_separable(self.area, kept)
+
     def before(self) -> int:
         return _multiply_adds(self.node.op, self.shapes[0][0], self.shapes[0][2:])
 
     def after(self) -> int:
-        (batch, channels), (read,) = self.top_shapes[0][:2], self.reads(self.area)
+        shape, (read,) = self.top_shapes[0], self.reads(self.area)
         if self.method == 'separable':
-            return batch * upsampling.multiply_adds(self.area, read, channels)
-        return _multiply_adds(self.node.op, batch, tuple(map(len, read)))
+            return shape[0] * upsampling.multiply_adds(self.area, read, shape[1])
+        return _multiply_adds(self.node.op, shape[0], (len(read.rows), len(read.columns)))
 
 
 class Crop(Line):
     """A crop of rows and columns: of the second bottom only the size is read."""
 
-    method, framed = 'crop', True
+    method, framed, is_whole = 'crop', True, False
 
     def __init__(self, node: Node, reads: list[int], *args):
         super().__init__(node, reads[:1], *args)
@@ -327,17 +343,22 @@ class Crop(Line):
 
 def line_of(node: Node, reads: list[int], shapes: list[Shape], tops: list[Shape]) -> Line:
     """Return the line that computes a layer from bottoms of these shapes."""
-    op, kind = node.op, Line
-    if len(tops) == 1 and all(len(shape) == 4 for shape in (*shapes, *tops)):
-        if node.type in ('Convolution', 'Deconvolution'):
-            if op.axis == 1:
-                kind = Convolution if node.type == 'Convolution' else Deconvolution
-        elif node.type == 'Pooling':
-            slides = op.is_max and not op.is_global and op.windows.pad == (0, 0)
-            if slides and all(s <= k for k, s in zip(op.windows.kernel, op.windows.stride)):
-                kind = Pooling
-        elif node.type == 'Crop':
-            kind = Crop if op.axis >= 2 else Line
-        elif is_pointwise(node, shapes):
-            kind = Pointwise
+    images = len(tops) == 1 and all(len(shape) == 4 for shape in (*shapes, *tops))
+    kind = _kind_of(node, shapes) if images else Line
     return kind(node, reads, shapes, tops)
+
+
+def _kind_of(node: Node, shapes: list[Shape]) -> type[Line]:
+    op = node.op
+    if is_pointwise(node, shapes):
+        return Pointwise
+    if node.type == 'Crop' and op.axis >= 2:
+        return Crop
+    if node.type == 'Convolution' and op.axis == 1:
+        return Convolution
+    if node.type == 'Deconvolution' and op.axis == 1:
+        return Deconvolution
+    if node.type == 'Pooling' and op.is_max and not op.is_global and op.windows.pad == (0, 0):
+        slides = all(stride <= k for k, stride in zip(op.windows.kernel, op.windows.stride))
+        return Pooling if slides else Line
+    return Line

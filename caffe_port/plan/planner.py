@@ -18,7 +18,7 @@ from caffe_port.plan.layout import Layout
 from caffe_port.plan.switch import covers
 
 # Layouts of so many shapes are remembered.
-_MAX_LAYOUTS = 16
+MAX_LAYOUTS = 16
 # A layout for fewer multiply-adds costs more than it saves.
 LEAST = 2**27
 
@@ -58,7 +58,10 @@ class Planner:
         """Compute what NetModule.forward returns; None where that had better run its layers."""
         tensors = (*inputs.values(), *self._module.parameters())
         gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return None if gradients or set(inputs) != self._sources else self.run(inputs, wanted)
+        if gradients or set(inputs) != self._sources:
+            return None
+        found = self.run(inputs, wanted)
+        return found and {name: found[name] for name in wanted}
 
     def may_apply(self) -> bool:
         """Return whether `run` may find a layout for some shapes."""
@@ -88,7 +91,7 @@ class Planner:
         key = tuple(shapes.items()), names, tuple(tuple(p.shape) for p in self._parameters())
         if key not in self._layouts:
             self._layouts[key] = Layout(self._module, shapes, names)
-            if len(self._layouts) > _MAX_LAYOUTS:
+            if len(self._layouts) > MAX_LAYOUTS:
                 self._layouts.popitem(last=False)
         self._layouts.move_to_end(key)
         return self._layouts[key]

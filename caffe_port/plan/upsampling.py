@@ -41,7 +41,7 @@ def separate(weight: Tensor, group: int) -> Kernel | None:
     row, column = divmod(largest, first.shape[1])
     kernel = Kernel(first[:, column] / first[row, column].where(first.any(), 1.0), first[row])
     error = (torch.outer(*kernel) - first).abs().max()
-    return kernel if error <= 1e-7 * first.abs().max() else None
+    return kernel if error <= 5e-7 * first.abs().max() else None
 
 
 def matrix(line: Tensor, window: Window, tops: range, bottoms: range) -> Tensor:

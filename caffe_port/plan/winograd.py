@@ -19,6 +19,7 @@ matrices are derived here, as by Toom and Cook.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -47,13 +48,14 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     taps, inputs = [], []
     for i, x in enumerate(POINTS):
         others = POINTS[:i] + POINTS[i + 1 :]
-        scale = np.prod([x - y for y in others])
+        scale = math.prod((x - y for y in others), start=Fraction(1))
         taps.append([x**j / scale for j in range(TAPS)])
         inputs.append(_with_roots(others))
     taps.append([Fraction(int(j == TAPS - 1)) for j in range(TAPS)])
     inputs.append(_with_roots(POINTS))
     assert len(taps) == infinity + 1 == IN
-    return tuple(np.array(rows, dtype=np.float64) for rows in (outputs, taps, inputs))
+    a, g, b = (np.array(rows, dtype=np.float64) for rows in (outputs, taps, inputs))
+    return a, g, b
 
 
 def _plane(matrix: np.ndarray) -> Tensor:
