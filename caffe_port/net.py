@@ -127,8 +127,8 @@ class Net:
         )
         self.top_names = OrderedDict((node.name, list(node.tops)) for node in self._nodes)
         self.bottom_names = OrderedDict((node.name, list(node.bottoms)) for node in self._nodes)
-        module.planner = plan.Planner(module)
-        self._planned = plan.PlannedForward(module, self.blobs, module.planner)
+        planner = module.planner = plan.Planner(module)
+        self._planned = plan.PlannedForward(module, self.blobs, planner)
         self._seed_losses()
 
     @property
