@@ -168,6 +168,12 @@ def filter_windows(op: Op) -> tuple[Window, Window]:
     return rows, columns
 
 
+def pooling_windows(op: Op) -> tuple[Window, Window]:
+    """Return how a Pooling slides on each axis."""
+    rows, columns = map(Window, *op.windows)
+    return rows, columns
+
+
 class Convolution(_Sliding):
     """A convolution, with the ReLU that follows it."""
 
@@ -253,8 +259,7 @@ class Pooling(_Sliding):
 
     def __init__(self, node: Node, *args):
         super().__init__(node, *args)
-        rows, columns = map(Window, *node.op.windows)
-        self.windows = rows, columns
+        self.windows = pooling_windows(node.op)
 
     def reads(self, area: Area) -> list[Area]:
         # Caffe cuts windows off at the bottom's edge.
