@@ -1,7 +1,8 @@
 """The command that converts weights from one kind of file to another.
 
 The suffix says the kind (see weights.py): .caffemodel, .caffemodel.h5, .pth, .pt,
-.safetensors and .npz. Values stay the same bit for bit.
+.safetensors and .npz. Values stay the same bit for bit. An .onnx or .pt2 has the net too
+(see export.py).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from caffe_port import plugins
-from caffe_port.errors import CaffeError
+from caffe_port import export, plugins
+from caffe_port.errors import CaffeError, printable
 from caffe_port.files import weights
 from caffe_port.files.named import Read
 from caffe_port.files.stored import StoredBlob, StoredLayer
-from caffe_port.files.table import printable, summary, table
+from caffe_port.files.table import summary, table
 from caffe_port.files.torchvision import (
     TORCHVISION_MEAN_BGR,
     ZOO_MEAN_BGR,
@@ -35,8 +36,8 @@ from caffe_port.files.torchvision import (
 )
 from caffe_port.mode import TEST
 from caffe_port.net import Net
-from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.verify import verify
+from caffe_port.zoo import make_deploy
 
 # Files with more bytes of values than this show a progress bar.
 BAR_FROM = 100_000_000
@@ -46,6 +47,8 @@ kinds of files, by suffix:
   .caffemodel .caffemodel.h5 .pth .pt .safetensors .npz
   (.caffemodel.h5 needs h5py, .safetensors safetensors; in .pth and the others a blob is
   called <layer>.weight and so on)
+DST may also be, net and all, with --net or --prototxt:
+  .onnx (needs onnxscript, to verify onnxruntime) or .pt2 (torch.export)
 
 examples:
   show what is in a file:
@@ -54,6 +57,8 @@ examples:
     convert.py fcn8s-heavy-pascal.caffemodel fcn8s.pth --net voc_fcn8s --verify
   back again, for your own net:
     convert.py trained.pth trained.caffemodel --prototxt deploy.prototxt
+  the net for another engine, for images of any size:
+    convert.py fcn8s-heavy-pascal.caffemodel fcn8s.onnx --net voc_fcn8s --verify
   the VGG16 classifier for an FCN, with fc6 and fc7 made convolutional:
     convert.py VGG_ILSVRC_16_layers.caffemodel vgg16-conv.caffemodel \\
         --net vgg16 --fully-conv
@@ -75,9 +80,12 @@ def convert(options: argparse.Namespace) -> None:
         print(f'note: {wider} blobs are stored as float64 and become float32, as in Caffe')
     if options.from_torchvision:
         layers = from_torchvision(layers)
-    net = _net(options)
+    net = _net(options, layers)
     if net:
         layers = _fitted(layers, net, source, options.fully_conv, report=True)
+    if net and export.is_export(target):
+        _export(net, layers, options, began)
+        return
     written = to_torchvision(layers) if options.to_torchvision else layers
     param, names = None, None
     if options.from_torchvision or options.to_torchvision:
@@ -100,6 +108,21 @@ def convert(options: argparse.Namespace) -> None:
             print(line)
 
 
+def _export(
+    net: Net, layers: Sequence[StoredLayer], options: argparse.Namespace, began: float
+) -> None:
+    """Write the net with the weights of `layers` for other engines."""
+    for layer in layers:
+        for stored, blob in zip(layer.blobs, net.params[layer.name]):
+            blob.load(stored)
+    least = export.export(net, options.target)
+    sizes = 'sizes fixed, as in the net' if least is None else f'images from {least} x {least} on'
+    print(f'{options.target}: {summary(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
+    if options.verify:
+        for line in export.verify_export(net, options.target, least):
+            print(line)
+
+
 def info(options: argparse.Namespace) -> None:
     """Print the table of a file's layers. Raises CaffeError if it cannot be read."""
     layers = weights.read(options.source)
@@ -113,7 +136,14 @@ def _check_options(options: argparse.Namespace) -> None:
     if target is None:
         raise CaffeError('DST is missing (to look at SRC alone: --info)')
     weights.kind_of(options.source)
-    weights.kind_of(target)
+    if not export.is_export(target):
+        weights.kind_of(target)
+    elif not (options.prototxt or options.net):
+        raise CaffeError(f'{target} needs the net: --prototxt FILE or --net NAME')
+    elif options.to_torchvision:
+        raise CaffeError(f'--to-torchvision writes weights alone, not {target}')
+    else:
+        export.check_libraries(target, options.verify)
     if os.path.isdir(target):
         raise CaffeError(f'{target}: expected a file, found a directory')
     if os.path.exists(target) and not options.force:
@@ -125,30 +155,19 @@ def _check_options(options: argparse.Namespace) -> None:
         raise CaffeError('--mean goes with --from-torchvision or --to-torchvision')
 
 
-def _net(options: argparse.Namespace) -> Net | None:
-    """Make the net of --prototxt or --net, if one is given."""
+def _net(options: argparse.Namespace, layers: Sequence[StoredLayer]) -> Net | None:
+    """Make the net of --prototxt, or of --net as narrow as the weights, if one is given."""
     if options.net:
-        return Net(net_by_name(options.net, options.fully_conv), TEST)
+        try:
+            param = make_deploy(options.net, layers, options.fully_conv)
+        except CaffeError as error:
+            raise CaffeError(f'--net {error}') from error
+        return Net(param, TEST)
     try:
         return Net(options.prototxt, TEST) if options.prototxt else None
     except CaffeError as error:
         hint = '; check names and shapes against the deploy prototxt, or --net EXPERIMENT'
         raise CaffeError(f'{error}{hint}') if '(Python)' in str(error) else error from error
-
-
-def net_by_name(name: str, fully_conv: bool = False) -> NetParameter:
-    """Return the deploy net of an entry point of the group `plugins.NETS`.
-
-    With `fully_conv` a classifier's fully connected layers are convolutions.
-    Raises CaffeError if there is no such net.
-    """
-    known = plugins.offered(plugins.NETS)
-    if name not in known:
-        raise CaffeError(f'--net {name}: no such net; there are {", ".join(known)}')
-    module = known[name].load()
-    if hasattr(module, 'fcn'):
-        return module.fcn('deploy')
-    return module.fully_conv() if fully_conv else module.classifier()
 
 
 def _fitted(
@@ -238,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     net.add_argument(
         '--net',
         metavar='NAME',
-        help='the same with a named net, as deployed: voc_fcn8s, vgg16, ...',
+        help='the same with a named net, as deployed and as narrow as SRC: voc_fcn8s, vgg16, ...',
     )
     parser.add_argument(
         '--fully-conv',
@@ -278,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with plugins.registered_only():
             info(options) if options.info else convert(options)
     except CaffeError as error:
-        print(f'error: {printable(str(error))}', file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stdout = None  # the reader of the table left; nothing more is written

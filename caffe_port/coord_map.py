@@ -103,10 +103,10 @@ def coord_map(fn: Function) -> CoordMap:
     or whose window is not known, such as a Convolution without kernel_size.
     """
     if fn.type_name in ('Convolution', 'Im2col', 'Pooling'):
-        axis, stride, extent, pad = _window(fn)
+        axis, stride, extent, pad = window(fn)
         return CoordMap(axis, 1 / stride, (pad - (extent - 1) / 2) / stride)
     if fn.type_name == 'Deconvolution':
-        axis, stride, extent, pad = _window(fn)
+        axis, stride, extent, pad = window(fn)
         return CoordMap(axis, stride, (extent - 1) / 2 - pad)
     if fn.type_name == 'Crop':
         param = fn.settings().crop_param
@@ -212,7 +212,7 @@ def _keeps_places(fn: Function) -> bool:
     return all(axis == 1 for axis in (joined.axis, joined.concat_dim, cut.axis, cut.slice_dim))
 
 
-def _window(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+def window(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Return axis, stride, dilated extent and padding of a layer with a sliding window."""
     pooling, convolution = fn.settings().pooling_param, fn.settings().convolution_param
     pools = fn.type_name == 'Pooling'

@@ -11,11 +11,20 @@ from pathlib import Path
 _temporaries: dict[Path, Path] = {}
 
 
+def printable(text: str) -> str:
+    """Put text of a file on one line, with what would steer a terminal as escapes."""
+    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class CaffeError(ValueError):
     """A file, prototxt, net or array is not what it must be.
 
-    The message names the file or the layer, what was expected and what came.
+    The message is one line that names the file or the layer, what was expected and what
+    came. Names in it may come from a stranger's file, so it is made printable.
     """
+
+    def __init__(self, message: object = ''):
+        super().__init__(printable(str(message)))
 
 
 class WriteError(CaffeError):

@@ -16,6 +16,7 @@ from caffe_port.blob import ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op, fillers
 from caffe_port.ops.base import Shape, as_tuple
+from caffe_port.outputs import Outputs
 from caffe_port.proto.caffe_pb2 import (
     LayerParameter,
     NetParameter,
@@ -111,15 +112,18 @@ def included(layer: LayerParameter, state: NetState) -> bool:
 class NetModule(nn.Module):
     """The layers of a net, in order, as one module.
 
-    A call takes input blobs as keywords and returns a dict of the output blobs, all
-    tensors, differentiable, on any device. state_dict keys are `<layer>.weight` and
-    `<layer>.bias` in Caffe's shapes.
+    A call takes input blobs as keywords, or in the order of `inputs`, and returns a dict of
+    the output blobs, which are attributes too (see Outputs): all tensors, differentiable, on
+    any device. state_dict keys are `<layer>.weight` and `<layer>.bias` in Caffe's shapes.
+    train() and eval() switch Dropout, BatchNorm and stochastic pooling; at first each layer
+    is as its phase says.
 
     Raises CaffeError, naming the layer, if the net is not valid.
     """
 
     def __init__(self, param: NetParameter, state: NetState):
         super().__init__()
+        self.training = state.phase == mode.TRAIN
         self.param = NetParameter()
         self.param.CopyFrom(param)
         del self.param.layer[:]
@@ -167,9 +171,14 @@ class NetModule(nn.Module):
         self.flush()
         return super().state_dict(*args, **kwargs)
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+    def extra_repr(self) -> str:
+        return f'inputs: {", ".join(self.inputs)}; outputs: {", ".join(self.outputs)}'
+
+    def forward(self, *blobs_in: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
         if not torch.compiler.is_compiling():
             self.flush()
+        if blobs_in:
+            inputs = self._with_names(blobs_in, inputs)
         unknown = set(inputs) - set(self._values)
         if unknown:
             raise CaffeError(
@@ -184,7 +193,22 @@ class NetModule(nn.Module):
                 missing = [top for top in node.tops if top not in inputs]
                 raise CaffeError(f'input {", ".join(missing)} is not given')
             blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
-        return {name: blobs[name] for name in self.outputs}
+        found = {name: blobs[name] for name in self.outputs}
+        # An exported program's result is made of the plain containers that PyTorch knows.
+        return found if torch.compiler.is_exporting() else Outputs(found)
+
+    def _with_names(
+        self, given: tuple[Tensor, ...], inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the inputs with those that were given by position under their names."""
+        first = self.inputs[: len(given)]
+        if len(given) > len(first):
+            names = ', '.join(self.inputs) or 'none'
+            raise CaffeError(f'{len(given)} inputs by position; inputs are {names}')
+        twice = [name for name in first if name in inputs]
+        if twice:
+            raise CaffeError(f'input {twice[0]} is given by position and by name')
+        return {**dict(zip(first, given)), **inputs}
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors

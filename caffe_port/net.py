@@ -18,6 +18,7 @@ from caffe_port.blob import Blob, ParamBlob, shape_text
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5
 from caffe_port.files.stored import StoredLayer, without_padding
+from caffe_port.files.weights import read_layers
 from caffe_port.module import NetModule, Node
 from caffe_port.ops.data import MemoryData
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, Phase
@@ -367,13 +368,14 @@ class Net:
         self._seed_losses()
 
     def copy_from(self, weights: str | os.PathLike) -> None:
-        """Copy parameters by layer name from a weight file; nothing on error.
+        """Copy parameters by layer name from a weight file of any kind; nothing on error.
 
+        The suffixes .pth, .pt, .safetensors and .npz say what a file is; any other is Caffe's.
         Layers that only the net has stay as they are, those that only the file has are
         logged. Shapes must agree, except for the 1s with which old files pad shapes to
         4 axes.
         """
-        self._copy(caffemodel.read(weights), weights)
+        self._copy(read_layers(weights), weights)
 
     def load_hdf5(self, path: str | os.PathLike) -> None:
         """Copy parameters by layer name from an HDF5 file, whatever its suffix."""
@@ -393,10 +395,12 @@ class Net:
                 )
             for i, (stored, blob) in enumerate(zip(layer.blobs, target)):
                 if without_padding(stored.shape, len(blob.shape)) != blob.shape:
-                    hint = (
-                        "; the counts agree: run surgery.transplant from a net of the file's shapes"
-                    )
-                    hint = hint if stored.count == blob.count else ''
+                    hint = '; to learn the layer from scratch, rename it in the net'
+                    if stored.count == blob.count:
+                        hint = (
+                            '; the counts agree: run surgery.transplant from a net of the '
+                            "file's shapes"
+                        )
                     raise CaffeError(
                         f'{weights}: {layer.name}: blob {i}: expected {blob.shape}, '
                         f'found {stored.shape}{hint}'

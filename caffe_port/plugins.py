@@ -40,7 +40,7 @@ def offered(group: str) -> dict[str, EntryPoint]:
 
 @contextmanager
 def registered_only() -> Iterator[None]:
-    """Let prototxts name registered modules of Python layers only: commands for strangers' files.
+    """Import only registered modules of Python layers while this lasts: for strangers' files.
 
     Elsewhere a python_param imports any module on the path, as in pycaffe.
     """

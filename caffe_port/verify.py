@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -42,25 +42,28 @@ def verify(
     yield f'verify: {same} of {sum(len(layer.blobs) for layer in source)} blobs bit for bit'
     inputs = _inputs(net)
     expected = _computed(net, source, inputs)
-    yield from _compared('weights read back', expected, _computed(net, target, inputs))
+    yield from compare('weights read back', expected, _computed(net, target, inputs))
     if state_dict is not None and any('.' in name for name in net.params):
         yield 'verify: load_state_dict not tried: PyTorch knows no modules with a dot in the name'
     elif state_dict is not None:
         _forget(net)
         with refused(state_dict, 'load_state_dict'):
             net.module.load_state_dict(torch.load(state_dict, weights_only=True), strict=True)
-        yield from _compared('load_state_dict, strict', expected, _run(net, inputs))
+        yield from compare('load_state_dict, strict', expected, _run(net, inputs))
 
 
 def _inputs(net: Net) -> Outputs:
     if not net.inputs:
         raise CaffeError(f'net "{net.name}" has no inputs to verify it with: take a deploy net')
+    return draw_inputs({name: net.blobs[name].shape for name in net.inputs})
+
+
+def draw_inputs(shapes: Mapping[str, Sequence[int]]) -> Outputs:
+    """Return seeded normal numbers times 50 for each name and shape."""
     random = np.random.RandomState(SEED)
     return {
-        name: torch.from_numpy((random.randn(*net.blobs[name].shape) * 50).astype(np.float32)).to(
-            mode.device()
-        )
-        for name in net.inputs
+        name: torch.from_numpy((random.randn(*shape) * 50).astype(np.float32)).to(mode.device())
+        for name, shape in shapes.items()
     }
 
 
@@ -84,7 +87,8 @@ def _run(net: Net, inputs: Outputs) -> Outputs:
     return net.module(**inputs)
 
 
-def _compared(what: str, expected: Outputs, found: Outputs) -> Iterator[str]:
+def compare(what: str, expected: Outputs, found: Outputs) -> Iterator[str]:
+    """Yield a line for each output; raise CaffeError if one differs by more than whole nets may."""
     for name, due in expected.items():
         apart = _apart(due, found[name])
         scale = float(due.abs().nan_to_num(0, posinf=0).max()) if due.numel() else 0.0

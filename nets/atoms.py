@@ -72,13 +72,14 @@ def pixel_loss(scores: Top, label: Top, normalize: bool = False) -> Top:
 
 
 def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str) -> None:
-    """Run a net file as a script: write `<name>.prototxt` for each name=split.
+    """Run a net file as a script: write `<name>.prototxt` for each name=split, and the deploy net.
 
-    The folder is that on the command line, or the current one.
+    The folder is that on the command line, or the current one. Files that are there are
+    replaced with --force alone; without it nothing is written.
     """
-    parser = argparse.ArgumentParser(
-        description=f'Write {" and ".join(f"{name}.prototxt" for name in splits)}.'
-    )
+    splits = {**splits, 'deploy': 'deploy'}
+    files = [f'{name}.prototxt' for name in splits]
+    parser = argparse.ArgumentParser(description=f'Write {", ".join(files[:-1])} and {files[-1]}.')
     parser.add_argument(
         'folder',
         nargs='?',
@@ -86,9 +87,14 @@ def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str)
         default=Path('.'),
         help='where to write them (default: here)',
     )
-    folder = parser.parse_args().folder
+    parser.add_argument('--force', action='store_true', help='replace files that are there')
+    options = parser.parse_args()
+    there = [str(options.folder / file) for file in files if (options.folder / file).exists()]
+    if there and not options.force:
+        verb = 'exists; --force replaces it' if len(there) == 1 else 'exist; --force replaces them'
+        sys.exit(f'{parser.prog}: {", ".join(there)} {verb}')
     try:
         for name, split in splits.items():
-            prototxt.write(fcn(split), folder / f'{name}.prototxt')
+            prototxt.write(fcn(split), options.folder / f'{name}.prototxt')
     except CaffeError as error:
         sys.exit(f'{parser.prog}: {error}')

@@ -18,6 +18,7 @@ def fcn(
     width: int = 64,
     fc: int = 4096,
     drop: float = 0.5,
+    classes: int = 21,
 ) -> NetParameter:
     """Return the net: split 'train' is SBD's, 'deploy' has no label and loss, others are VOC's."""
     n = NetSpec()
@@ -34,14 +35,14 @@ def fcn(
     n.drop6 = dropout(n.relu6, drop)
     n.fc7, n.relu7 = conv_relu(n.drop6, fc, ks=1, pad=0)
     n.drop7 = dropout(n.relu7, drop)
-    n.score_fr = score(n.drop7, 21)
+    n.score_fr = score(n.drop7, classes)
 
-    n.upscore2 = upsample(n.score_fr, 21, ks=4, stride=2)
-    n.score_pool4 = score(n.pool4, 21)
+    n.upscore2 = upsample(n.score_fr, classes, ks=4, stride=2)
+    n.score_pool4 = score(n.pool4, classes)
     n.score_pool4c = crop(n.score_pool4, n.upscore2)
     n.fuse_pool4 = add(n.upscore2, n.score_pool4c)
 
-    n.upscore16 = upsample(n.fuse_pool4, 21, ks=32, stride=16)
+    n.upscore16 = upsample(n.fuse_pool4, classes, ks=32, stride=16)
     n.score = crop(n.upscore16, n.data)
     if split != 'deploy':
         n.loss = pixel_loss(n.score, n.label)

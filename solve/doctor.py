@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from caffe_port.errors import CaffeError, make_folder, replacing
+from caffe_port.errors import CaffeError, make_folder, printable, replacing
 from caffe_port.files import caffemodel
-from caffe_port.files.table import printable
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.run import inventory
 from solve.run.fetch import digest, fetch
@@ -126,7 +125,7 @@ def fetch_weights(names: Sequence[str]) -> list[str]:
             print(f'{_short(path)}: from {published.url}', flush=True)
             fetch(published.url, path, published.nbytes, published.checksum, check=caffemodel.read)
         except CaffeError as error:
-            print(f'error: {printable(str(error))}', file=sys.stderr, flush=True)
+            print(f'error: {error}', file=sys.stderr, flush=True)
             errors.append(str(error))
     return errors
 

@@ -139,7 +139,7 @@ def _make_job(
     named = any(getattr(args, each) for each in (*data.PLACES, 'weights'))
     if args.resume:
         defaults = [Path('output') / name] + ([] if named else [recipes.folder_of(name)])
-        args.output = _find_run(args.resume, args.output, defaults)
+        args.output = find_run(args.resume, args.output, defaults)
     if _wants_sample(args, name, data, weights, named):
         job = _make_sample_job(args, name, data, after)
     else:
@@ -175,7 +175,7 @@ def _make_real_job(
                 f'{path}: no such file; --weights takes what this experiment starts '
                 'from, see --help'
             )
-    folder = args.output = _make_run_folder(args.output or Path('output') / name, args.resume)
+    folder = args.output = make_run_folder(args.output or Path('output') / name, args.resume)
     net = {place: str(path) for place, path in places.items()}
     if 'sbdd_dir' in net:  # VOC's own folder has no list of seg11valid: it follows from SBD's
         net['seg11valid_from'] = net['sbdd_dir']
@@ -192,7 +192,7 @@ def _make_sample_job(
         'spot.\nThe real experiment needs '
         f'{", ".join(map(option, data.PLACES))} and --weights; see --help.'
     )
-    folder = args.output = _make_run_folder(args.output or recipes.folder_of(name), args.resume)
+    folder = args.output = make_run_folder(args.output or recipes.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
     resume = args.resume
     if resume == LATEST and not _has_snapshots(args.snapshot_prefix or folder / 'snapshot/train'):
@@ -208,7 +208,7 @@ def _has_snapshots(prefix: Path) -> bool:
     return any(snapshots.list_states(each) for each in (prefix, *stages))
 
 
-def _find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Path:
+def find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Path:
     """Return the folder of the run to resume: `output`, the state's own, or the last one used."""
     if output:
         if resume == LATEST and not output.is_dir():
@@ -237,7 +237,7 @@ def _find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Pa
     return used[max(used)]
 
 
-def _make_run_folder(folder: Path, resume: Path | None) -> Path:
+def make_run_folder(folder: Path, resume: Path | None) -> Path:
     """Make the output folder, with another number behind its name where a run has left its log."""
     chosen, number = folder, 2
     while not resume and not _is_of_this_torchrun(chosen) and log.find(chosen):

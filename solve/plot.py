@@ -1,26 +1,45 @@
-"""Draw loss and mean IU of runs over their iterations, from the logs in their output folders."""
+"""Draw loss and mean IU of runs over their iterations, from their logs."""
 
 if __name__ == '__main__':
     import _checkout
 from pathlib import Path
 
+from caffe_port.errors import CaffeError
 from solve.run import options
-from solve.run.pictures import draw_curve
+from solve.run.pictures import KINDS, draw_curve, is_drawing
 
-EXAMPLES = """examples:
+DESCRIPTION = """examples:
   plot.py output/voc_fcn32s
-  plot.py output/voc_fcn32s output/voc_fcn16s --out curves.png
+  plot.py output/voc_chain old/log.jsonl --out curves.pdf
+
+Draw loss and mean IU of runs over their iterations, from their logs.
 """
 
 
 def main() -> None:
-    parser = options.make_parser('plot.py', f'{EXAMPLES}\n{__doc__}', options.STATUS)
-    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='output folder of a run')
-    parser.add_argument(
-        '--out', type=Path, default=Path('curve.png'), metavar='FILE', help='default: curve.png'
+    parser = options.make_parser('plot.py', DESCRIPTION, options.STATUS)
+    add = parser.add_argument
+    add(
+        'runs',
+        nargs='+',
+        type=Path,
+        metavar='RUN',
+        help='output folder of a run or of a chain, or a log.jsonl',
     )
+    add(
+        '--out',
+        type=Path,
+        default=Path('curve.png'),
+        metavar='FILE',
+        help=f'{", ".join(KINDS)} by its suffix (default: curve.png)',
+    )
+    add('--force', action='store_true', help='replace a FILE that this project has not drawn')
     args = parser.parse_args()
     with options.session():
+        if not args.force and args.out.exists() and not is_drawing(args.out):
+            raise CaffeError(
+                f'{args.out}: exists and is not a drawing of this project; --force replaces it'
+            )
         draw_curve(args.runs, args.out)
         print(args.out)
 

@@ -17,11 +17,11 @@ from caffe_port import TEST, Net, parallel, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files import weights
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
+from caffe_port.zoo import load_all
 from solve.datasets import voc
 from solve.datasets.layer import Params, SegDataLayer
 from solve.run import experiments, folders, options
 from solve.run.counting import compute_hist, do_seg_tests, find_data_layers, find_tasks, seg_tests
-from solve.run.loading import load_all
 from solve.run.metrics import fast_hist
 from solve.run.options import ROOT, option
 from solve.run.scoring import Scoring
@@ -83,7 +83,8 @@ def prepare(args: argparse.Namespace) -> Scoring:
         f'output folder: {folder}',
         flush=True,
     )
-    return Scoring(net, layer, tasks, folder, identify(param, layer, args.weights))
+    of = identify(param, layer, args.weights)
+    return Scoring(net, layer, tasks, folder, of, args.weights)
 
 
 def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) -> None:

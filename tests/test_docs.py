@@ -82,15 +82,17 @@ def test_the_example_of_a_file_kind_goes_both_ways(contributed, tmp_path, monkey
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    net = caffe.Net(voc_fcn32s.fcn('deploy', width=2, fc=4), caffe.TEST)
-    (tmp_path / 'deploy.prototxt').write_text(str(voc_fcn32s.fcn('deploy', width=2, fc=4)))
-    net.save(str(tmp_path / 'weights.caffemodel'))
+    net = caffe.Net(voc_fcn8s.fcn('deploy', width=2, fc=4), caffe.TEST)
+    (tmp_path / 'deploy.prototxt').write_text(str(voc_fcn8s.fcn('deploy', width=2, fc=4)))
+    for name in ('weights.caffemodel', 'fcn8s-heavy-pascal.caffemodel'):
+        net.save(str(tmp_path / name))
     monkeypatch.chdir(tmp_path)
     torch = pytest.importorskip('torch')
     names = dict(image=np.zeros((3, 500, 500), np.float32), tensor=torch.zeros(1, 3, 40, 40))
     (block,) = blocks('README.md')
     exec(block, names)
-    assert names['score'].shape == (1, 21, 40, 40)
+    assert names['labels'].shape == (1, 40, 40)
+    assert names['score'].shape == (1, 21, 500, 500)
 
 
 def test_sizes_of_the_page_on_offsets_are_the_nets():
@@ -150,3 +152,19 @@ def test_links_of_the_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
             assert '://' in target or (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def test_the_data_layer_of_the_page_on_own_data_feeds_a_net(tmp_path, monkeypatch):
+    (tmp_path / 'train.txt').write_text('one\n')
+    Image.new('RGB', (9, 7), (10, 20, 30)).save(tmp_path / 'one.jpg', quality=100)
+    mask = np.full((7, 9), 3, np.uint8)
+    mask[0] = 0
+    Image.fromarray(mask).save(tmp_path / 'one.png')
+    (block,) = blocks('docs/own-data.md')
+    pets = type(sys)('pets')
+    monkeypatch.setitem(sys.modules, 'pets', pets)
+    exec(block, pets.__dict__)
+    net = caffe.Net(pets.fcn('train', folder=str(tmp_path), width=2, fc=4), caffe.TRAIN)
+    net.forward()
+    assert net.blobs['label'].data[0, 0, :, 0].tolist() == [255, *[2] * 6]
+    assert net.blobs['score'].shape == (1, 3, 7, 9)

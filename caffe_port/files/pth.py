@@ -9,6 +9,7 @@ the file. Sources: torch/serialization.py (both layouts), Python's pickletools (
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import pickletools
@@ -26,6 +27,8 @@ from caffe_port.files import wire
 from caffe_port.files.named import MAX_INDEX, Named, Read, archive
 from caffe_port.files.stored import StoredBlob, refused, writing
 
+LOG = logging.getLogger('caffe_port')
+
 # A tensor takes some 40 opcodes; the deepest nets published have 10,000.
 MAX_STEPS = 1 << 19
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens a file of before PyTorch 1.6
@@ -37,6 +40,8 @@ _FLOATS: dict[str, np.dtype] = {
 }
 _TENSOR = ('torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor')
 _PARAMETER, _DICT = 'torch._utils._rebuild_parameter', 'collections.OrderedDict'
+# Where training checkpoints keep the state_dict.
+_WRAPPED = 'state_dict', 'model_state_dict', 'model'
 _PUSH = set('BINUNICODE SHORT_BINSTRING BINSTRING BININT BININT1 BININT2 LONG1 BINFLOAT'.split())
 _MAKE: dict[str, Callable[[], Any]] = {
     'NONE': lambda: None,
@@ -70,8 +75,10 @@ class _Tensor(NamedTuple):
 
 
 def read_torch(path: str | os.PathLike) -> Named:
-    """Index the tensors of a state_dict that torch.save wrote.
+    """Index the tensors of a state_dict that torch.save wrote, alone or in a checkpoint.
 
+    A checkpoint is a dict of plain values and tensors with the state_dict under one of
+    `state_dict`, `model_state_dict` and `model`.
     Raises CaffeError for what is not a plain state_dict of dense floating tensors, and for
     a pickle that asks for anything but tensors.
     """
@@ -84,6 +91,7 @@ def read_torch(path: str | os.PathLike) -> Named:
                 f'{path}: expected a plain state_dict, names to tensors, '
                 f'found a {type(content).__name__}'
             )
+        content = _unwrapped(path, content)
         strange = [
             repr(key)[:40]
             for key, value in content.items()
@@ -110,6 +118,15 @@ def write_torch(
             torch.save(state, out)
         except RuntimeError as error:  # torch hides the disk's own error behind it
             raise error.__context__ or error from None
+
+
+def _unwrapped(path: str | os.PathLike, content: dict) -> dict:
+    """Return the state_dict in a training checkpoint, or else the content as it is."""
+    found = [key for key in _WRAPPED if isinstance(content.get(key), dict)]
+    if not found:
+        return content
+    LOG.info('%s: a checkpoint; its weights are under %s', path, found[0])
+    return content[found[0]]
 
 
 Places = Callable[[_Storage], tuple[int, int]]  # where a storage begins, and its bytes

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from caffe_port.blob import shape_text
+from caffe_port.errors import printable
 from caffe_port.files.named import Read
 from caffe_port.files.stored import StoredLayer
 from caffe_port.files.weights import blob_names, nbytes
@@ -70,11 +71,6 @@ def summary(layers: Sequence[StoredLayer]) -> str:
         f'{len(layers)} layers, {blobs} blobs, {nbytes(layers) // 4:,} parameters, '
         f'{nbytes(layers):,} bytes'
     )
-
-
-def printable(text: str) -> str:
-    """Put text of a file on one line, with what would steer a terminal as escapes."""
-    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _mark(found: Sequence[Statistics]) -> str:

@@ -4,10 +4,12 @@ The suffix says the kind. Files of named tensors (.pth, .pt, .safetensors, .npz)
 blob `<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance and
 scale_factor of a BatchNorm; blob0, blob1, ... of a Python layer; and from the third blob
 of any other layer on its number. The last dot separates the two, so layers may have dots.
+`module.` or `model.` before every key is taken off.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -21,6 +23,8 @@ from caffe_port.files import caffemodel, hdf5, named, pth, wire
 from caffe_port.files.named import Named, Read
 from caffe_port.files.stored import Shape, StoredBlob, StoredLayer, without_padding
 from caffe_port.proto.caffe_pb2 import NetParameter
+
+LOG = logging.getLogger('caffe_port')
 
 READERS: dict[str, Callable[[Any], Named]] = {
     '.pth': pth.read_torch,
@@ -38,6 +42,8 @@ SUFFIXES = ('.caffemodel', '.caffemodel.h5', *READERS)
 # Deflated or shared values may take more bytes than their file; forged ones without bound.
 _MOST_TIMES, _LEAST_BOUND = 8, 1 << 26
 _PLACES = {'weight': 0, 'bias': 1, 'mean': 0, 'variance': 1, 'scale_factor': 2}
+# DataParallel's, and those that training frameworks and torch.compile use.
+_WRAPPERS = 'module.', 'model.', '_orig_mod.'
 _NUMBERED = re.compile(r'(?:blob)?(0|[1-9]\d{0,5})', re.ASCII)
 # How many axes today's Caffe gives the blobs of layers that are older than `shape`.
 _AXES = {'Convolution': (4, 1), 'Deconvolution': (4, 1), 'InnerProduct': (2, 1), 'PReLU': (1,)}
@@ -86,6 +92,15 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
             f'size, found {nbytes(layers)}'
         )
     return layers
+
+
+def read_layers(path: str | os.PathLike) -> list[StoredLayer]:
+    """Index the layers of a weight file to copy from; a name with no known suffix is Caffe's.
+
+    Layers of a .caffemodel are as it has them, those without blobs too. Raises as `read`.
+    """
+    named_tensors = os.fspath(path).endswith(tuple(READERS))
+    return read(path) if named_tensors else caffemodel.read(path)
 
 
 def read_net(path: str | os.PathLike) -> NetParameter | None:
@@ -139,6 +154,7 @@ def _named(layers: Sequence[StoredLayer], names: Names) -> Iterator[tuple[str, S
 
 def _layers(path: str | os.PathLike, tensors: Named) -> list[StoredLayer]:
     """Return the layers of a file of named tensors, in the order of their first blobs."""
+    tensors = _without_prefix(path, tensors)
     grouped: dict[str, dict[int, str]] = {}
     for key in tensors:
         layer, dot, name = key.rpartition('.')
@@ -163,6 +179,25 @@ def _layers(path: str | os.PathLike, tensors: Named) -> list[StoredLayer]:
             )
         found.append(StoredLayer(layer, '', [tensors[keys[place]] for place in sorted(keys)]))
     return found
+
+
+def _without_prefix(path: str | os.PathLike, tensors: Named) -> Named:
+    """Take off what wrappers of a module put before the key of every tensor."""
+    taken = ''
+    for _ in _WRAPPERS:  # a key can be all prefixes: no more rounds than there are wrappers
+        prefix = next((each for each in _WRAPPERS if _all_have(tensors, each)), '')
+        tensors = {key.removeprefix(prefix): blob for key, blob in tensors.items()}
+        taken += prefix
+    if taken:
+        LOG.info('%s: all keys begin with %s, which is taken off', path, taken)
+    return tensors
+
+
+def _all_have(tensors: Named, prefix: str) -> bool:
+    # What is left must be a layer and a blob.
+    return bool(tensors) and all(
+        key.startswith(prefix) and '.' in key.removeprefix(prefix) for key in tensors
+    )
 
 
 def _place(name: str) -> int | None:

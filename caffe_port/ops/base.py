@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from caffe_port.blob import Blob, ParamBlob, checked_shape
 from caffe_port.errors import CaffeError
+from caffe_port.mode import TRAIN
 from caffe_port.ops import fillers
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
@@ -43,6 +44,7 @@ class Op(nn.Module):
     def __init__(self, param: LayerParameter, phase: int, device: torch.device):
         super().__init__()
         self.param, self.phase = param, phase
+        self.training = phase == TRAIN  # from here on train() and eval() set it
         # Copied for forward: torch.compile cannot read a protobuf message.
         self.top_count = len(param.top)
         self.in_place = list(param.bottom) == list(param.top)
@@ -129,6 +131,16 @@ class Op(nn.Module):
             state_dict, prefix, local_metadata, strict, missing, [], errors
         )
 
+    def extra_repr(self) -> str:
+        """Return what repr shows: channels in and out, and the settings."""
+        return ', '.join([*map(str, self._channels()), *self._settings()])
+
+    def _channels(self) -> Sequence[int]:
+        return ()
+
+    def _settings(self) -> list[str]:
+        return []
+
     def require(self, condition: bool, message: str) -> None:
         """Raise CaffeError with `message` unless `condition` holds."""
         if not condition:
@@ -138,6 +150,18 @@ class Op(nn.Module):
 def as_tuple(tops: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the tops of any layer as a tuple."""
     return tops if isinstance(tops, tuple) else (tops,)
+
+
+def settings(**values: Any) -> list[str]:
+    """Return `name=value` for each; equal numbers of all axes are one, and None is left out."""
+    texts = []
+    for name, value in values.items():
+        if isinstance(value, tuple) and len(set(value)) == 1:
+            value = value[0]
+        if value is not None:
+            number = f'{value:g}' if isinstance(value, float) else str(value)
+            texts.append(f'{name}={number}')
+    return texts
 
 
 def zeros(shape: Shape) -> Tensor:

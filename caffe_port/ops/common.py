@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_port.errors import CaffeError
-from caffe_port.ops.base import Op, Shape, axis_of, indices
+from caffe_port.ops.base import Op, Shape, axis_of, indices, settings
 from caffe_port.proto.caffe_pb2 import EltwiseParameter, ReductionParameter
 
 
@@ -201,6 +201,13 @@ class InnerProduct(Op):
             self.add_blob('bias', (p.num_output,), p.bias_filler)
         else:
             self.bias = None
+
+    def _channels(self) -> Shape:
+        inputs, outputs = self.weight.shape if self.transpose else reversed(self.weight.shape)
+        return inputs, outputs
+
+    def _settings(self) -> list[str]:
+        return settings(bias_term=False if self.bias is None else None)
 
     def forward(self, bottom: Tensor) -> Tensor:
         inputs = self.weight.shape[0 if self.transpose else 1]

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from caffe_port import rng
 from caffe_port.errors import CaffeError
-from caffe_port.mode import TRAIN
-from caffe_port.ops.base import Op, Shape
+from caffe_port.ops.base import Op, Shape, settings
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
 
@@ -21,20 +20,26 @@ class ReLU(Op):
     def setup(self, shape: Shape) -> None:
         self.slope = self.param.relu_param.negative_slope
 
+    def _settings(self) -> list[str]:
+        return settings(negative_slope=self.slope or None)
+
     def forward(self, bottom: Tensor) -> Tensor:
         return F.leaky_relu(bottom, self.slope) if self.slope else F.relu(bottom)
 
 
 class Dropout(Op):
     """Zero elements with probability dropout_ratio and scale the others by 1 / (1 - ratio),
-    as dropout_layer.cpp; in TEST pass them on."""
+    as dropout_layer.cpp; in TEST, or after eval(), pass them on."""
 
     def setup(self, shape: Shape) -> None:
         self.ratio = self.param.dropout_param.dropout_ratio
         self.require(0 <= self.ratio < 1, f'dropout_ratio {self.ratio:g} must lie in [0, 1)')
 
+    def _settings(self) -> list[str]:
+        return settings(ratio=self.ratio)
+
     def forward(self, bottom: Tensor) -> Tensor:
-        if self.phase != TRAIN or bottom.is_meta:  # meta asks for shapes alone: draw nothing
+        if not self.training or bottom.is_meta:  # meta asks for shapes alone: draw nothing
             return bottom if self.in_place else bottom.clone()
         mask = rng.keep_mask(bottom.shape, 1 - self.ratio, bottom.device)
         return bottom * mask * (1 / (1 - self.ratio))

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_port import rng
-from caffe_port.mode import TRAIN
-from caffe_port.ops.base import MAX_PAD, Op, Shape, height_width
+from caffe_port.ops.base import MAX_PAD, Op, Shape, height_width, settings
 from caffe_port.proto.caffe_pb2 import PoolingParameter, SPPParameter
 
 LOWEST = torch.finfo(torch.float32).min
@@ -40,13 +39,14 @@ class _Pool(Op, abstract=True):
 
     def _read_method(self, shape: Shape, method: str) -> None:
         self.require(len(shape) == 4, f'bottom {shape} must have 4 axes')
+        self.method = method
         self.is_max, self.is_stochastic = method == 'MAX', method == 'STOCHASTIC'
 
     def _pooled(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
         if not self.is_stochastic:
             return self._plain(bottom, windows)
         self.require(windows.pad == (0, 0), f'pad {windows.pad}: STOCHASTIC takes no pad')
-        if self.phase == TRAIN and not bottom.is_meta:
+        if self.training and not bottom.is_meta:
             return (self._sampled(bottom, windows),)
         (mean,), (squares,) = (self._plain(values, windows) for values in (bottom, bottom**2))
         return (torch.where(mean > 0, squares / mean.where(mean > 0, 1), 0),)
@@ -176,6 +176,15 @@ class Pooling(_Pool):
             f'pad {pad} must be smaller than kernel {kernel}',
         )
         self.windows = Windows(kernel, stride, pad)
+
+    def _settings(self) -> list[str]:
+        if self.is_global:
+            return [self.method, 'global_pooling=True']
+        kernel, stride, pad = self.windows
+        return [
+            self.method,
+            *settings(kernel_size=kernel, stride=stride, pad=pad if any(pad) else None),
+        ]
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
         return self._whole(bottom) if self.is_global else self._pooled(bottom, self.windows)

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.mode import TEST
-from caffe_port.ops.base import Op, Shape, axis_of
+from caffe_port.ops.base import Op, Shape, axis_of, settings
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
 
@@ -82,16 +81,16 @@ class BatchNorm(Op):
 
     Blobs: mean and variance, both times scale_factor, which counts the batches in them.
     TRAIN uses the statistics of the batch, and adds them to the blobs, which it first
-    multiplies by moving_average_fraction. TEST, or use_global_stats, uses the blobs.
+    multiplies by moving_average_fraction. TEST, or use_global_stats, uses the blobs. train()
+    and eval() switch between the two, except where use_global_stats is given.
     """
 
     def setup(self, shape: Shape) -> None:
         p = self.param.batch_norm_param
         channels = shape[1] if len(shape) > 1 else 1
         self.eps, self.fraction = p.eps, p.moving_average_fraction
-        self.use_global = (
-            p.use_global_stats if p.HasField('use_global_stats') else self.phase == TEST
-        )
+        # None: as train() and eval() say.
+        self.always_global = p.use_global_stats if p.HasField('use_global_stats') else None
         for spec in self.param.param:
             self.require(
                 spec.lr_mult == 0 or not spec.HasField('lr_mult'),
@@ -100,8 +99,15 @@ class BatchNorm(Op):
         for name, size in (('mean', channels), ('variance', channels), ('scale_factor', 1)):
             self.add_blob(name, (size,), learned=False)
 
+    def _channels(self) -> Shape:
+        return tuple(self.mean.shape)
+
+    def _settings(self) -> list[str]:
+        return settings(eps=self.eps, use_global_stats=self.always_global)
+
     def forward(self, bottom: Tensor) -> Tensor:
-        if self.use_global:
+        use_global = not self.training if self.always_global is None else self.always_global
+        if use_global:
             count = self.scale_factor.detach()
             factor = torch.where(count == 0, 0.0, 1 / count)
             mean, variance = self.mean.detach() * factor, self.variance.detach() * factor

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.ops.base import MAX_PAD, Op, Shape, axis_of, height_width, per_axis
+from caffe_port.ops.base import MAX_PAD, Op, Shape, axis_of, height_width, per_axis, settings
 from caffe_port.proto.caffe_pb2 import LRNParameter
 
 
@@ -42,6 +42,14 @@ class _Sliding(Op, abstract=True):
             return height_width(p, name, default, lambda: getattr(p, field))
         return per_axis(getattr(p, field), self.spatial, default, field)
 
+    def _settings(self) -> list[str]:
+        return settings(
+            kernel_size=self.kernel,
+            stride=self.stride if max(self.stride) > 1 else None,
+            pad=self.pad if any(self.pad) else None,
+            dilation=self.dilation if max(self.dilation) > 1 else None,
+        )
+
 
 class _Filters(_Sliding, abstract=True):
     """Base of Convolution and Deconvolution: weight, bias and batch."""
@@ -60,12 +68,24 @@ class _Filters(_Sliding, abstract=True):
         )
         for shape in shapes:
             self.require(shape == first, f'bottoms differ: {first} and {shape}')
-        self.inputs = inputs
+        self.inputs, self.outputs = inputs, outputs
         self.add_blob('weight', self._weight_shape(inputs, outputs) + self.kernel, p.weight_filler)
         if p.bias_term:
             self.add_blob('bias', (outputs,), p.bias_filler)
         else:
             self.bias = None
+
+    def _channels(self) -> Shape:
+        return self.inputs, self.outputs
+
+    def _settings(self) -> list[str]:
+        return [
+            *super()._settings(),
+            *settings(
+                group=self.group if self.group > 1 else None,
+                bias_term=False if self.bias is None else None,
+            ),
+        ]
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._with_batch(bottom) for bottom in bottoms)
@@ -153,6 +173,9 @@ class LRN(Op):
         self.require(len(shape) == 4, f'bottom {shape} must have 4 axes')
         self.within = p.norm_region == LRNParameter.WITHIN_CHANNEL
 
+    def _settings(self) -> list[str]:
+        return settings(local_size=self.size, alpha=self.alpha, beta=self.beta)
+
     def forward(self, bottom: Tensor) -> Tensor:
         squares, half = bottom * bottom, self.size // 2
         if self.within:
@@ -181,6 +204,9 @@ class Crop(Op):
         self.require(len(shape) == len(like), f'bottoms {shape} and {like} differ in axes')
         self.axis = axis_of(p.axis, len(shape))
         self.offset = per_axis(p.offset, len(shape) - self.axis, 0, 'offset')
+
+    def _settings(self) -> list[str]:
+        return settings(axis=self.axis, offset=self.offset)
 
     def forward(self, bottom: Tensor, like: Tensor) -> Tensor:
         top = bottom

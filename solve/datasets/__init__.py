@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from solve.datasets import nyud, pascalcontext, siftflow, voc
+from solve.datasets import folder, nyud, pascalcontext, siftflow, voc
 
 _RELEASE_MODULES = {
     'voc_layers': voc,
     'nyud_layers': nyud,
     'siftflow_layers': siftflow,
     'pascalcontext_layers': pascalcontext,
+    'folder_layers': folder,
 }
 
 for _name, _module in _RELEASE_MODULES.items():

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from caffe_port import plugins, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files.stored import StoredLayer
 from caffe_port.proto.caffe_pb2 import NetParameter
+from caffe_port.zoo import find_fcn, find_widths
 from solve.datasets import nyud, pascalcontext, siftflow, voc
+from solve.datasets.images import VOID, existing
 
+# The names of own classes, beside the weights that were trained on them.
+CLASSES = 'classes.txt'
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
 
 
-def find_fcn(name: str) -> Callable[..., NetParameter] | None:
-    """Return the fcn() of an experiment, official or of another package; None for other names."""
-    point = plugins.offered(plugins.NETS).get(name)
-    return getattr(point.load(), 'fcn', None) if point else None
+def read_classes(path: Path) -> list[str]:
+    """Read the names of classes, one a line, in the order of their numbers.
+
+    Raises CaffeError for a missing file, for one name or none, for more than 255, and for a
+    name that comes twice.
+    """
+    try:
+        lines = existing(path).read_text(encoding='utf-8').splitlines()
+    except UnicodeError as error:
+        raise CaffeError(f'{path}: not a list of names: {error}') from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not 2 <= len(names) <= VOID:
+        raise CaffeError(f'{path}: {len(names)} names, expected 2 to {VOID}, one a line')
+    for name in names:
+        if names.count(name) > 1:
+            raise CaffeError(f'{path}: {name!r} is in it {names.count(name)} times')
+    return names
 
 
 def find_data(net: str) -> ModuleType | None:
@@ -36,27 +51,21 @@ def make_net(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetP
     if fcn := find_fcn(net):
         if split is None:
             raise CaffeError(f'{net}: --split is needed for an experiment that is not official')
-        return fcn(split, **_find_widths(fcn, layers))
+        return fcn(split, **find_widths(fcn, layers))
     if not Path(net).is_file():
         names = [name for name in sorted(plugins.offered(plugins.NETS)) if find_fcn(name)]
         raise CaffeError(f'{net}: no such file, nor an experiment; those are {", ".join(names)}')
     return prototxt.read_net(net)
 
 
-def _find_widths(fcn: Callable[..., NetParameter], layers: Sequence[StoredLayer]) -> dict[str, Any]:
-    """Return the widths of the weights' first and sixth layers, at most the official ones."""
-    found = {}
-    for argument, start in (('width', 'conv1'), ('fc', 'fc6')):
-        shapes = [layer.blobs[0].shape for layer in layers if layer.name.startswith(start)]
-        parameter = inspect.signature(fcn).parameters.get(argument)
-        if parameter and shapes and shapes[0]:
-            # No file may ask for the memory of a net wider than the one that is named.
-            found[argument] = min(shapes[0][0], parameter.default)
-    return found
+def name_classes(data: ModuleType | None, count: int, weights: Path | None = None) -> list[str]:
+    """Return the names of `count` classes, or their numbers if they have no names.
 
-
-def name_classes(data: ModuleType | None, count: int) -> list[str]:
-    """Return the names of a data set's `count` classes, or their numbers if it has no names."""
+    The names are those of a classes.txt beside `weights`, or else the data set's.
+    """
+    beside = weights.with_name(CLASSES) if weights else None
+    if beside and beside.is_file() and len(own := read_classes(beside)) == count:
+        return own
     for known in ('CLASSES', 'SEMANTIC', 'GEOMETRIC'):
         names = getattr(data, known, ())
         if len(names) == count:

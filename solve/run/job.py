@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from caffe_port import parallel
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_port.solving import resume
-from solve.run import folders, log, pictures, snapshots, symptoms, watch
+from solve.run import experiments, folders, log, pictures, snapshots, symptoms, watch
 from solve.run.counting import find_data_layers, find_tasks, predict
 from solve.run.events import Events
 from solve.run.loading import load_start, read_net
@@ -251,7 +252,7 @@ def _name_for_log(scores: Scores) -> dict[str, float]:
 
 def show_images(
     net: caffe.Net, means: Mapping[str, Sequence[float]]
-) -> tuple[list[str], list[list[np.ndarray]], list[Extremes]]:
+) -> tuple[list[str], list[list[np.ndarray | pictures.Labelled]], list[Extremes]]:
     """Run a test net on its next images; return titles, a row of pictures for each, and scores.
 
     A row has what is in the blobs of `means`, the mean added, then the labels and
@@ -259,20 +260,27 @@ def show_images(
     scores are the best and worst of REPORT_PICTURES images, or of all if there are fewer, by task.
     """
     tasks, layer = find_tasks(net), find_data_layers(net)[0]
-    titles = [*means] + [title for task in tasks for title in (task.gt, f'{task.gt}, predicted')]
-    rows: list[list[np.ndarray]] = []
+    data = sys.modules[type(layer).__module__]
+    titles = ['image' if name == 'data' else name for name in means]
+    for task in tasks:
+        titles += [task.gt, 'prediction' if len(tasks) == 1 else f'{task.gt}, prediction']
+    rows: list[list[np.ndarray | pictures.Labelled]] = []
     extremes = [Extremes() for _ in tasks]
     few = min(REPORT_PICTURES, len(layer.ids))
     for number in range(max(PANEL_ROWS, few)):
         with torch.no_grad():
             net.forward()
-        row = [pictures.to_picture(net.blobs[name].data[0], mean) for name, mean in means.items()]
-        image = row[0]
+        images = [
+            pictures.to_picture(net.blobs[name].data[0], mean) for name, mean in means.items()
+        ]
+        row: list[np.ndarray | pictures.Labelled] = [*images]
         for task, kept in zip(tasks, extremes):
-            label, best = net.blobs[task.gt].data[0, 0], predict(net, task.layer)
-            row += [pictures.colour_labels(label), pictures.colour_labels(best)]
+            names = experiments.name_classes(data, net.blobs[task.layer].channels)
+            label, best = net.blobs[task.gt].data[0, 0].copy(), predict(net, task.layer)
+            row.append(pictures.Labelled(label, names))
+            row.append(pictures.Labelled(best, names, label))
             if number < few:
-                kept.add(Picture.of(str(layer.current), image, label, best))
+                kept.add(Picture.of(str(layer.current), images[0], label, best))
         if number < PANEL_ROWS:
             rows.append(row)
     return titles, rows, extremes

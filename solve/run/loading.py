@@ -1,9 +1,7 @@
-"""Weights from a file into a net: what fits, to start from, or every one, to score."""
+"""Weights to start from, out of a file into a net."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +11,8 @@ import numpy as np
 import surgery
 from caffe_port import Net
 from caffe_port.errors import CaffeError
-from caffe_port.files import caffemodel
-from caffe_port.files.stored import StoredBlob, StoredLayer
-from caffe_port.files.weights import fit
+from caffe_port.files import weights
+from caffe_port.files.stored import StoredBlob
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class FileBlob:
 
 def read_net(path: Path) -> SimpleNamespace:
     """Read a weight file as surgery sees a net: `params`, blobs by layer."""
-    layers = [layer for layer in caffemodel.read(path) if layer.blobs]
+    layers = [layer for layer in weights.read_layers(path) if layer.blobs]
     return SimpleNamespace(
         params={layer.name: [FileBlob(blob) for blob in layer.blobs] for layer in layers}
     )
@@ -69,23 +66,3 @@ def load_start(net: Net, path: Path, suffix: str = '') -> None:
         surgery.transplant(net, source, suffix)
     except CaffeError as error:
         raise CaffeError(f'{path}: {error}') from error
-
-
-def load_all(net: Net, path: Path, layers: Sequence[StoredLayer]) -> None:
-    """Load every weight of `net` from the layers of the file `path`.
-
-    Raises CaffeError if the file lacks a layer of the net, has one of another shape, or a
-    value that is not finite.
-    """
-    found = fit(layers, net.layer_dict)
-    wrong = found.missing + found.mismatched
-    if wrong:
-        raise CaffeError(
-            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
-        )
-    for layer in found.layers:
-        for number, (stored, blob) in enumerate(zip(layer.blobs, net.params[layer.name])):
-            blob.load(stored)
-            if not math.isfinite(blob.tensor.sum()) and not bool(blob.tensor.isfinite().all()):
-                raise CaffeError(f'{path}: {layer.name} {number}: has NaN or infinite values')

@@ -27,11 +27,13 @@ def append(folder: Path, iteration: int, **values: float) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the log in `folder`, without those that a full disk has cut short.
+    """Return the lines of the log in `folder`, or of the log file of that name.
+
+    Lines that a full disk has cut short are left out.
 
     Raises CaffeError if there is none, or no line is whole.
     """
-    path = folder / NAME
+    path = folder if folder.is_file() else folder / NAME
     try:
         lines = [_parse(text) for text in path.read_text(errors='replace').splitlines()]
     except FileNotFoundError as error:

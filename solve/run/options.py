@@ -16,8 +16,7 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import parallel, plugins
-from caffe_port.errors import CaffeError
-from caffe_port.files.table import printable
+from caffe_port.errors import CaffeError, printable
 from solve.run import folders, terminal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +86,7 @@ def run_net_command(
     """Parse a command line made by make_net_parser and run `act` on its device."""
     args = parser.parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
-    with session():
+    with session(lasting=True):
         choose_device(args.gpu)
         # The net and the weights may be a stranger's (SECURITY.md).
         with plugins.registered_only():

@@ -1,17 +1,30 @@
-"""Pictures of labels, predictions, confusion and learning: arrays and logs in, PNGs out."""
+"""Pictures of labels, predictions, confusion and learning: arrays and logs in, files out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogFormatter
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from caffe_port.errors import replacing
+from caffe_port.errors import CaffeError, replacing
+from solve.datasets.images import VOID
 from solve.datasets.voc import palette
 from solve.run import log
+from solve.run.metrics import Scores, fast_hist
+
+KINDS = ('.png', '.pdf', '.svg')
+# In the metadata of what is drawn.
+_DRAWN = 'FCN pictures'
+_VOID_COLOURS = (236, 236, 236), (168, 168, 168)
+_RIGHT, _WRONG = (225, 225, 225), (200, 30, 40)
 
 
 def to_picture(blob: np.ndarray, mean: Sequence[float]) -> np.ndarray:
@@ -26,70 +39,242 @@ def to_picture(blob: np.ndarray, mean: Sequence[float]) -> np.ndarray:
 
 
 def colour_labels(labels: np.ndarray) -> np.ndarray:
-    """Give class indices (H x W) VOC's colours: H x W x 3 uint8, RGB."""
-    return palette()[labels.astype(np.uint8)]
+    """Give class indices (H x W) VOC's colours, void a hatch: H x W x 3 uint8, RGB."""
+    return _hatch_void(palette()[labels.astype(np.uint8)], labels)
 
 
-def save_labels(labels: np.ndarray, path: Path) -> None:
-    """Write class indices (H x W) as a palette PNG in VOC's colours."""
+def colour_errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Show where a prediction (H x W) is wrong: red, elsewhere grey, void a hatch.
+
+    H x W x 3 uint8, RGB.
+    """
+    wrong = (label != prediction)[..., np.newaxis]
+    return _hatch_void(np.where(wrong, _WRONG, _RIGHT).astype(np.uint8), label)
+
+
+def _hatch_void(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Draw diagonal stripes where the labels are void; their width follows the size."""
+    period = max(4, 2 * round(min(labels.shape) / 60))
+    y, x = np.indices(labels.shape)
+    stripes = np.asarray(_VOID_COLOURS, np.uint8)[((x + y) % period < period / 3).astype(int)]
+    return np.where((labels == VOID)[..., np.newaxis], stripes, rgb)
+
+
+def save_labels(labels: np.ndarray, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write class indices (H x W) as a palette PNG in VOC's colours, with `text` in it."""
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(palette().tobytes())
+    save_picture(image, path, text)
+
+
+def save_picture(image: Image.Image, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write a picture as a PNG, with `text` in it."""
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
     with replacing(path) as temporary:
-        image.save(temporary, format='PNG')
+        image.save(temporary, format='PNG', pnginfo=info)
 
 
-def save_overlay(rgb: np.ndarray, labels: np.ndarray, path: Path) -> None:
-    """Write a picture (H x W x 3 uint8) with the classes' colours over it, half and half."""
-    mixed = (rgb.astype(np.uint16) + colour_labels(labels)) // 2
-    with replacing(path) as temporary:
-        Image.fromarray(mixed.astype(np.uint8)).save(temporary, format='PNG')
+# Learning curves.
 
 
-def draw_curve(folders: Sequence[Path], path: Path) -> None:
-    """Draw smoothed loss and mean IU over iterations, a colour per run, to a PNG.
+def draw_curve(runs: Sequence[Path], path: Path) -> None:
+    """Draw loss and mean IU over iterations, a colour per run, the legend beside them.
 
-    Raises CaffeError where a folder has no log.
+    A run is the folder of one, of a chain of runs, or a log file. The suffix of `path` says what
+    is written: .png, .pdf or .svg.
+
+    Raises CaffeError where there is no log, or for another suffix.
     """
-    figure = Figure(figsize=(8, 4.5), layout='constrained')
-    left = figure.subplots()
-    right = left.twinx()
-    for number, folder in enumerate(folders):
-        lines = log.read(folder)
-        for axis, key, style in (
-            (left, 'smoothed_loss', '-'),
-            (right, 'mean_iu', 'o--'),
-            (right, 'geo_mean_iu', 's:'),
+    kind_of(path)
+    logs = [(name, file) for run in runs for name, file in _find_logs(run)]
+    figure = Figure(figsize=(9, 5.5), layout='constrained')
+    above, below = figure.subplots(2, 1, sharex=True)
+    for number, (name, file) in enumerate(logs):
+        lines = log.read(file)
+        for axis, key, style, label in (
+            (above, 'loss', dict(ls='-', lw=0.6, alpha=0.3), None),
+            (above, 'smoothed_loss', dict(ls='-'), 'loss'),
+            (above, 'test_loss', dict(ls='none', marker='x'), 'loss, test'),
+            (below, 'mean_iu', dict(ls='--', marker='o'), 'mean IU'),
+            (below, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
         ):
-            points = [(line['iteration'], line[key]) for line in lines if key in line]
+            points = [(line['iteration'], line[key]) for line in lines if _is_finite(line.get(key))]
             if points:
-                label = f'{folder.name}: {key.replace("_", " ")}'
                 axis.plot(
-                    *zip(*points), style, color=f'C{number}', lw=1.2, markersize=4, label=label
+                    *zip(*points),
+                    **{'color': f'C{number % 10}', 'lw': 1.3, 'markersize': 4, **style},
+                    label=f'{name}: {label}' if label else None,
                 )
-    left.set(xlabel='iteration', ylabel='loss', yscale='log')
-    right.set(ylabel='mean IU', ylim=(0, 1))
-    handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
-    left.legend(handles=handles, loc='upper center', fontsize=8, framealpha=0.9)
-    left.grid(alpha=0.3)
+    above.set(ylabel='loss', yscale='log')
+    above.yaxis.set_major_formatter(LogFormatter())
+    above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    below.set(xlabel='iteration', ylabel='mean IU', ylim=(0, 1))
+    for axis in (above, below):
+        axis.grid(alpha=0.3)
+        axis.spines[['top', 'right']].set_visible(False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     _save(figure, path)
 
 
-def draw_panel(titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
-    """Draw pictures to a PNG, each row of them side by side under the titles."""
-    size = 2.5 * len(titles), 2.1 * len(rows)
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _find_logs(run: Path) -> list[tuple[str, Path]]:
+    """Return the logs of a run by name: of a log file, a run's folder, or a chain's."""
+    if not run.is_dir():
+        return [(run.resolve().parent.name if run.name == log.NAME else run.stem, run)]
+    found = log.find(run)
+    if len(found) > 1 or (found and found[0].parent != run):
+        return [(file.parent.name, file) for file in sorted(found, key=_first_time)]
+    return [(run.resolve().name, run)]
+
+
+def _first_time(file: Path) -> float:
+    """Return when a log begins, so that the runs of a chain come in their order."""
+    lines = log.read(file)
+    return lines[0].get('time', 0) if lines else 0
+
+
+def kind_of(path: Path) -> str:
+    """Return the format that the suffix of a file names; raise CaffeError for an unknown one."""
+    if path.suffix.lower() not in KINDS:
+        raise CaffeError(f'{path}: the suffix must be one of {", ".join(KINDS)}')
+    return path.suffix.lower().removeprefix('.')
+
+
+# Panels.
+
+
+@dataclass
+class Labelled:
+    """Labels (H x W) to show in a panel: in colours, with the classes' names beneath the row.
+
+    Of a prediction `truth` is the label that it is compared with; its IU stands above it.
+    With `errors`, it is shown where the prediction is wrong.
+    """
+
+    labels: np.ndarray
+    names: Sequence[str]
+    truth: np.ndarray | None = None
+    errors: bool = False
+
+    def picture(self) -> np.ndarray:
+        if self.errors and self.truth is not None:
+            return colour_errors(self.truth, self.labels)
+        return colour_labels(self.labels)
+
+    def caption(self) -> str:
+        if self.truth is None:
+            return ''
+        known = self.truth != VOID
+        if self.errors:
+            wrong = (self.truth != self.labels)[known].mean() if known.any() else math.nan
+            return f'{wrong:.1%} wrong' if known.any() else 'all void'
+        if not known.any():
+            return 'all void'
+        hist = fast_hist(
+            self.truth.ravel().astype(np.int64),
+            self.labels.ravel().astype(np.int64),
+            len(self.names),
+        )
+        return f'mean IU {100 * Scores(hist).mean_iu:.1f}'
+
+
+def draw_panel(
+    titles: Sequence[str], rows: Sequence[Sequence[np.ndarray | Labelled]], path: Path
+) -> None:
+    """Draw pictures, each row of them side by side under the titles.
+
+    Beneath a row with labels stand the names of the classes in it.
+    """
+    ratio = np.mean([np.divide(*_image_of(row[0]).shape[:2]) for row in rows]) if rows else 1
+    size = 2.7 * len(titles), (2.6 * float(np.clip(ratio, 0.4, 2)) + 0.75) * max(len(rows), 1)
     figure = Figure(figsize=size, layout='constrained')
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    for axis, title in zip(axes[0], titles):
-        axis.set_title(title)
-    for row, pictures in zip(axes, rows):
-        for axis, picture in zip(row, pictures):
-            axis.imshow(picture, cmap='gray')
-            axis.axis('off')
+    parts = np.atleast_1d(figure.subfigures(len(rows), 1, squeeze=False).ravel())
+    for number, (part, row) in enumerate(zip(parts, rows)):
+        axes = part.subplots(1, len(titles), squeeze=False)[0]
+        for axis, title, shown in zip(axes, titles, row):
+            axis.imshow(_image_of(shown), cmap='gray', interpolation='nearest')
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color('0.8')
+            if number == 0:
+                axis.set_title(title, fontsize=10)
+            if isinstance(shown, Labelled) and (caption := shown.caption()):
+                axis.set_xlabel(caption, fontsize=8)
+        if handles := _list_classes(row):
+            part.legend(
+                handles=handles,
+                loc='outside lower center',
+                ncols=min(len(handles), 2 * len(titles)),
+                fontsize=8,
+                frameon=False,
+                handlelength=1,
+                handleheight=1,
+            )
+    _save(figure, path)
+
+
+def _image_of(shown: np.ndarray | Labelled) -> np.ndarray:
+    return shown.picture() if isinstance(shown, Labelled) else shown
+
+
+def _list_classes(row: Sequence[np.ndarray | Labelled]) -> list[Patch]:
+    """Return a patch with the name of each class in a row of a panel; of void a hatched one."""
+    colours, found = palette() / 255, {}
+    for shown in row:
+        if isinstance(shown, Labelled) and not shown.errors:
+            for number in np.unique(shown.labels).astype(int):
+                if number == VOID and len(shown.names) <= VOID:
+                    found['void'] = Patch(facecolor='0.92', edgecolor='0.6', hatch='////', lw=0)
+                elif number < len(shown.names):
+                    name = shown.names[number]
+                    found[name] = Patch(facecolor=colours[number], edgecolor='0.6', lw=0.5)
+    for name, patch in found.items():
+        patch.set_label(name)
+    return list(found.values())
+
+
+# Scores.
+
+
+def draw_class_scores(scores: Scores, names: Sequence[str], path: Path) -> None:
+    """Draw IU and accuracy of each class as bars, the best IU first, with the mean IU as a line.
+
+    Classes without label and prediction, which have no IU, stand last without a bar.
+    """
+    order = np.argsort(-np.nan_to_num(scores.iu, nan=-1), kind='stable')
+    figure = Figure(figsize=(7.5, 1.5 + 0.25 * len(names)), layout='constrained')
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    iu, accuracy = (100 * np.nan_to_num(each[order]) for each in (scores.iu, scores.accuracy))
+    axes.barh(places, accuracy, 0.8, color='0.87', label='accuracy')
+    axes.barh(places, iu, 0.5, color='C0', label='IU')
+    for place, number, value, end in zip(places, order, iu, np.maximum(iu, accuracy)):
+        absent = math.isnan(scores.iu[number])
+        axes.text(
+            end + 0.8,
+            float(place),
+            'absent' if absent else f'{value:.1f}',
+            va='center',
+            fontsize=8,
+            color='0.45' if absent else '0.15',
+        )
+    axes.set_yticks(places, [names[number] for number in order], fontsize=8)
+    axes.set(xlim=(0, 106), ylim=(len(names) - 0.4, -0.6), xlabel='%')
+    axes.spines[['top', 'right']].set_visible(False)
+    if math.isfinite(scores.mean_iu):
+        mean = 100 * scores.mean_iu
+        axes.axvline(mean, color='C3', lw=1, ls='--', zorder=0, label=f'mean IU {mean:.1f}')
+    axes.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     _save(figure, path)
 
 
 def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draw a confusion matrix to a PNG, every row as shares of the labelled class."""
+    """Draw a confusion matrix, every row as shares of the labelled class."""
     shares = hist / np.maximum(hist.sum(1, keepdims=True), 1)
     size = 3 + 0.2 * len(names)
     figure = Figure(figsize=(size + 1, size), layout='constrained')
@@ -103,5 +288,15 @@ def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    kind = kind_of(path)
+    metadata = {'Software' if kind == 'png' else 'Creator': _DRAWN}
     with replacing(path) as temporary:
-        figure.savefig(temporary, format='png', dpi=110)
+        figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
+
+
+def is_drawing(path: Path) -> bool:
+    """Return whether a file is a curve, panel or chart that this module has written."""
+    try:
+        return _DRAWN.encode() in path.read_bytes()
+    except OSError as error:
+        raise CaffeError(f'{path}: cannot be read: {error.strerror or error}') from error

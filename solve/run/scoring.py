@@ -97,6 +97,7 @@ class Scoring:
     tasks: list[Task]
     folder: Path
     of: dict[str, str]
+    weights: Path | None = None  # a classes.txt beside them names the classes
 
     def suffix(self, task: Task) -> str:
         """Return what tells the files of one task from those of another."""
@@ -214,7 +215,7 @@ class Scoring:
         data = sys.modules[type(self.layer).__module__]
         found = []
         for number, (task, count) in enumerate(zip(self.tasks, state.counts)):
-            names = experiments.name_classes(data, len(count.hist))
+            names = experiments.name_classes(data, len(count.hist), self.weights)
             scores = Scores(count.hist, count.loss / len(self.layer.ids))
             found.append((number, task, scores, names))
             if self.suffix(task):

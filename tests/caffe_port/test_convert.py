@@ -283,6 +283,14 @@ def test_pytorch_fcns_fcn8s_loads_the_pth_of_voc_fcn8s_strictly(tmp_path, monkey
     assert '--net os: no such net; there are' in line and 'voc_fcn32s' in line
 
 
+def test_a_named_net_is_as_narrow_as_the_weights(tmp_path, capsys):
+    net = caffe.Net(voc_fcn8s.fcn('deploy', width=2, fc=4), caffe.TEST)
+    net.save(tmp_path / 'a.caffemodel')
+    arguments = tmp_path / 'a.caffemodel', tmp_path / 'b.pth', '--net', 'voc_fcn8s', '--verify'
+    assert run(*arguments) == 0
+    assert 'load_state_dict, strict' in capsys.readouterr().out
+
+
 # The table.
 
 
@@ -329,7 +337,7 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys, t
     (tmp_path / 'text.caffemodel').write_text('hello there, this is text\n')
     out.mkdir()
     for source, target, options, words in (
-        (path, out / 'b.onnx', [], 'b.onnx: expected a name that ends in .caffemodel'),
+        (path, out / 'b.tflite', [], 'b.tflite: expected a name that ends in .caffemodel'),
         (tmp_path / 'a.bin', out / 'b.pth', [], 'a.bin: expected a name that ends in'),
         (tmp_path / 'none.pth', out / 'b.npz', [], 'none.pth: No such file'),
         (tmp_path / 'folder.pth', out / 'b.npz', [], 'expected a file, found a directory'),
@@ -398,7 +406,11 @@ def test_a_bare_checkout_run_in_any_folder_ends_in_one_line_with_status_2(tmp_pa
             ),
         )
         for arguments, words, limit in (
-            ('tiny.caffemodel b.onnx', 'b.onnx: expected a name that ends in .caffemodel', None),
+            (
+                'tiny.caffemodel b.tflite',
+                'b.tflite: expected a name that ends in .caffemodel',
+                None,
+            ),
             ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
             ('tiny.caffemodel b.pth --net os', '--net os: no such net; there are', None),
             ('none.pth b.npz', 'none.pth: No such file or directory', None),

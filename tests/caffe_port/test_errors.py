@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from caffe_port.errors import WriteError, make_folder, replacing
+from caffe_port.errors import CaffeError, WriteError, make_folder, replacing
 
 
 def write(path, content: bytes = b'new') -> None:
@@ -118,3 +118,8 @@ def test_a_folder_that_cannot_be_made_is_a_write_error(old, name, said):
     with pytest.raises(WriteError, match=f'cannot be made: .*{said}'):
         make_folder(old.parent / name)
     assert_untouched(old)
+
+
+def test_an_error_is_one_printable_line_whatever_names_are_in_it():
+    error = CaffeError('a.npz: layer \n\x1b[2J: expected a weight')
+    assert str(error) == r'a.npz: layer \n\x1b[2J: expected a weight'

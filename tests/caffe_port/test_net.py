@@ -199,7 +199,8 @@ def test_copy_from_refuses_other_shapes_and_copies_nothing(net, tmp_path):
     with pytest.raises(
         caffe.CaffeError,
         match=r'three\.caffemodel: conv: blob 0: expected '
-        r'\(4, 3, 1, 1\), found \(4, 3, 3, 3\)$',
+        r'\(4, 3, 1, 1\), found \(4, 3, 3, 3\); '
+        'to learn the layer from scratch, rename it in the net$',
     ):
         other.copy_from(tmp_path / 'three.caffemodel')
     assert np.array_equal(other.params['conv'][0].data, before)

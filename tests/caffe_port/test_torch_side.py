@@ -29,17 +29,6 @@ layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
 """
 
 
-class Score(torch.nn.Module):
-    """A module of one input and one output, as exporters want it."""
-
-    def __init__(self, module: torch.nn.Module):
-        super().__init__()
-        self.net = module
-
-    def forward(self, data: torch.Tensor) -> torch.Tensor:
-        return self.net(data=data)['score']
-
-
 @pytest.fixture
 def fcn() -> torch.nn.Module:
     module = caffe.Net(voc_fcn8s.fcn('deploy', width=2, fc=8), caffe.TEST).module
@@ -195,12 +184,12 @@ def test_small_layers_compile_too():
 def test_an_exported_fcn_serves_images_of_any_size(fcn):
     height, width = (torch.export.Dim(name, min=32, max=2000) for name in ('height', 'width'))
     program = torch.export.export(
-        Score(fcn), (image(1, 3, 64, 80),), dynamic_shapes={'data': {2: height, 3: width}}
+        fcn, (image(1, 3, 64, 80),), dynamic_shapes=(({2: height, 3: width},),)
     ).module()
     for size in ((64, 80), (75, 91), (33, 32), (120, 57)):
         x = image(1, 3, *size)
         with torch.no_grad():
-            assert torch.equal(program(x), fcn(data=x)['score']), size
+            assert torch.equal(program(x)['score'], fcn(data=x)['score']), size
 
 
 @pytest.mark.parametrize(
@@ -221,11 +210,11 @@ def test_exported_pooling_rounds_up_as_the_module_does(settings):
     )
     size = torch.export.Dim('size', min=8, max=100)
     program = torch.export.export(
-        Score(net.module), (image(1, 2, 12, 9),), dynamic_shapes={'data': {2: size}}
+        net.module, (image(1, 2, 12, 9),), dynamic_shapes=(({2: size},),)
     ).module()
     for height in range(8, 16):
         x = image(1, 2, height, 9)
-        assert torch.allclose(program(x), net.module(data=x)['score'], atol=1e-6)
+        assert torch.allclose(program(x)['score'], net.module(data=x)['score'], atol=1e-6)
 
 
 def test_a_missing_input_is_named():
@@ -239,3 +228,95 @@ def test_a_missing_input_is_named():
 def test_a_wrong_tensor_names_the_layer_it_does_not_fit():
     with pytest.raises(caffe.CaffeError, match=r'^conv \(Convolution\): .*must have 2 channels'):
         small().module(data=image(1, 3, 9, 9))
+
+
+# As PyTorch's own modules.
+
+
+def test_inputs_come_by_position_as_by_name(fcn):
+    x = image(1, 3, 40, 52)
+    expected = fcn(data=x)['score']
+    assert torch.equal(fcn(x).score, expected) and list(fcn(x)) == ['score']
+    assert torch.equal(torch.nn.Sequential(torch.nn.Identity(), fcn)(x)['score'], expected)
+    with pytest.raises(AttributeError, match='no output scores; there are score'):
+        _ = fcn(x).scores
+    with pytest.raises(caffe.CaffeError, match='2 inputs by position; inputs are data'):
+        fcn(x, x)
+    with pytest.raises(caffe.CaffeError, match='input data is given by position and by name'):
+        fcn(x, data=x)
+
+
+def test_positions_are_those_of_the_inputs():
+    text = ''.join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ dim: 2 }} }}'
+        ' }'
+        for name in 'yx'
+    )
+    power = 'layer { name: "p" type: "Eltwise" bottom: "x" bottom: "y" top: "p" eltwise_param {'
+    module = net_of(text + power + ' coeff: 1 coeff: -1 } }').module
+    one, two = torch.ones(2), torch.full((2,), 5.0)
+    assert module.inputs == ['y', 'x']
+    assert module(one, two).p.tolist() == module(one, x=two).p.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+def test_a_compiled_module_gives_outputs_by_attribute(fcn, backend):
+    x = image(1, 3, 40, 52)
+    with torch.no_grad():
+        assert torch.equal(
+            torch.compile(fcn, backend=backend, fullgraph=True)(x).score, fcn(x).score
+        )
+
+
+@pytest.mark.parametrize('phase', [caffe.TRAIN, caffe.TEST])
+def test_the_flag_starts_as_the_phase_says(phase):
+    module = small(phase).module
+    assert {each.training for each in module.modules()} == {phase == caffe.TRAIN}
+
+
+def test_train_and_eval_switch_dropout_and_batch_norm():
+    module, other = small(caffe.TEST).module, small(caffe.TRAIN).module
+    with torch.no_grad():
+        # The batches' statistics, so that those kept are of use.
+        for key in ('norm.mean', 'norm.variance'):
+            module.get_parameter(key).fill_(0.5)
+        module.get_parameter('norm.scale_factor').fill_(1)
+    other.load_state_dict(module.state_dict())
+    x = image(1, 2, 9, 9)
+    fixed = module(x).prob
+    assert torch.equal(module(x).prob, fixed)
+    assert torch.equal(module.get_parameter('norm.scale_factor'), torch.ones(1))
+    assert torch.equal(other.eval()(x).prob, fixed)
+    for each in (module, other):
+        caffe.set_random_seed(4)
+        found = each.train()(x).prob
+        assert not torch.equal(found, fixed)
+        assert each.get_parameter('norm.scale_factor') > 1
+    assert torch.equal(module.get_parameter('norm.mean'), other.get_parameter('norm.mean'))
+    caffe.set_random_seed(4)
+    first = module(x).prob
+    caffe.set_random_seed(5)
+    assert not torch.equal(module(x).prob, first)  # another mask
+
+
+def test_global_statistics_asked_for_stay_in_train():
+    text = SMALL.replace(
+        'type: "BatchNorm"', 'type: "BatchNorm" batch_norm_param { use_global_stats: true }'
+    )
+    module = net_of(text).module.train()
+    module(image(1, 2, 9, 9))
+    assert module.get_parameter('norm.scale_factor') == 0
+
+
+def test_repr_shows_sizes(fcn):
+    lines = {line.strip() for line in repr(fcn).splitlines()}
+    assert {
+        'inputs: data; outputs: score',
+        '(conv1_1): Convolution(3, 2, kernel_size=3, pad=100)',
+        '(pool1): Pooling(MAX, kernel_size=2, stride=2)',
+        '(drop6): Dropout(ratio=0.5)',
+        '(upscore8): Deconvolution(21, 21, kernel_size=16, stride=8, bias_term=False)',
+        '(score): Crop(axis=2, offset=31)',
+    } <= lines
+    assert '(ip): InnerProduct(36, 5)' in repr(small().module)
+    assert '(norm): BatchNorm(4, eps=1e-05)' in repr(small().module)

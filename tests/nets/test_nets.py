@@ -106,11 +106,12 @@ def test_seg11valid_is_derived_from_sbd_only_when_asked_for():
 
 
 def files_of(experiment):
-    """The two files the official solver names, and the split each is for."""
+    """The two files the official solver names and the deploy net, and the split each is for."""
     solver = OFFICIAL[experiment]['solver']
     return {
         solver['train_net']: split_of(OFFICIAL[experiment]['train_net']),
         solver['test_net'][0]: split_of(OFFICIAL[experiment]['test_net']),
+        'deploy.prototxt': 'deploy',
     }
 
 
@@ -143,6 +144,17 @@ def test_a_script_runs_from_any_folder_and_tells_what_is_wrong(tmp_path):
     failed = subprocess.run([*command, 'nowhere'], cwd=tmp_path, capture_output=True, text=True)
     assert failed.returncode == 1
     assert 'nowhere' in failed.stderr and 'Traceback' not in failed.stderr
+
+
+def test_a_script_replaces_files_with_force_alone(tmp_path):
+    command = [sys.executable, str(ROOT / 'nets/voc_fcn32s.py'), str(tmp_path)]
+    (tmp_path / 'val.prototxt').write_text('mine')
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.endswith('--force replaces it\n')
+    assert str(tmp_path / 'val.prototxt') in refused.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
+    subprocess.run([*command, '--force'], check=True)
+    assert_written(tmp_path, 'voc-fcn32s')
 
 
 # The classifiers.

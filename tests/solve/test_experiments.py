@@ -269,13 +269,7 @@ def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
 def test_a_chain_resumes_nothing_but_the_latest(small, monkeypatch, capsys):
     recipes.RECIPES['voc_chain'].draw(small / 'output/voc_chain-sample/data')
     (small / 'x.solverstate').touch()
+    arguments = ('--resume', 'x.solverstate', '--output', 'output/voc_chain-sample')
     with pytest.raises(SystemExit, match='2'):
-        run(
-            monkeypatch,
-            'voc_chain',
-            '--resume',
-            'x.solverstate',
-            '--output',
-            'output/voc_chain-sample',
-        )
+        run(monkeypatch, 'voc_chain', *arguments)
     assert 'resumes `latest` only' in capsys.readouterr().err

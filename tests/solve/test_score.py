@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -396,7 +397,7 @@ def test_weights_that_are_not_finite_are_refused_before_scoring(drawn, run, tmp_
         net.layer.add(name=name, type='Convolution')
     caffemodel.write(tmp_path / 'nan.caffemodel', net, blobs)
     assert run(weights=tmp_path / 'nan.caffemodel') == 2
-    assert 'nan.caffemodel: fc7 1: has NaN or infinite values' in one_line(capsys)
+    assert 'nan.caffemodel: layer fc7, blob 1: ' in one_line(capsys)
     assert not (tmp_path / 'out').exists()
 
 
@@ -455,6 +456,16 @@ def test_a_report_shows_the_worst_and_best_pictures_also_of_a_scoring_that_was_s
     worst = page.partition('<h3>Worst</h3>')[2]
     assert worst.index(f'alt="{order[0]}"') < worst.index(f'alt="{order[1]}"')
     assert order[0] not in page.partition('<h3>Worst</h3>')[0].partition('<h3>Best</h3>')[2]
+
+
+def test_a_scoring_outlives_its_terminal(run, monkeypatch):
+    found = []
+    numbers = signal.SIGHUP, signal.SIGTERM
+    monkeypatch.setattr(score, 'score', lambda _: found.extend(map(signal.getsignal, numbers)))
+    before = [*map(signal.getsignal, numbers)]
+    assert run() == 0
+    assert found == [signal.SIG_IGN, signal.default_int_handler]
+    assert [*map(signal.getsignal, numbers)] == before
 
 
 def test_the_gpu_may_be_named_in_its_place_or_by_the_option(drawn, run, monkeypatch, capsys):

@@ -269,7 +269,7 @@ def test_a_resumed_run_goes_on_in_its_own_folder_or_the_last_one_used(tmp_path, 
         (LATEST, 'run', 'run'),
     ):
         given = output and Path(output)
-        assert launch._find_run(taken, given, [Path('run'), Path('none')]) == Path(expected)
+        assert launch.find_run(taken, given, [Path('run'), Path('none')]) == Path(expected)
 
 
 @pytest.mark.parametrize('saved, resume, expected', [

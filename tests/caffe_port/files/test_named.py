@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+import time
 import zipfile
 from collections import OrderedDict
 
@@ -135,8 +136,53 @@ def test_a_big_endian_archive_is_refused(tmp_path):
         weights.read(tmp_path / 'a.pth')
 
 
+def trained_checkpoint(key: str, prefix: str) -> dict:
+    """What a training script saves: the weights under `key`, an optimizer's state beside."""
+    module = nn.Sequential(OrderedDict(a=nn.Conv2d(2, 3, 3), b=nn.Linear(3, 2)))
+    optimizer = torch.optim.Adam(module.parameters())
+    module.b(module.a(torch.ones(1, 2, 5, 5)).mean((2, 3))).sum().backward()
+    optimizer.step()
+    state = OrderedDict((prefix + name, value) for name, value in module.state_dict().items())
+    return {'epoch': 3, 'best': 0.5, 'arch': 'x', key: state, 'optimizer': optimizer.state_dict()}
+
+
+@pytest.mark.parametrize(
+    'key, prefix', [('state_dict', 'module.'), ('model', ''), ('model_state_dict', 'module.model.')]
+)
+def test_a_checkpoint_and_a_shared_prefix_are_unwrapped_and_named(tmp_path, caplog, key, prefix):
+    content = trained_checkpoint(key, prefix)
+    torch.save(content, tmp_path / 'a.pth')
+    found = {layer.name: layer.blobs for layer in weights.read(tmp_path / 'a.pth')}
+    assert list(found) == ['a', 'b']
+    for name, (weight, bias) in found.items():
+        np.testing.assert_array_equal(weight.array(), content[key][f'{prefix}{name}.weight'])
+        np.testing.assert_array_equal(bias.array(), content[key][f'{prefix}{name}.bias'])
+    assert f'a checkpoint; its weights are under {key}' in caplog.text
+    assert (f'all keys begin with {prefix}, which' in caplog.text) == bool(prefix)
+
+
+@pytest.mark.parametrize(
+    'keys, names',
+    [
+        (('module.a.weight', 'b.weight'), ['module.a', 'b']),
+        (('model.weight', 'model.bias'), ['model']),
+        (('module.' * 9 + 'weight',), [('module.' * 6)[:-1]]),
+    ],
+)
+def test_a_prefix_that_not_all_share_or_that_is_the_layer_stays(tmp_path, keys, names):
+    torch.save({key: torch.ones(2) for key in keys}, tmp_path / 'a.pth')
+    assert [layer.name for layer in weights.read(tmp_path / 'a.pth')] == names
+
+
+def test_a_key_of_nothing_but_prefixes_takes_no_time(tmp_path):
+    np.savez(tmp_path / 'a.npz', **{'module.' * 4000 + 'weight': np.ones(2, np.float32)})
+    began = time.process_time()
+    weights.read(tmp_path / 'a.npz')
+    assert time.process_time() - began < 1
+
+
 def test_checkpoint_with_more_than_tensors_is_told_from_a_state_dict(tmp_path, capsys):
-    torch.save({'epoch': 3, 'model_state_dict': {'a.weight': torch.ones(1)}}, tmp_path / 'a.pth')
+    torch.save({'epoch': 3, 'my_weights': {'a.weight': torch.ones(1)}}, tmp_path / 'a.pth')
     line = refused(capsys, tmp_path / 'a.pth', tmp_path / 'b.npz')
     assert "expected a plain state_dict, names to tensors, found a dict with 'epoch'" in line
     for key, tensor, words in (

@@ -1,0 +1,17 @@
+"""The output blobs of a call of a module."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class Outputs(dict[str, Tensor]):
+    """The output blobs by name, in the net's order; each is an attribute too: `.score`.
+
+    A blob whose name is a method of dict, or no identifier, is had by its key alone.
+    """
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in self:
+            raise AttributeError(f'no output {name}; there are {", ".join(self) or "none"}')
+        return self[name]

@@ -1,0 +1,378 @@
+"""Train an official net on your own pictures and classes."""
+
+from __future__ import annotations
+
+if __name__ == '__main__':
+    import _checkout
+import argparse
+import functools
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caffe_port import parallel, plugins, prototxt
+from caffe_port.errors import CaffeError, make_folder, replacing
+from caffe_port.files import weights
+from caffe_port.proto.caffe_pb2 import NetParameter
+from nets.data import SEED
+from solve import launch, score, voc_fcn32s, voc_fcn_alexnet
+from solve.datasets import folder as own
+from solve.datasets.images import VOID
+from solve.run import experiments, options, preflight, snapshots
+from solve.run.job import LATEST, Job
+from solve.run.recipe import FINER, find_class_layers, scale_recipe, start_from
+from solve.samples import classifiers, folders, recipes
+
+USAGE = """finetune.py --images photos --labels masks --classes classes.txt \\
+           --net voc_fcn8s --weights vgg16-fcn.caffemodel"""
+EPILOG = """
+Without --images it draws three classes and trains a narrow net on them: minutes on a CPU.
+`finetune.py --resume latest --output FOLDER` goes on with a stopped run, without other options.
+
+exit status: 0, or 2 with what is wrong with data or options, or 130 if stopped
+"""
+DEFAULT, PLAN = Path('output/finetune'), 'finetune.json'
+SAMPLE_IMAGES = 150
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of finetune.py trains: it is written to the run's folder, to resume from."""
+
+    net: str
+    classes: list[str]
+    table: dict[int | str, int]  # numbers in the masks to classes, empty for the same
+    keep_classes: bool = False
+    weights: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # widths, of fcn()
+    constants: dict[str, Any] = field(default_factory=dict)  # of the solver
+
+    def write(self, path: Path) -> None:
+        """Write the plan as JSON."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read what `write` has written; raise CaffeError for anything else."""
+        try:
+            held = json.loads(path.read_text())
+            table = {
+                key if key == own.OTHERS else int(key): value
+                for key, value in held['table'].items()
+            }
+            return cls(**{**held, 'table': table})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CaffeError(f'{path}: not the plan of a run of finetune.py: {error}') from error
+
+    def make_net(self, split: str, lists_dir: Path) -> NetParameter:
+        """Make the net for `split` with own classes; its pairs are in `lists_dir`."""
+        fcn = find_net(self.net)
+        param = fcn(split, classes=len(self.classes), **self.arguments)
+        if split == 'deploy':
+            return param
+        data = param.layer[0].python_param
+        data.module, data.layer = 'folder_layers', own.FolderSegDataLayer.__name__
+        data.param_str = str(
+            dict(
+                split=split,
+                lists_dir=str(lists_dir),
+                classes=len(self.classes),
+                map=self.table,
+                mean=own.MEAN,
+                seed=SEED,
+            )
+        )
+        if not any(layer.type == 'Scale' for layer in param.layer):
+            for layer in param.layer:
+                for learnt in layer.param if layer.name in FINER else ():
+                    learnt.lr_mult *= FINER[layer.name]
+        return param
+
+
+def find_net(name: str) -> Any:
+    """Return the fcn() of an experiment that takes `classes`; raise CaffeError for any other."""
+    fcn = experiments.find_fcn(name)
+    if fcn and 'classes' in inspect.signature(fcn).parameters:
+        return fcn
+    usable = [
+        known
+        for known in sorted(plugins.offered(plugins.NETS))
+        if (found := experiments.find_fcn(known))
+        and 'classes' in inspect.signature(found).parameters
+    ]
+    raise CaffeError(
+        f'--net {name}: not a net whose number of classes is open; those are {", ".join(usable)}'
+    )
+
+
+def solve(job: Job, plan: Plan) -> None:
+    lists = job.folder.absolute() / own.PLACES['lists_dir']
+    fcn = functools.partial(plan.make_net, lists_dir=lists)
+    solver = job.make_solver({}, fcn, train='train', test='val')
+    if not job.restore(solver):  # --resume
+        layers = find_class_layers(find_net(plan.net), len(plan.classes))
+        start_from(solver.net, job.weights[0], *layers, plan.keep_classes)
+    parallel.first(lambda: write_nets(job, plan, fcn))
+    with job.watch(solver, rounds=1, step=solver.param.snapshot) as rounds:
+        for iterations in rounds:
+            solver.step(iterations)
+            scores = score.seg_tests(solver, False, job.images, layer='score')
+            job.record(solver, scores, plan.classes)
+            job.prune(solver)  # --keep
+    job.finish(solver, data=own.MEAN)
+    best = job.prefix.with_name(f'{job.prefix.name}_iter_{solver.notes["best"]["iteration"]}')
+    print(
+        f'Best: mean IU {solver.notes["best"]["mean_iu"]:.4f} on val. To use it:\n'
+        f'  infer.py {plan.net} {best}.caffemodel PICTURE... --overlay\n'
+        f'  score.py {job.folder}/val.prototxt {best}.caffemodel'
+    )
+
+
+def write_nets(job: Job, plan: Plan, fcn: Any) -> None:
+    """Write the nets to the run's folder, deploy.prototxt and classes.txt beside the weights."""
+    for split in ('train', 'val'):
+        prototxt.write(fcn(split), job.folder / f'{split}.prototxt')
+    beside = make_folder(job.prefix.parent)
+    prototxt.write(fcn('deploy'), beside / 'deploy.prototxt')
+    with replacing(beside / experiments.CLASSES) as temporary:
+        temporary.write_text(''.join(f'{name}\n' for name in plan.classes), encoding='utf-8')
+
+
+def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
+    """Check the data and the options, make the run's folder and return its job; None for --check.
+
+    Raises CaffeError for options that do not go together, and for data that is not right.
+    """
+    find_net(args.net)
+    if args.iterations is not None and args.iterations < 1:
+        raise CaffeError(f'--iterations {args.iterations}: must be positive')
+    if args.base_lr is not None and not args.base_lr > 0:
+        raise CaffeError(f'--base-lr {args.base_lr:g}: must be positive')
+    if args.resume:
+        return _resume(args)
+    if args.images is None:
+        return _prepare_sample(args)
+    for given, name in ((args.labels, '--labels'), (args.classes, '--classes')):
+        if given is None:
+            raise CaffeError(f'{name} is needed beside --images')
+    plan = Plan(
+        args.net,
+        experiments.read_classes(args.classes),
+        parse_map(args.map, experiments.read_classes(args.classes)),
+        args.keep_classes,
+    )
+    splits, found = check_data(args, plan)
+    if args.check:
+        return None
+    if args.weights is None:
+        raise CaffeError('--weights is needed: a classifier such as VGG16, or a trained FCN')
+    widths = experiments.find_widths(find_net(args.net), weights.read(args.weights))
+    widths.pop('classes', None)
+    alexnet = args.net == 'voc_fcn_alexnet'
+    recipe = scale_recipe(
+        voc_fcn_alexnet.SOLVER if alexnet else voc_fcn32s.SOLVER,
+        not alexnet,
+        len(splits['train']),
+        found.labelled_per_image,
+        args.iterations,
+        args.base_lr,
+    )
+    print(*recipe.why, sep='\n')
+    folder = launch.make_run_folder(args.output or DEFAULT, None)
+    return _begin(args, plan, splits, folder, args.weights, widths, recipe.constants)
+
+
+def _begin(
+    args: argparse.Namespace,
+    plan: Plan,
+    splits: dict[str, list[own.Pair]],
+    folder: Path,
+    start: Path,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+) -> tuple[Job, Plan]:
+    """Write the lists and the plan of a run into its folder and return its job."""
+    lists = make_folder(folder / own.PLACES['lists_dir'])
+    for split, pairs in splits.items():
+        own.write_pairs(lists / f'{split}.txt', pairs)
+    plan = Plan(
+        plan.net,
+        plan.classes,
+        plan.table,
+        plan.keep_classes,
+        str(start.absolute()),
+        arguments,
+        constants,
+    )
+    plan.write(folder / PLAN)
+    print(f'Output folder: {folder}', flush=True)
+    return _make_job(folder, plan, None, args), plan
+
+
+def _make_job(folder: Path, plan: Plan, resume: Path | None, args: argparse.Namespace) -> Job:
+    start = [Path(plan.weights)] if plan.weights else []
+    job = Job(plan.net, folder, start, resume, constants=plan.constants)
+    job.step, job.iterations, job.keep = plan.constants['snapshot'], args.iterations, args.keep
+    if parallel.restarted() and snapshots.list_states(job.prefix):
+        job.resume = LATEST
+    return job
+
+
+def _resume(args: argparse.Namespace) -> tuple[Job, Plan]:
+    if args.resume != LATEST and not args.resume.is_file():
+        raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate or `latest`')
+    folder = launch.find_run(args.resume, args.output, [DEFAULT, recipes.folder_of('finetune')])
+    plan = Plan.read(folder / PLAN)
+    return _make_job(folder, plan, args.resume, args), plan
+
+
+def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
+    """Draw data of three classes, train a narrow classifier to start from, and go on as with own.
+
+    Raises CaffeError if an option for own data is given.
+    """
+    for name in ('labels', 'classes', 'weights', 'list', 'train_list', 'val_list', 'map'):
+        if getattr(args, name):
+            raise CaffeError(f'{options.option(name)} needs --images')
+    name = 'caffenet' if args.net == 'voc_fcn_alexnet' else 'vgg16'
+    folder = launch.make_run_folder(args.output or recipes.folder_of('finetune'), None)
+    print(
+        f'No --images, so this draws {SAMPLE_IMAGES} pictures of {len(folders.CLASSES)} classes '
+        f'into {folder}/data and trains a narrow net on them.',
+        flush=True,
+    )
+    data = folders.draw(folder / 'data', SAMPLE_IMAGES)
+    args.images, args.labels = data / 'images', data / 'labels'
+    plan = Plan(args.net, [*folders.CLASSES], {})
+    splits, _ = check_data(args, plan)
+    if args.check:
+        return None
+    file = f'{name}-narrow.caffemodel'
+    start = folder / file
+    earlier = [path for path in sorted(folder.parent.glob(f'*-sample*/{file}')) if path != start]
+    if earlier:
+        start = earlier[0]
+        print(f'Starting from {start}', flush=True)
+    else:
+        classifiers.train(name, start, recipes.SEED)
+    published = voc_fcn_alexnet.SOLVER if name == 'caffenet' else voc_fcn32s.SOLVER
+    sample = 'voc_fcn_alexnet' if name == 'caffenet' else 'voc_fcn32s'
+    constants = {**published, **recipes.make_settings(sample)['constants']}
+    # Three classes need fewer iterations than 21.
+    constants.update(max_iter=args.iterations or 240, snapshot=80, display=20)
+    constants['base_lr'] = args.base_lr or constants['base_lr']
+    print(
+        f'rate {constants["base_lr"]:g}, momentum {constants["momentum"]:g}, '
+        f'{constants["max_iter"]} iterations: those of the samples, for narrow nets'
+    )
+    arguments = classifiers.make_net_arguments(name)
+    return _begin(args, plan, splits, folder, start, arguments, constants)
+
+
+def check_data(
+    args: argparse.Namespace, plan: Plan
+) -> tuple[dict[str, list[own.Pair]], preflight.Preflight]:
+    """Find and read all pictures and masks; print what is in them, and what is wrong.
+
+    Raises CaffeError if anything is wrong.
+    """
+    if bool(args.train_list) != bool(args.val_list):
+        raise CaffeError('--train-list and --val-list go together')
+    if args.list and args.train_list:
+        raise CaffeError(
+            '--list is one list for both splits: leave out --train-list and --val-list'
+        )
+    if args.train_list:
+        train, wrong = preflight.find_pairs(args.images, args.labels, args.train_list)
+        val, more = preflight.find_pairs(args.images, args.labels, args.val_list)
+        wrong = list(dict.fromkeys(wrong + more))
+    else:
+        pairs, wrong = preflight.find_pairs(args.images, args.labels, args.list)
+        train, val = preflight.split_pairs(pairs, args.val_share, args.seed)
+    splits = {'train': train, 'val': val}
+    splits = {split: [_absolute(pair) for pair in pairs] for split, pairs in splits.items()}
+    found = preflight.check(splits, plan.classes, plan.table, wrong)
+    if found.wrong:
+        for line in found.wrong[: preflight.SHOWN]:
+            print(f'  {line}', file=sys.stderr)
+        raise CaffeError(
+            f'{args.images}: {len(found.wrong)} '
+            f'problem{"s" * (len(found.wrong) > 1)} with pictures and masks, '
+            + ('listed above' if len(found.wrong) <= preflight.SHOWN else
+               f'the first {preflight.SHOWN} listed above')
+        )  # fmt: skip
+    print(f'{len(train)} pictures to train on, {len(val)} to score, all read.')
+    print(*found.lines(), sep='\n')
+    for note in found.notes:
+        print(f'Note: {note}', file=sys.stderr)
+    return splits, found
+
+
+def _absolute(pair: own.Pair) -> own.Pair:
+    return own.Pair(pair.id, pair.image.absolute(), pair.label.absolute())
+
+
+def parse_map(text: str | None, classes: Sequence[str]) -> dict[int | str, int]:
+    """Read `7=0,8=1,*=255`: numbers in masks to classes; `*` is all others.
+
+    Raises CaffeError for anything else, a number that comes twice, and a class that is none.
+    """
+    table: dict[int | str, int] = {}
+    for part in text.split(',') if text else ():
+        left, _, right = (piece.strip() for piece in part.partition('='))
+        key: int | str = int(left) if left.isdecimal() else left
+        if not right.isdecimal() or (isinstance(key, str) and key != own.OTHERS):
+            raise CaffeError(f'--map {part!r}: expected NUMBER=CLASS or *=CLASS, as 7=0,8=1,*=255')
+        if key in table:
+            raise CaffeError(f'--map {text}: {left} is in it twice')
+        if int(right) >= len(classes) and int(right) != VOID:
+            raise CaffeError(
+                f'--map {part}: no class {right}; there are 0..{len(classes) - 1} and {VOID} (void)'
+            )
+        table[key] = int(right)
+    return table
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = options.make_parser('finetune.py', 'Train an official net on your own data.', EPILOG)
+    parser.usage = USAGE
+    add = parser.add_argument
+    add('--images', type=Path, metavar='DIR', help='pictures, JPEG or PNG')
+    add('--labels', type=Path, metavar='DIR', help='palette or grey PNG masks of the same stems')
+    add('--classes', type=Path, metavar='FILE', help='a name a line, from number 0 on')
+    add('--map', metavar='MAP', help='7=0,8=1,*=255: numbers in masks to classes; 255 is void')
+    add('--net', default='voc_fcn8s', metavar='NET', help='default: voc_fcn8s')
+    add('--weights', type=Path, metavar='FILE', help='a classifier, or an FCN of any classes')
+    add('--keep-classes', action='store_true', help="the weights' classes are the first ones")
+    add('--list', type=Path, metavar='FILE', help='stems (or IMAGE MASK) to use (default: all)')
+    add('--train-list', type=Path, metavar='FILE', help='those to train on')
+    add('--val-list', type=Path, metavar='FILE', help='those to score')
+    add('--val-share', type=float, default=0.2, metavar='X', help='without lists (default: 0.2)')
+    add('--seed', type=int, default=SEED, metavar='N', help='of that draw (default: 1337)')
+    add('--check', action='store_true', help='only read the data and say what is wrong')
+    add('--iterations', type=int, metavar='N', help='default: 12 times over the data')
+    add('--base-lr', type=float, metavar='X', help='default: scaled from the release')
+    add('--keep', type=int, default=0, metavar='N', help='newest snapshots to keep (default: all)')
+    add('--resume', type=Path, metavar='FILE', help='.solverstate, or `latest`')
+    add('--output', type=Path, metavar='DIR', help=f'default: {DEFAULT}')
+    options.add_gpu(parser, positional=True)
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_intermixed_args()
+    logging.getLogger('caffe_port').handlers.clear()
+    with options.session(lasting=True):
+        options.choose_device(args.gpu)
+        if prepared := parallel.first(lambda: prepare(args)):
+            solve(*prepared)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,97 @@
+"""convert.py to .onnx and .pt2: the net for other engines, at any size."""
+
+import numpy as np
+import pytest
+import torch
+
+import caffe_port as caffe
+from caffe_port import export
+from nets import nyud_fcn32s_color_hha, siftflow_fcn32s, vgg16, voc_fcn8s
+from tests.conversion import refused, run
+from tests.vectors import net_of
+
+KINDS = '.onnx', '.pt2'
+
+
+def need(kind: str) -> None:
+    if kind == '.onnx':
+        pytest.importorskip('onnxscript', reason='onnxscript writes .onnx')
+        pytest.importorskip('onnxruntime', reason='onnxruntime runs .onnx')
+
+
+def filled(param) -> caffe.Net:
+    net, random = caffe.Net(param, caffe.TEST), np.random.RandomState(3)
+    for blobs in net.params.values():
+        for blob in blobs:
+            blob.data[...] = random.randn(*blob.shape) * 0.1
+    return net
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_fcn_computes_the_same_at_every_size(tmp_path, capsys, kind):
+    need(kind)
+    net, target = filled(voc_fcn8s.fcn('deploy', width=2, fc=4)), tmp_path / f'b{kind}'
+    net.save(tmp_path / 'a.caffemodel')
+    assert run(tmp_path / 'a.caffemodel', target, '--net', 'voc_fcn8s', '--verify') == 0
+    out = capsys.readouterr().out
+    assert 'images from 32 x 32 on' in out
+    for size in ('32 x 32', '41 x 73', '500 x 500'):
+        assert f'verify: {size}: largest difference of score ' in out
+    pixels = 500 * 500
+    assert f'argmax of score: {pixels} of {pixels} pixels agree' in out
+    x = torch.randn(1, 3, 57, 120, generator=torch.Generator().manual_seed(1))
+    if kind == '.pt2':
+        found = torch.export.load(str(target)).module()(x)['score'].detach().numpy()
+    else:
+        session = pytest.importorskip('onnxruntime').InferenceSession(str(target))
+        assert session.get_inputs()[0].shape == [1, 3, 'height', 'width']
+        (found,) = session.run(['score'], {'data': x.numpy()})
+    expected = net.module(x).score.detach().numpy()
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    'module, kind',
+    [(siftflow_fcn32s, '.onnx'), (siftflow_fcn32s, '.pt2'), (nyud_fcn32s_color_hha, '.pt2')],
+)
+def test_many_inputs_and_outputs_keep_their_names(tmp_path, module, kind):
+    need(kind)
+    net = filled(module.fcn('deploy', width=2, fc=4))
+    least = export.export(net, tmp_path / f'a{kind}')
+    lines = list(export.verify_export(net, tmp_path / f'a{kind}', least))
+    assert least == 32 and len(lines) == 6 * len(net.outputs)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_classifier_keeps_its_size(tmp_path, kind):
+    need(kind)
+    net = filled(vgg16.classifier(num_classes=5, width=2, fc=4, batch=2))
+    least = export.export(net, tmp_path / f'a{kind}')
+    lines = list(export.verify_export(net, tmp_path / f'a{kind}', least))
+    assert (
+        least is None and len(lines) == 1 and 'as exported: largest difference of prob' in lines[0]
+    )
+
+
+def test_another_net_s_outputs_are_told_apart(tmp_path):
+    net = filled(voc_fcn8s.fcn('deploy', width=2, fc=4))
+    export.export(net, tmp_path / 'a.pt2')
+    net.params['score_fr'][1].data[3] += 1
+    with pytest.raises(caffe.CaffeError, match='score: 32 x 32: .* apart, expected at most'):
+        list(export.verify_export(net, tmp_path / 'a.pt2', 32))
+
+
+def test_what_cannot_be_exported_leaves_no_file(tmp_path, capsys):
+    net = filled(voc_fcn8s.fcn('deploy', width=2, fc=4))
+    net.save(tmp_path / 'a.caffemodel')
+    line = refused(capsys, tmp_path / 'a.caffemodel', tmp_path / 'b.pt2')
+    assert 'b.pt2 needs the net: --prototxt FILE or --net NAME' in line
+    with pytest.raises(caffe.CaffeError, match='has no inputs to export'):
+        export.export(
+            net_of(
+                'layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 1'
+                ' } } }'
+            ),
+            tmp_path / 'c.pt2',
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ['a.caffemodel']
