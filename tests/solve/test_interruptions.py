@@ -60,16 +60,17 @@ launch.run(voc_fcn32s.solve, '', voc, 'none.caffemodel')
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    for each in (folder, folder.parent, folder.parent.parent):
-        each.chmod(0o755)  # for the test that changes its user
+def data():
+    # Not one of pytest's folders, which no other user may enter: some tests change theirs.
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
     places = trees.draw('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
-    return [
+    yield [
         *(f'--{name.replace("_", "-")}={path}' for name, path in places.items()),
         f'--weights={folder}/vgg.caffemodel',
     ]
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
