@@ -14,6 +14,7 @@ from caffe_port.net import Net
 from caffe_port.net_spec import NetSpec, layers, params, to_proto
 from caffe_port.ops.python import Layer
 from caffe_port.parallel import solver_count, solver_rank
+from caffe_port.plan import set_plan
 from caffe_port.rng import set_random_seed
 from caffe_port.solving.solver import (
     AdaDeltaSolver,
@@ -71,6 +72,7 @@ __all__ = [
     'set_device',
     'set_mode_cpu',
     'set_mode_gpu',
+    'set_plan',
     'set_random_seed',
     'solver_count',
     'solver_rank',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,6 +45,8 @@ class Node:
     loss_weights: list[float]
     need_backward: bool = False
     propagate: list[bool] = field(default_factory=list)
+    # Computes the layer in a faster way, or returns None (see plan).
+    faster: Callable[..., Tensor | None] | None = None
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
@@ -71,7 +73,8 @@ class Node:
     def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         """Compute the tops."""
         with self.named_in_errors():
-            return as_tuple(self.op(*bottoms))
+            top = self.faster(*bottoms) if self.faster else None
+            return as_tuple(self.op(*bottoms) if top is None else top)
 
 
 MULTIPLIERS = 'lr_mult', 'decay_mult'
@@ -133,6 +136,8 @@ class NetModule(nn.Module):
         self.inputs: list[str] = []
         self.outputs: list[str] = []
         self.shapes: dict[str, Shape] = {}
+        # Computes the outputs without the layers between, or returns None (see plan).
+        self.planner: Callable[..., dict[str, Tensor] | None] | None = None
         self._owners: dict[str, tuple[Node, ParamBlob, Learnable]] = {}
         self._values: dict[str, int] = {}
         self._numbers = itertools.count()
@@ -185,6 +190,10 @@ class NetModule(nn.Module):
                 f'no blob named {", ".join(sorted(unknown))}; '
                 f'inputs are {", ".join(self.inputs) or "none"}'
             )
+        if self.planner and not torch.compiler.is_compiling():
+            planned = self.planner(inputs, self.outputs)
+            if planned is not None:
+                return Outputs(planned)
         blobs = dict(inputs)
         for node in self.nodes:
             if not node.bottoms and all(top in inputs for top in node.tops):
