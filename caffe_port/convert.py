@@ -24,7 +24,7 @@ from tqdm import tqdm
 from caffe_port import export, plugins
 from caffe_port.errors import CaffeError, printable
 from caffe_port.files import weights
-from caffe_port.files.named import Read
+from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredBlob, StoredLayer
 from caffe_port.files.table import summary, table
 from caffe_port.files.torchvision import (
@@ -217,7 +217,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def _bar(layers: Sequence[StoredLayer]) -> Iterator[Read]:
+def _bar(layers: Sequence[StoredLayer]) -> Iterator[ReadBlob]:
     """Yield the function that reads a blob; with many bytes it moves a bar on stderr."""
     total = weights.nbytes(layers)
     with tqdm(total=total, unit='B', unit_scale=True, disable=total < BAR_FROM) as bar:

@@ -28,7 +28,7 @@ RANKDIRS = ('LR', 'TB', 'BT', 'RL')
 
 
 @dataclass(frozen=True)
-class Node:
+class Vertex:
     """A box or an octagon: its text, and its color as #RRGGBB."""
 
     label: str
@@ -42,7 +42,7 @@ class Graph:
 
     name: str
     rankdir: str
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, Vertex] = field(default_factory=dict)
     edges: list[tuple[str, str, str]] = field(default_factory=list)
 
     def to_string(self) -> str:
@@ -82,10 +82,10 @@ def get_pydot_graph(
         in_place = len(layer.bottom) == len(layer.top) == 1 and layer.bottom == layer.top
         color = NEURON if in_place else COLORS.get(layer.type, LAYER)
         key = f'{layer.name}_{layer.type}'
-        graph.nodes[key] = Node(_label(layer, rankdir, display_lrm), color)
+        graph.nodes[key] = Vertex(_label(layer, rankdir, display_lrm), color)
         label = _edge_label(layer) if label_edges else ''
         for blob in [*layer.bottom, *layer.top]:
-            graph.nodes.setdefault(f'{blob}_blob', Node(blob, BLOB, 'octagon'))
+            graph.nodes.setdefault(f'{blob}_blob', Vertex(blob, BLOB, 'octagon'))
         graph.edges += [(f'{blob}_blob', key, '') for blob in layer.bottom]
         graph.edges += [(key, f'{blob}_blob', label) for blob in layer.top]
     return graph

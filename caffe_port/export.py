@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.files.stored import library, refused
+from caffe_port.files.stored import library, translate_errors
 from caffe_port.net import Net
 from caffe_port.ops.base import Shape
-from caffe_port.verify import Outputs, compare, draw_inputs
+from caffe_port.verify import NamedTensors, compare, draw_inputs
 
 SUFFIXES = ('.onnx', '.pt2')
 # Sides that are tried as the least of the images that a net takes, smallest first.
@@ -59,7 +59,7 @@ def export(net: Net, path: str | os.PathLike) -> int | None:
         dynamic = (tuple({2: height, 3: width} for _ in example),)
     training = net.module.training
     try:
-        with refused(path, 'cannot be exported'), _quiet(), replacing(path) as temporary:
+        with translate_errors(path, 'cannot be exported'), _quiet(), replacing(path) as temporary:
             program = torch.export.export(net.module.eval(), example, dynamic_shapes=dynamic)
             if os.fspath(path).endswith('.pt2'):
                 with open(temporary, 'wb') as out:
@@ -96,7 +96,7 @@ def verify_export(net: Net, path: str | os.PathLike, least: int | None) -> Itera
         inputs = draw_inputs(each)
         with torch.no_grad():
             expected = net.module(**inputs)
-        with refused(path, 'cannot be run'):
+        with translate_errors(path, 'cannot be run'):
             found = run(inputs)
         high, wide = next(iter(each.values()))[2:] if least is not None else (None, None)
         yield from compare(f'{high} x {wide}' if high else 'as exported', expected, found)
@@ -109,19 +109,19 @@ def verify_export(net: Net, path: str | os.PathLike, least: int | None) -> Itera
 def _runner(net: Net, path: str | os.PathLike):
     """Return a function that runs the file on inputs by name."""
     if os.fspath(path).endswith('.pt2'):
-        with refused(path, 'cannot be loaded'), _quiet():
+        with translate_errors(path, 'cannot be loaded'), _quiet():
             module = torch.export.load(os.fspath(path)).module()
 
-        def run_program(inputs: Outputs) -> Outputs:
+        def run_program(inputs: NamedTensors) -> NamedTensors:
             with torch.no_grad():
                 return module(*inputs.values())
 
         return run_program
     runtime = library('onnxruntime', path, 'onnx')
-    with refused(path, 'cannot be loaded'):
+    with translate_errors(path, 'cannot be loaded'):
         session = runtime.InferenceSession(os.fspath(path), providers=['CPUExecutionProvider'])
 
-    def run_onnx(inputs: Outputs) -> Outputs:
+    def run_onnx(inputs: NamedTensors) -> NamedTensors:
         arrays: dict[str, np.ndarray] = {name: value.numpy() for name, value in inputs.items()}
         found = session.run(net.outputs, arrays)
         return {name: torch.from_numpy(array) for name, array in zip(net.outputs, found)}

@@ -43,4 +43,4 @@ class NCCL:
         net = self._solver.net
         net.follow_device()
         parallel.broadcast([item.parameter.data for item in net.module.learnable])
-        net.params_written()
+        net.mark_params_stale()

@@ -82,7 +82,7 @@ class Net:
         module, device = self.module, mode.device()
         self._nodes: list[Node] = module.nodes
         self._device = device
-        self._tape: dict[int, tape.Step] = {}
+        self._tape: dict[int, tape.Trace] = {}
         self.blobs = OrderedDict(
             (name, Blob(shape, device)) for name, shape in module.shapes.items()
         )
@@ -278,7 +278,7 @@ class Net:
             debug.log_params([item.parameter for item in self.module.learnable])
 
     def _step_back(
-        self, node: Node, step: tape.Step | None, arrived: dict[int, Tensor], keep: bool
+        self, node: Node, step: tape.Trace | None, arrived: dict[int, Tensor], keep: bool
     ) -> None:
         """Set the diffs of a layer's bottoms and add to those of its params."""
         if step is None or not self._fits(node, step):
@@ -304,12 +304,12 @@ class Net:
             elif diff is not None:
                 parameter.grad = diff
 
-    def _fits(self, node: Node, step: tape.Step) -> bool:
+    def _fits(self, node: Node, step: tape.Trace) -> bool:
         """Say whether the blobs still have the shapes that the step was recorded on."""
         then = [*(tuple(bottom.shape) for bottom in step.bottoms), *step.shapes]
         return then == [self.blobs[name].shape for name in (*node.bottoms, *node.tops)]
 
-    def _retrace(self, node: Node) -> tape.Step:
+    def _retrace(self, node: Node) -> tape.Trace:
         """Record a layer on the blobs as they stand, and change no blob."""
         bottoms, tops = (
             [self.blobs[name].tensor for name in names] for names in (node.bottoms, node.tops)
@@ -337,7 +337,7 @@ class Net:
         for blob in self.module.param_blobs():
             blob.clear_diff()
 
-    def params_written(self) -> None:
+    def mark_params_stale(self) -> None:
         """Mark host copies of the parameters stale, after the device has written them."""
         for blob in self.module.param_blobs():
             blob.mark_stale()

@@ -152,7 +152,7 @@ def _last_words() -> str | None:
     return None
 
 
-def first(function: Callable[[], T]) -> T:
+def call_on_first(function: Callable[[], T]) -> T:
     """Call function() on rank 0 alone, and return its result on every rank; collective.
 
     The other ranks wait. Within the function rank 0 counts as a single process. The result
@@ -180,7 +180,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def agree(number: int) -> int:
+def take_largest(number: int) -> int:
     """Return the largest `number` of any rank; collective."""
     if _count == 1:
         return number

@@ -15,7 +15,7 @@ from caffe_port.ops.base import Shape
 
 
 @dataclass
-class Step:
+class Trace:
     """A layer's forward: the values it read, and where the gradients of its tops enter.
 
     An edge, unlike the top, does not keep alive what an in-place layer replaces. It is None
@@ -29,7 +29,7 @@ class Step:
 
 def record(
     node: Node, bottoms: Sequence[Tensor], compute: Callable[..., tuple[Tensor, ...]]
-) -> tuple[tuple[Tensor, ...], Step]:
+) -> tuple[tuple[Tensor, ...], Trace]:
     """Return the tops that `compute` makes of `bottoms`, and the step that leads back."""
     leaves = [
         bottom.detach().requires_grad_(wanted) for bottom, wanted in zip(bottoms, node.propagate)
@@ -37,11 +37,11 @@ def record(
     with torch.enable_grad():
         tops = compute(*leaves)
     edges = [get_gradient_edge(top) if top.requires_grad else None for top in tops]
-    return tops, Step(leaves, edges, [tuple(top.shape) for top in tops])
+    return tops, Trace(leaves, edges, [tuple(top.shape) for top in tops])
 
 
 def gradients(
-    node: Node, step: Step, diffs: Sequence[Tensor], keep: bool
+    node: Node, step: Trace, diffs: Sequence[Tensor], keep: bool
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Return the gradients of the bottoms, and of the params, from the diffs of the tops.
 

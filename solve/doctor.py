@@ -42,7 +42,7 @@ exit status: 0 all that the named experiments need is here, 1 something is missi
 
 def rows_of(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
     """Look at everything that an experiment or classifier needs, row by row."""
-    for place, what in inventory.weights_of(name).items():
+    for place, what in inventory.list_weights(name).items():
         yield inventory.weight_row(place, what, ROOT)
     if name in EXPERIMENTS:
         for split in (EXPERIMENTS[name].train, EXPERIMENTS[name].test):
@@ -110,7 +110,7 @@ def _available() -> int | None:
 def fetch_weights(names: Sequence[str]) -> list[str]:
     """Download the weights of these experiments that are not here; return what went wrong."""
     errors = []
-    for place in dict.fromkeys(place for name in names for place in inventory.weights_of(name)):
+    for place in dict.fromkeys(place for name in names for place in inventory.list_weights(name)):
         path, published = ROOT / place, WEIGHTS[place]
         if path.exists():
             continue

@@ -23,10 +23,10 @@ from nets.data import SEED
 from solve import launch, score, voc_fcn32s, voc_fcn_alexnet
 from solve.datasets import folder as own
 from solve.datasets.images import VOID
-from solve.run import experiments, options, preflight, snapshots
+from solve.run import experiments, options, preflight, retention
+from solve.run.adaptation import FINER, find_class_layers, scale_constants, start_from
 from solve.run.job import LATEST, Job
-from solve.run.recipe import FINER, find_class_layers, scale_recipe, start_from
-from solve.samples import classifiers, folders, recipes
+from solve.samples import classifiers, own_data, recipes
 
 USAGE = """finetune.py --images photos --labels masks --classes classes.txt \\
            --net voc_fcn8s --weights vgg16-fcn.caffemodel"""
@@ -118,7 +118,7 @@ def solve(job: Job, plan: Plan) -> None:
     if not job.restore(solver):  # --resume
         layers = find_class_layers(find_net(plan.net), len(plan.classes))
         start_from(solver.net, job.weights[0], *layers, plan.keep_classes)
-    parallel.first(lambda: write_nets(job, plan, fcn))
+    parallel.call_on_first(lambda: write_nets(job, plan, fcn))
     with job.watch(solver, rounds=1, step=solver.param.snapshot) as rounds:
         for iterations in rounds:
             solver.step(iterations)
@@ -175,7 +175,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     widths = experiments.find_widths(find_net(args.net), weights.read(args.weights))
     widths.pop('classes', None)
     alexnet = args.net == 'voc_fcn_alexnet'
-    recipe = scale_recipe(
+    recipe = scale_constants(
         voc_fcn_alexnet.SOLVER if alexnet else voc_fcn32s.SOLVER,
         not alexnet,
         len(splits['train']),
@@ -219,7 +219,7 @@ def _make_job(folder: Path, plan: Plan, resume: Path | None, args: argparse.Name
     start = [Path(plan.weights)] if plan.weights else []
     job = Job(plan.net, folder, start, resume, constants=plan.constants)
     job.step, job.iterations, job.keep = plan.constants['snapshot'], args.iterations, args.keep
-    if parallel.restarted() and snapshots.list_states(job.prefix):
+    if parallel.restarted() and retention.list_states(job.prefix):
         job.resume = LATEST
     return job
 
@@ -243,13 +243,13 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     name = 'caffenet' if args.net == 'voc_fcn_alexnet' else 'vgg16'
     folder = launch.make_run_folder(args.output or recipes.folder_of('finetune'), None)
     print(
-        f'No --images, so this draws {SAMPLE_IMAGES} pictures of {len(folders.CLASSES)} classes '
+        f'No --images, so this draws {SAMPLE_IMAGES} pictures of {len(own_data.CLASSES)} classes '
         f'into {folder}/data and trains a narrow net on them.',
         flush=True,
     )
-    data = folders.draw(folder / 'data', SAMPLE_IMAGES)
+    data = own_data.draw(folder / 'data', SAMPLE_IMAGES)
     args.images, args.labels = data / 'images', data / 'labels'
-    plan = Plan(args.net, [*folders.CLASSES], {})
+    plan = Plan(args.net, [*own_data.CLASSES], {})
     splits, _ = check_data(args, plan)
     if args.check:
         return None
@@ -299,13 +299,13 @@ def check_data(
     splits = {split: [_absolute(pair) for pair in pairs] for split, pairs in splits.items()}
     found = preflight.check(splits, plan.classes, plan.table, wrong)
     if found.wrong:
-        for line in found.wrong[: preflight.SHOWN]:
+        for line in found.wrong[: preflight.MOST_LISTED]:
             print(f'  {line}', file=sys.stderr)
         raise CaffeError(
             f'{args.images}: {len(found.wrong)} '
             f'problem{"s" * (len(found.wrong) > 1)} with pictures and masks, '
-            + ('listed above' if len(found.wrong) <= preflight.SHOWN else
-               f'the first {preflight.SHOWN} listed above')
+            + ('listed above' if len(found.wrong) <= preflight.MOST_LISTED else
+               f'the first {preflight.MOST_LISTED} listed above')
         )  # fmt: skip
     print(f'{len(train)} pictures to train on, {len(val)} to score, all read.')
     print(*found.lines(), sep='\n')
@@ -370,7 +370,7 @@ def main() -> None:
     logging.getLogger('caffe_port').handlers.clear()
     with options.session(lasting=True):
         options.choose_device(args.gpu)
-        if prepared := parallel.first(lambda: prepare(args)):
+        if prepared := parallel.call_on_first(lambda: prepare(args)):
             solve(*prepared)
 
 

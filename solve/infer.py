@@ -24,7 +24,7 @@ from caffe_port.errors import CaffeError, WriteError, make_folder, printable
 from caffe_port.files import weights
 from caffe_port.zoo import load_all
 from solve.datasets import nyud, voc
-from solve.datasets.images import bgr_blob, existing
+from solve.datasets.images import bgr_blob, check_exists
 from solve.run import experiments, inputs, options, results, tiles
 from solve.run.overlays import draw_overlay
 from solve.run.pictures import save_labels, save_picture
@@ -48,12 +48,12 @@ exit status: 0; 1 if some pictures could not be labelled; 2 with one line `error
 130 if stopped
 """
 
-Read = Callable[[Path], np.ndarray]
+ReadPicture = Callable[[Path], np.ndarray]
 Files = tuple[Path, ...]
 AHEAD, BEHIND = 2, 4  # pictures that are read before, and written after, the net's turn
 
 
-def make_reader(net: str, top: str, mean_bgr: Sequence[float]) -> Read:
+def make_reader(net: str, top: str, mean_bgr: Sequence[float]) -> ReadPicture:
     """Return the function that reads a file as the input `top` of a net: 1 x C x H x W float32.
 
     As in the net's data layer, HHA's channels keep their order, depth becomes its logarithm,
@@ -113,13 +113,13 @@ def describe(best: np.ndarray, names: Sequence[str]) -> str:
     return ', '.join(f'{names[i]} {counts[i] / best.size:.1%}' for i in order if counts[i])
 
 
-def make_net(args: argparse.Namespace) -> Net:
+def load_net(args: argparse.Namespace) -> Net:
     """Make the net that a command line names, with its weights.
 
     Raises CaffeError if it has no inputs, or a weight is NaN or infinite.
     """
     layers = weights.read(args.weights)
-    net = Net(experiments.make_net(args.net, 'deploy', layers), TEST)
+    net = Net(experiments.make_net_param(args.net, 'deploy', layers), TEST)
     if not net.inputs:
         raise CaffeError(
             f'{args.net}: no Input layer to put a picture into; take the deploy '
@@ -174,7 +174,7 @@ class Labelling:
     net: Net
     data: ModuleType | None
     weights: Path
-    readers: dict[str, Read]
+    readers: dict[str, ReadPicture]
     output: Path
     outputs: list[str]
     kinds: list[str]
@@ -188,7 +188,7 @@ class Labelling:
     def read(self, files: Files) -> Picture:
         """Read a picture, unless its results are there."""
         for path in files:
-            existing(path)
+            check_exists(path)
         text = {**self.text, results.PICTURE: f'sha256 {results.digest_file(*files)}'}
         picture = Picture(files, text, self.name_results(files))
         if self.force or not all(results.holds(path, text) for path in picture.paths.values()):
@@ -261,7 +261,7 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     """Make what a command line asks for, and refuse what cannot be done, before any computing."""
     data = experiments.find_data(args.net)
     mean = args.mean or getattr(data, 'MEAN', voc.MEAN)
-    net = make_net(args)
+    net = load_net(args)
     outputs = find_outputs(net, net.module.shapes)
     readers = {top: make_reader(args.net, top, mean) for top in net.inputs}
     groups = group_files(net, args.pictures)

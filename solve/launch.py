@@ -13,7 +13,7 @@ from types import ModuleType
 
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve.run import events, folders, log, snapshots
+from solve.run import events, log, retention, workspace
 from solve.run.job import LATEST, Job
 from solve.run.options import ROOT, STATUS, add_gpu, choose_device, make_parser, option, session
 from solve.samples import recipes
@@ -42,7 +42,7 @@ def run(
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True), _resumable(args):
         choose_device(args.gpu)
-        solve(parallel.first(lambda: _make_job(args, name, data, weights, after)))
+        solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after)))
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _make_job(
     job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
     job.skip_bad_images, job.tensorboard = args.skip_bad_images, args.tensorboard
-    if parallel.restarted() and snapshots.list_states(job.prefix):
+    if parallel.restarted() and retention.list_states(job.prefix):
         job.resume = LATEST
     return job
 
@@ -205,7 +205,7 @@ def _make_sample_job(
 def _has_snapshots(prefix: Path) -> bool:
     """Return whether a run, or a stage of a chain, has left snapshots under a prefix."""
     stages = (path / prefix.name for path in prefix.parent.glob('*/'))
-    return any(snapshots.list_states(each) for each in (prefix, *stages))
+    return any(retention.list_states(each) for each in (prefix, *stages))
 
 
 def find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Path:
@@ -242,7 +242,7 @@ def make_run_folder(folder: Path, resume: Path | None) -> Path:
     chosen, number = folder, 2
     while not resume and not _is_of_this_torchrun(chosen) and log.find(chosen):
         chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
-    folders.take(chosen)
+    workspace.take(chosen)
     if run_id := parallel.run_id():
         (chosen / MARK).write_text(run_id)
     return chosen

@@ -20,11 +20,11 @@ from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 from caffe_port.zoo import load_all
 from solve.datasets import voc
 from solve.datasets.layer import Params, SegDataLayer
-from solve.run import experiments, folders, options
+from solve.run import experiments, options, workspace
 from solve.run.counting import compute_hist, do_seg_tests, find_data_layers, find_tasks, seg_tests
+from solve.run.evaluation import Evaluation
 from solve.run.metrics import fast_hist
 from solve.run.options import ROOT, option
-from solve.run.scoring import Scoring
 
 __all__ = ['compute_hist', 'do_seg_tests', 'fast_hist', 'seg_tests']
 
@@ -46,16 +46,16 @@ _sem or _geo behind their names.
 """
 
 
-def prepare(args: argparse.Namespace) -> Scoring:
+def prepare(args: argparse.Namespace) -> Evaluation:
     """Make the net that a command line names, with its weights, and the folder for its scores."""
     layers = weights.read(args.weights)
     data = experiments.find_data(args.net)
     split = args.split or (SPLITS[args.net.split('_')[0]] if data else None)
-    param = experiments.make_net(args.net, split, layers)
+    param = experiments.make_net_param(args.net, split, layers)
     places = {place: ROOT / folder for place, folder in data.PLACES.items()} if data else {}
     places |= {place: getattr(args, place) for place in PLACES if getattr(args, place)}
     set_data(param, split, places)
-    net = make_net(param, places)
+    net = make_test_net(param, places)
     load_all(net, args.weights, layers)
     fed, tasks = find_data_layers(net), find_tasks(net)
     if not fed:
@@ -77,14 +77,14 @@ def prepare(args: argparse.Namespace) -> Scoring:
         layer.split,
     )
     folder = args.output or Path('output', 'score', '-'.join(named))
-    parallel.first(lambda: folders.take(folder))
+    parallel.call_on_first(lambda: workspace.take(folder))
     print(
         f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
         f'output folder: {folder}',
         flush=True,
     )
     of = identify(param, layer, args.weights)
-    return Scoring(net, layer, tasks, folder, of, args.weights)
+    return Evaluation(net, layer, tasks, folder, of, args.weights)
 
 
 def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) -> None:
@@ -112,7 +112,7 @@ def _parse_data_layers(param: NetParameter) -> Iterator[tuple[LayerParameter, Pa
             yield layer, Params.parse(layer.name, layer.python_param.param_str)
 
 
-def make_net(param: NetParameter, places: dict[str, Path]) -> Net:
+def make_test_net(param: NetParameter, places: dict[str, Path]) -> Net:
     """Make a net to test; where a folder of its data is missing, name the option for it."""
     try:
         return Net(param, TEST)
@@ -151,7 +151,7 @@ def score(args: argparse.Namespace) -> None:
     """Score the net that a command line names and report its scores."""
     scoring = prepare(args)
     state = scoring.count(args.predictions, args.force)
-    parallel.first(lambda: scoring.report(state, args.report))
+    parallel.call_on_first(lambda: scoring.report(state, args.report))
 
 
 def main() -> None:

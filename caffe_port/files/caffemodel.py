@@ -24,11 +24,11 @@ from caffe_port.files import hdf5, wire
 from caffe_port.files.hdf5 import write_hdf5 as write_hdf5
 from caffe_port.files.hdf5 import write_state_hdf5 as write_state_hdf5
 from caffe_port.files.stored import (
-    Arrays,
+    LayerArrays,
     Shape,
-    State,
     StoredBlob,
     StoredLayer,
+    StoredState,
     layers_to_write,
     payload,
     writing,
@@ -109,7 +109,7 @@ def read_net(path: str | os.PathLike) -> NetParameter:
 
 
 def write(
-    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None = None
+    path: str | os.PathLike, net: NetParameter, blobs: LayerArrays, diffs: LayerArrays | None = None
 ) -> None:
     """Write a .caffemodel: every layer of `net`, with the blobs given for its name.
 
@@ -128,7 +128,7 @@ def write(
     _write_pieces(path, pieces)
 
 
-def read_state(path: str | os.PathLike) -> State:
+def read_state(path: str | os.PathLike) -> StoredState:
     """Return the content of a .solverstate or .solverstate.h5.
 
     Raises CaffeError for any other file.
@@ -149,7 +149,7 @@ def read_state(path: str | os.PathLike) -> State:
                 numbers[name] = wire.signed(field.value, 32)
         if 'iter' not in numbers:
             raise CaffeError(f'{source.path}: expected {STATE}, found no iter in it')
-    return State(numbers['iter'], learned_net, numbers['current_step'], history)
+    return StoredState(numbers['iter'], learned_net, numbers['current_step'], history)
 
 
 def write_state(

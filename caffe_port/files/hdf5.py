@@ -22,13 +22,13 @@ from caffe_port.blob import checked_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.files import wire
 from caffe_port.files.stored import (
-    Arrays,
-    State,
+    LayerArrays,
     StoredBlob,
     StoredLayer,
+    StoredState,
     layers_to_write,
     library,
-    refused,
+    translate_errors,
 )
 from caffe_port.proto.caffe_pb2 import NetParameter
 
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
         ]
 
 
-def read_state(path: str | os.PathLike) -> State:
+def read_state(path: str | os.PathLike) -> StoredState:
     """Return the content of a .solverstate.h5. Raises CaffeError for any other file."""
     with _open(path) as (source, file):
         history = _blobs(source, _group(file, 'history', 'a .solverstate.h5', path), 'history')
@@ -67,11 +67,11 @@ def read_state(path: str | os.PathLike) -> State:
             for name in ('iter', 'current_step')
         ]
         learned_net = _single(source, file, 'learned_net', 'S').partition(b'\0')[0].decode('utf-8')
-        return State(numbers[0], learned_net, numbers[1], history.get('', []))
+        return StoredState(numbers[0], learned_net, numbers[1], history.get('', []))
 
 
 def write_hdf5(
-    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None = None
+    path: str | os.PathLike, net: NetParameter, blobs: LayerArrays, diffs: LayerArrays | None = None
 ) -> None:
     """Write a .caffemodel.h5: a group for each layer of `net`, with the blobs of its name.
 
@@ -122,7 +122,10 @@ def write_state_hdf5(
 def _open(path: str | os.PathLike) -> Iterator[tuple[wire.Source, Any]]:
     """Open an HDF5 file twice: to read values from, and as h5py sees it, closed at the end."""
     h5py, source = library('h5py', path, 'hdf5'), wire.Source(path)
-    with refused(path, "damaged, or not one of Caffe's HDF5 files"), h5py.File(path, 'r') as file:
+    with (
+        translate_errors(path, "damaged, or not one of Caffe's HDF5 files"),
+        h5py.File(path, 'r') as file,
+    ):
         yield source, file
 
 
@@ -134,7 +137,7 @@ def _create(path: str | os.PathLike) -> Iterator[Any]:
     """
     h5py = library('h5py', path, 'hdf5')
     with (
-        refused(path, 'not written'),
+        translate_errors(path, 'not written'),
         h5py.File(
             os.fspath(path), 'w', driver='core', backing_store=False, block_size=_GROWTH
         ) as file,

@@ -17,10 +17,10 @@ import numpy as np
 from caffe_port.blob import checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import wire
-from caffe_port.files.stored import Shape, StoredBlob, library, payload, refused, writing
+from caffe_port.files.stored import Shape, StoredBlob, library, payload, translate_errors, writing
 
 Named = dict[str, StoredBlob]
-Read = Callable[[StoredBlob], np.ndarray]
+ReadBlob = Callable[[StoredBlob], np.ndarray]
 
 # What a file may say besides its values: real nets take less than 1 MiB for names and shapes.
 MAX_INDEX = 1 << 21
@@ -64,7 +64,7 @@ def read_safetensors(path: str | os.PathLike) -> Named:
             f'{path}: expected a .safetensors, found a header of {length} bytes '
             f'in a file of {source.size}'
         )
-    with refused(path, 'damaged, or not a .safetensors'):
+    with translate_errors(path, 'damaged, or not a .safetensors'):
         file = numpy.safe_open(path, 'numpy')
         return {key: _slice(file, key, f'{path}: {key}') for key in sorted(file.keys())}
 
@@ -76,14 +76,14 @@ def _slice(file, key: str, where: str) -> StoredBlob:
         raise CaffeError(f'{where}: expected {", ".join(_FLOATS)}, found {part.get_dtype()}')
 
     def fill(out: np.ndarray) -> None:
-        with refused(where, 'damaged'), np.errstate(over='ignore'):
+        with translate_errors(where, 'damaged'), np.errstate(over='ignore'):
             out[:] = file.get_tensor(key).reshape(-1)
 
     return StoredBlob(where, checked_shape(part.get_shape(), where), dtype, fill)
 
 
 def write_safetensors(
-    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: Read
+    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
 ) -> None:
     """Write float32 tensors in the library's order, by name; they are in memory together."""
     numpy = library('safetensors.numpy', path, 'safetensors')
@@ -101,7 +101,7 @@ def read_npz(path: str | os.PathLike) -> Named:
     """
     wire.Source(path)  # refuses what is no file
     found: Named = {}
-    with refused(path, 'damaged, or not an .npz'):
+    with translate_errors(path, 'damaged, or not an .npz'):
         file = archive(path)
         for info in file.infolist():
             key = info.filename.removesuffix('.npy')
@@ -140,7 +140,7 @@ def _fill_npy(
     out: np.ndarray,
 ) -> None:
     """Fill `out`; `reversed_shape` is given where the order is Fortran's."""
-    with refused(where, 'damaged'), file.open(info) as member, np.errstate(over='ignore'):
+    with translate_errors(where, 'damaged'), file.open(info) as member, np.errstate(over='ignore'):
         dtype = _npy_header(member)[2]
         for first in range(0, out.size, _CHUNK):
             part = out[first : first + _CHUNK]
@@ -154,7 +154,9 @@ def _fill_npy(
         out[:] = out.reshape(reversed_shape).T.reshape(-1)
 
 
-def write_npz(path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: Read) -> None:
+def write_npz(
+    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
+) -> None:
     """Write an uncompressed .npz of float32 arrays, one after another."""
     with writing(path) as out, zipfile.ZipFile(out, 'w') as file:
         for key, blob in blobs:

@@ -24,8 +24,8 @@ import torch
 from caffe_port.blob import checked_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import wire
-from caffe_port.files.named import MAX_INDEX, Named, Read, archive
-from caffe_port.files.stored import StoredBlob, refused, writing
+from caffe_port.files.named import MAX_INDEX, Named, ReadBlob, archive
+from caffe_port.files.stored import StoredBlob, translate_errors, writing
 
 LOG = logging.getLogger('caffe_port')
 
@@ -83,7 +83,7 @@ def read_torch(path: str | os.PathLike) -> Named:
     a pickle that asks for anything but tensors.
     """
     source = wire.Source(path)
-    with refused(path, 'not a state_dict that torch.save wrote'):
+    with translate_errors(path, 'not a state_dict that torch.save wrote'):
         unpack = _zipped if source.head(4) == wire.ZIP else _flat
         content, place_of = unpack(source)
         if not isinstance(content, dict):
@@ -109,7 +109,7 @@ def read_torch(path: str | os.PathLike) -> Named:
 
 
 def write_torch(
-    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: Read
+    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
 ) -> None:
     """Write a state_dict of float32 tensors that torch.load(weights_only=True) takes."""
     state = {key: torch.from_numpy(read(blob)) for key, blob in blobs}

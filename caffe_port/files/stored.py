@@ -18,7 +18,7 @@ from caffe_port.blob import checked_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 
-Arrays = Mapping[str, Sequence[np.ndarray]]
+LayerArrays = Mapping[str, Sequence[np.ndarray]]
 Shape = tuple[int, ...]
 
 
@@ -76,7 +76,7 @@ class StoredLayer:
 
 
 @dataclass(frozen=True)
-class State:
+class StoredState:
     """A solver's state; `history` has at least one blob for each learnable parameter."""
 
     iter: int
@@ -93,7 +93,7 @@ def without_padding(shape: Shape, axes: int) -> Shape:
 
 
 def layers_to_write(
-    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None
+    path: str | os.PathLike, net: NetParameter, blobs: LayerArrays, diffs: LayerArrays | None
 ) -> Iterator[tuple[LayerParameter, list[tuple[np.ndarray, np.ndarray | None]]]]:
     """Yield each layer of `net` with its arrays, each paired with its diff or None.
 
@@ -129,12 +129,16 @@ def payload(array: np.ndarray) -> memoryview:
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Open a file to write whole or not at all; raise CaffeError for whatever fails."""
-    with refused(path, 'not written'), replacing(path) as temporary, open(temporary, 'wb') as out:
+    with (
+        translate_errors(path, 'not written'),
+        replacing(path) as temporary,
+        open(temporary, 'wb') as out,
+    ):
         yield out
 
 
 @contextmanager
-def refused(path: str | os.PathLike, what: str) -> Iterator[None]:
+def translate_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
     """Turn whatever a library raises within into a CaffeError `path: what: ...`.
 
     On damaged files zipfile, numpy, h5py and the others raise nearly every exception.

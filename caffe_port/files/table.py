@@ -10,7 +10,7 @@ import numpy as np
 
 from caffe_port.blob import shape_text
 from caffe_port.errors import printable
-from caffe_port.files.named import Read
+from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredLayer
 from caffe_port.files.weights import blob_names, nbytes
 
@@ -40,7 +40,7 @@ def statistics(values: np.ndarray) -> Statistics:
     return Statistics(float(flat.min()), mean, float(flat.max()), math.sqrt(squares / flat.size))
 
 
-def table(layers: Sequence[StoredLayer], read: Read) -> Iterator[str]:
+def table(layers: Sequence[StoredLayer], read: ReadBlob) -> Iterator[str]:
     """Yield the lines of the table; one blob is in memory at a time.
 
     Layers whose values are all zero, or not all finite, are marked.

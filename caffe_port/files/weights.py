@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from caffe_port.blob import shape_text
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5, named, pth, wire
-from caffe_port.files.named import Named, Read
+from caffe_port.files.named import Named, ReadBlob
 from caffe_port.files.stored import Shape, StoredBlob, StoredLayer, without_padding
 from caffe_port.proto.caffe_pb2 import NetParameter
 
@@ -32,7 +32,7 @@ READERS: dict[str, Callable[[Any], Named]] = {
     '.safetensors': named.read_safetensors,
     '.npz': named.read_npz,
 }
-WRITERS: dict[str, Callable[[Any, Sequence[tuple[str, StoredBlob]], Read], None]] = {
+WRITERS: dict[str, Callable[[Any, Sequence[tuple[str, StoredBlob]], ReadBlob], None]] = {
     '.pth': pth.write_torch,
     '.pt': pth.write_torch,
     '.safetensors': named.write_safetensors,
@@ -115,7 +115,7 @@ def write(
     layers: Sequence[StoredLayer],
     net: NetParameter | None = None,
     names: Names | None = None,
-    read: Read = StoredBlob.array,
+    read: ReadBlob = StoredBlob.array,
 ) -> None:
     """Write layers as a weight file of the kind that the suffix says.
 

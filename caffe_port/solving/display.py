@@ -12,7 +12,7 @@ from caffe_port.net import Net
 LOG = logging.getLogger('caffe_port')
 
 
-def outputs(title: str, net: Net, values: dict[str, np.ndarray]) -> None:
+def log_outputs(title: str, net: Net, values: dict[str, np.ndarray]) -> None:
     """Log each output's values, and its part in the loss; large outputs are left out."""
     weights = {
         name: weight
@@ -28,7 +28,7 @@ def outputs(title: str, net: Net, values: dict[str, np.ndarray]) -> None:
             number += 1
 
 
-def test(net: Net, passes: int, with_loss: bool) -> None:
+def test_and_log(net: Net, passes: int, with_loss: bool) -> None:
     """Run a test net `passes` times and log the means of its outputs, and of its loss if asked."""
     sums: dict[str, np.ndarray] = {}
     loss = 0.0
@@ -39,7 +39,7 @@ def test(net: Net, passes: int, with_loss: bool) -> None:
             loss += float(net.loss())
     if with_loss:
         LOG.info('Test loss: %.6g', loss / passes)
-    outputs('Test', net, {name: total / passes for name, total in sums.items()})
+    log_outputs('Test', net, {name: total / passes for name, total in sums.items()})
 
 
 class Pace:

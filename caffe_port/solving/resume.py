@@ -50,7 +50,7 @@ class Stateful(Protocol):
     def set_state(self, state: Any) -> None: ...
 
 
-def beside(state: str | os.PathLike) -> Path:
+def name_resume_file(state: str | os.PathLike) -> Path:
     """Return the path of a solver state's resume file: x.solverstate has x.memory.json."""
     name = Path(state).name.removesuffix('.h5').removesuffix('.solverstate')
     return Path(state).with_name(f'{name}.memory.json')

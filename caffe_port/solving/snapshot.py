@@ -39,7 +39,7 @@ def write(
     with replacing(state) as temporary:
         write_state(state, kept['iter'], model, update.arrays(), current_step)
         digests = {'caffemodel': resume.digest(model), 'solverstate': resume.digest(temporary)}
-        resume.save(resume.beside(state), kept, digests)
+        resume.save(resume.name_resume_file(state), kept, digests)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read(path: Path, net: Net, update: Update, kind: str) -> Snapshot:
         model = path.parent / named.name
         if not os.path.exists(model):
             model = named
-    resume_file = resume.beside(path)
+    resume_file = resume.name_resume_file(path)
     kept = resume.load(resume_file, state.iter)
     if kept is not None:
         if kept['type'] not in (None, kind):

@@ -19,7 +19,7 @@ from torch import Tensor
 from caffe_port import mode, parallel, prototxt, rng
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.solving import display, nets, resume, snapshot
+from caffe_port.solving import display, resume, snapshot, solver_nets
 from caffe_port.solving.losses import Pass, Unchecked
 from caffe_port.solving.rules import RULES
 from caffe_port.solving.schedule import learning_rate
@@ -68,8 +68,8 @@ class SGDSolver:
         self._check()
         if self.param.random_seed >= 0:
             rng.set_random_seed(self.param.random_seed + parallel.solver_rank())
-        self.net = nets.train_net(self.param, folder, self.where)
-        self.test_nets = nets.test_nets(self.param, folder, self.where)
+        self.net = solver_nets.make_train_net(self.param, folder, self.where)
+        self.test_nets = solver_nets.make_test_nets(self.param, folder, self.where)
         for weights in self.param.weights:
             for name in filter(None, (part.strip() for part in weights.split(','))):
                 self.net.copy_from(name)
@@ -188,13 +188,13 @@ class SGDSolver:
         if not self._in_step and parallel.solver_count() > 1:
             self.net.follow_device()
             parallel.broadcast([item.parameter.data for item in self.net.module.learnable])
-            self.net.params_written()
+            self.net.mark_params_stale()
         self._in_step = True
 
     def _agreed_action(self) -> str | None:
         """Return what requested_action() of any rank asks for."""
         actions = (None, 'snapshot', 'stop')
-        return actions[parallel.agree(actions.index(self.requested_action()))]
+        return actions[parallel.take_largest(actions.index(self.requested_action()))]
 
     def _forward_backward(self) -> list[Pass]:
         """Run iter_size passes, which add up gradients."""
@@ -234,7 +234,7 @@ class SGDSolver:
         self._advance_step()
         self.net.module.flush()
         self._update.apply(self.rate(), self.iter)
-        self.net.params_written()
+        self.net.mark_params_stale()
 
     # Losses, display and tests.
 
@@ -275,7 +275,7 @@ class SGDSolver:
         pace = self._pace.text(self.iter, time.monotonic())
         LOG.info('Iteration %d%s, loss = %.6g', self.iter, pace, self.smoothed_loss)
         values = {name: self.net.blobs[name].data for name in self.net.outputs}
-        display.outputs('Train', self.net, values)
+        display.log_outputs('Train', self.net, values)
         LOG.info('Iteration %d, lr = %.6g', self.iter, self.rate())
 
     def test_all(self) -> None:
@@ -285,7 +285,7 @@ class SGDSolver:
         for number, (net, passes) in enumerate(zip(self.test_nets, self.param.test_iter)):
             LOG.info('Iteration %d, Testing net (#%d)', self.iter, number)
             net.share_with(self.net)
-            display.test(net, passes, self.param.test_compute_loss)
+            display.test_and_log(net, passes, self.param.test_compute_loss)
 
     # Snapshots.
 

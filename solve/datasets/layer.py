@@ -209,7 +209,7 @@ class SegDataLayer(Layer):
         )
         seed = params.get('seed', (int,), 'a whole number', None)
         if drawn and seed is None:  # ranks must share one order
-            seed = parallel.first(lambda: secrets.randbits(64))
+            seed = parallel.call_on_first(lambda: secrets.randbits(64))
         self._order = Order(len(self.ids), drawn, seed)
         self._now: tuple[np.ndarray, ...] | None = None
         self._ahead: Future | None = None

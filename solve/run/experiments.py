@@ -12,7 +12,7 @@ from caffe_port.files.stored import StoredLayer
 from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.zoo import find_fcn, find_widths
 from solve.datasets import nyud, pascalcontext, siftflow, voc
-from solve.datasets.images import VOID, existing
+from solve.datasets.images import VOID, check_exists
 
 # The names of own classes, beside the weights that were trained on them.
 CLASSES = 'classes.txt'
@@ -26,7 +26,7 @@ def read_classes(path: Path) -> list[str]:
     name that comes twice.
     """
     try:
-        lines = existing(path).read_text(encoding='utf-8').splitlines()
+        lines = check_exists(path).read_text(encoding='utf-8').splitlines()
     except UnicodeError as error:
         raise CaffeError(f'{path}: not a list of names: {error}') from error
     names = [line.strip() for line in lines if line.strip()]
@@ -43,7 +43,7 @@ def find_data(net: str) -> ModuleType | None:
     return DATA.get(net.split('_')[0]) if find_fcn(net) else None
 
 
-def make_net(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetParameter:
+def make_net_param(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetParameter:
     """Make the net of an experiment for `split`, as narrow as its weights, or read a prototxt.
 
     Raises CaffeError for what is neither.

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from caffe_port.errors import CaffeError
-from solve.datasets.images import existing
+from solve.datasets.images import check_exists
 from solve.run.results import is_ours
 
 LISTS = ('.txt', '.lst', '.list')
@@ -46,7 +46,7 @@ def find(argument: str | Path) -> list[Path]:
             return sorted((name for name in found if name.is_file()), key=_by_number)
         if path.suffix.lower() in LISTS:
             return _in_list(path)
-        return [existing(path)]
+        return [check_exists(path)]
     except OSError as error:
         raise CaffeError(f'{path}: cannot be read: {error.strerror or error}') from error
 
@@ -68,7 +68,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _in_list(path: Path) -> list[Path]:
     try:
-        lines = existing(path).read_text(encoding='utf-8-sig').splitlines()
+        lines = check_exists(path).read_text(encoding='utf-8-sig').splitlines()
     except UnicodeError as error:
         raise CaffeError(f'{path}: not a list of files: {error}') from error
     found = [path.parent / line.strip() for line in lines if line.strip()]
@@ -95,7 +95,7 @@ def read_rgb(path: Path) -> np.ndarray:
     no known white: 32-bit integers and floats.
     """
     try:
-        with Image.open(existing(path), formats=formats()) as image:
+        with Image.open(check_exists(path), formats=formats()) as image:
             image.load()
             if image.mode == 'I' and image.format not in ('PNG', 'PPM'):
                 raise CaffeError(

@@ -225,7 +225,7 @@ EXPERIMENTS = {
 }
 
 
-def weights_of(name: str) -> dict[str, str]:
+def list_weights(name: str) -> dict[str, str]:
     """The weight files of an experiment or classifier, with what each is for.
 
     An experiment has those it starts from and, if the release publishes them, those it leads

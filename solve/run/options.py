@@ -17,7 +17,7 @@ import torch
 import caffe_port as caffe
 from caffe_port import parallel, plugins
 from caffe_port.errors import CaffeError, printable
-from solve.run import folders, terminal
+from solve.run import terminal, workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM'
@@ -113,7 +113,7 @@ def session(lasting: bool = False) -> Iterator[None]:
             _fail(str(error))
         except KeyboardInterrupt as stop:
             print(str(stop) or 'stopped', file=sys.stderr)
-            folders.release()
+            workspace.release()
             parallel.end(130, str(stop) or 'stopped')
         except BrokenPipeError:
             # Python would complain once more as it flushes stdout at its exit.
@@ -123,12 +123,12 @@ def session(lasting: bool = False) -> Iterator[None]:
                 raise
             _fail(f'{os.fsdecode(error.filename)}: {error.strerror}')
         finally:
-            folders.release()
+            workspace.release()
 
 
 def _fail(words: str) -> None:
     print(f'error: {printable(words)}', file=sys.stderr)
-    folders.release()
+    workspace.release()
     parallel.end(2, words)
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from caffe_port.errors import CaffeError
 from solve.datasets.folder import MASKS, PICTURES, Pair, map_labels, read_mask
-from solve.datasets.images import VOID, existing, plain_name, read_rgb
+from solve.datasets.images import VOID, check_exists, plain_name, read_rgb
 from solve.run.progress import progress
 
-SHOWN = 10
+MOST_LISTED = 10
 _ORIENTATION = 0x0112
 # Files that are no data: a folder may have them beside the pictures.
 _IGNORED = ('.txt', '.md', '.json', '.db', '.ini', '.xml', '.csv')
@@ -99,7 +99,7 @@ def find_pairs(
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        text = existing(path).read_text(encoding='utf-8')
+        text = check_exists(path).read_text(encoding='utf-8')
     except UnicodeError as error:
         raise CaffeError(f'{path}: not a list: {error}') from error
     for number, line in enumerate(text.splitlines(), 1):
@@ -190,7 +190,7 @@ def _read(
     """Return a problem of a pair, how often each of 0..255 is in its mask, and a digest."""
     nothing = np.zeros(256, np.int64)
     try:
-        digest = hashlib.sha256(existing(pair.image).read_bytes()).hexdigest()
+        digest = hashlib.sha256(check_exists(pair.image).read_bytes()).hexdigest()
         rgb = read_rgb(pair.image)
         with Image.open(pair.image) as image:
             mode, turned = image.mode, image.getexif().get(_ORIENTATION, 1)
@@ -225,7 +225,7 @@ def _read(
 
 
 def _check_jpeg(path: Path) -> str | None:
-    with open(existing(path), 'rb') as file:
+    with open(check_exists(path), 'rb') as file:
         if file.read(3) == b'\xff\xd8\xff':
             return f'{path}: a JPEG, which changes the numbers of a mask; save masks as PNG'
     return None

@@ -20,7 +20,7 @@ import surgery
 from caffe_port import mode
 from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile
-from solve.run import snapshots, symptoms, terminal
+from solve.run import retention, symptoms, terminal
 from solve.run.counting import find_data_layers
 from solve.run.progress import progress
 
@@ -174,7 +174,7 @@ class Watch:
         if self._asked - before < SAME_SIGNAL:
             return
         iteration = self._solver.iter
-        if iteration in snapshots.list_states(Path(self._solver.param.snapshot_prefix)):
+        if iteration in retention.list_states(Path(self._solver.param.snapshot_prefix)):
             raise KeyboardInterrupt(f'stopped after iteration {iteration}, which is saved')
         if self._action == 'stop':
             raise KeyboardInterrupt('stopped at once')

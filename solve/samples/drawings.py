@@ -279,7 +279,7 @@ def street(pen: Pen, horizon: float, rng: Random) -> None:
         pen.box(x, 0.88, x + 0.15, 0.905, shade(road, 1.6))
 
 
-PLACES: dict[str, Callable[[Pen, float, Random], None]] = {
+BACKGROUNDS: dict[str, Callable[[Pen, float, Random], None]] = {
     draw.__name__: draw for draw in (room, meadow, street)
 }
 
@@ -293,7 +293,7 @@ def draw_place(
     """
     pen, size = Pen(width, height), (width, height)
     horizon = rng.uniform(0.58, 0.72)
-    PLACES[pick(rng, *places)](pen, horizon, rng)
+    BACKGROUNDS[pick(rng, *places)](pen, horizon, rng)
     regions = np.asarray(pen.regions.resize(size, Image.Resampling.NEAREST))
     return pen.image.convert('RGB').resize(size, Image.Resampling.BOX), regions
 

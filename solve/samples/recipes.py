@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from caffe_port.errors import make_folder
-from solve.run import snapshots
+from solve.run import retention
 from solve.run.job import LATEST, Job
 from solve.samples import classifiers, trees
 
@@ -166,7 +166,7 @@ class _Trainer:
         print(f'Training {name} first, for {recipe.before} iterations', flush=True)
         settings = make_settings(name, self.seed, recipe.before)
         job = Job(name, own, weights, net=self.net, **settings)
-        if snapshots.list_states(job.prefix):  # an earlier call was stopped
+        if retention.list_states(job.prefix):  # an earlier call was stopped
             job.resume = LATEST
         with contextlib.redirect_stdout(None):
             script.solve(job)

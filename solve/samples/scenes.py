@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from solve.samples.drawings import PLACES, REGIONS, Random, draw_object, draw_place, light, paste
+from solve.samples.drawings import (
+    BACKGROUNDS,
+    REGIONS,
+    Random,
+    draw_object,
+    draw_place,
+    light,
+    paste,
+)
 
 # The smallest and the largest object, pixels.
 SIDES = (80, 140)
@@ -36,7 +44,11 @@ class Scene:
 
 
 def compose(
-    width: int, height: int, names: Sequence[str], rng: Random, places: Sequence[str] = (*PLACES,)
+    width: int,
+    height: int,
+    names: Sequence[str],
+    rng: Random,
+    places: Sequence[str] = (*BACKGROUNDS,),
 ) -> Scene:
     """Draw one or two objects, or none, in one of `places`; the second is in front."""
     picture, regions = draw_place(width, height, rng, places)
@@ -68,7 +80,7 @@ def any_scene(
     first: str,
     objects: Sequence[str],
     rng: Random,
-    places: Sequence[str] = (*PLACES,),
+    places: Sequence[str] = (*BACKGROUNDS,),
 ) -> Scene:
     """Draw a scene with `first` in it, perhaps with another of `objects` in front.
 
@@ -88,7 +100,7 @@ def deck(names: Sequence[str], count: int, rng: Random) -> list[str]:
 
 
 def series(
-    settings: Mapping[str, Any], objects: Sequence[str], places: Sequence[str] = (*PLACES,)
+    settings: Mapping[str, Any], objects: Sequence[str], places: Sequence[str] = (*BACKGROUNDS,)
 ) -> tuple[list[str], list[str], Iterator[tuple[str, Scene]]]:
     """Return the ids of settings' train and val images, and each id with its scene, drawn in turn.
 

@@ -97,7 +97,7 @@ def test_every_experiment_is_there_with_its_officially_published_weights():
         place = f'data/{name}.caffemodel'
         found = inventory.WEIGHTS.get(place)
         assert (found.url if found else None) == net.get('caffemodel_url')
-        assert (place in inventory.weights_of(name.replace('-', '_'))) == bool(found)
+        assert (place in inventory.list_weights(name.replace('-', '_'))) == bool(found)
 
 
 def test_every_experiment_trains_and_is_scored_on_the_official_splits():

@@ -87,7 +87,7 @@ def run(monkeypatch, name, *arguments):
 
 
 def weights(path):
-    return loading.read_net(path).params
+    return loading.read_params(path).params
 
 
 def rounds_of(name):

@@ -14,7 +14,7 @@ from nets import vgg16, voc_fcn8s, voc_fcn8s_atonce, voc_fcn16s, voc_fcn32s, voc
 from solve import finetune, infer, score
 from solve import voc_fcn32s as script
 from solve.run import experiments, log, preflight
-from solve.run.recipe import find_class_layers, scale_recipe, start_from
+from solve.run.adaptation import find_class_layers, scale_constants, start_from
 from solve.samples import classifiers
 
 CLASSES = ('sky', 'tree', 'car')
@@ -212,12 +212,12 @@ def test_the_share_is_drawn_from_the_seed():
 
 def test_the_rate_falls_as_the_pixels_grow():
     """A quarter of the pixels makes a quarter of the summed gradient: four times the rate."""
-    recipe = scale_recipe(script.SOLVER, True, 8498, 500 * 375 / 4)
+    recipe = scale_constants(script.SOLVER, True, 8498, 500 * 375 / 4)
     assert recipe.constants['base_lr'] == pytest.approx(4e-10)
     assert recipe.constants['max_iter'] == 100000 and recipe.constants['momentum'] == 0.99
     assert 'last 100 images' in recipe.why[1]
-    assert scale_recipe(script.SOLVER, False, 10, 5).constants['base_lr'] == 1e-10
-    assert scale_recipe(script.SOLVER, True, 10, 5, 7, 0.5).constants['base_lr'] == 0.5
+    assert scale_constants(script.SOLVER, False, 10, 5).constants['base_lr'] == 1e-10
+    assert scale_constants(script.SOLVER, True, 10, 5, 7, 0.5).constants['base_lr'] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nets import siftflow_fcn8s, voc_fcn8s, voc_fcn32s
 from solve import score
 from solve.datasets import siftflow, voc
 from solve.datasets.images import read_list
-from solve.run import counting, pictures, scoring
+from solve.run import counting, evaluation, pictures
 from solve.run.metrics import Scores
 from solve.samples import trees
 from tests.solve.scored import NARROW, call, save_random
@@ -262,7 +262,7 @@ def test_killed_it_goes_on_from_what_was_saved_before(run, tmp_path, monkeypatch
     class Killed(BaseException):
         pass
 
-    written, write = [], scoring.State.write
+    written, write = [], evaluation.EvaluationState.write
 
     def killed_after_two(state, path):
         if len(written) == 2:
@@ -271,8 +271,8 @@ def test_killed_it_goes_on_from_what_was_saved_before(run, tmp_path, monkeypatch
         written.append(state.done)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, 'SAVE_EVERY', -1)
-        patch.setattr(scoring.State, 'write', killed_after_two)
+        patch.setattr(evaluation, 'SAVE_EVERY', -1)
+        patch.setattr(evaluation.EvaluationState, 'write', killed_after_two)
         with pytest.raises(Killed):
             run()
     assert json.loads((tmp_path / 'out/state.json').read_text())['done'] == written[-1] == 2
@@ -425,7 +425,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_scoring(run, tmp_path, m
     plain = os.open
     (tmp_path / 'out').mkdir()
     monkeypatch.setattr(os, 'open', refused)
-    monkeypatch.setattr(score.Scoring, 'count', lambda *_: pytest.fail('it scored'))
+    monkeypatch.setattr(score.Evaluation, 'count', lambda *_: pytest.fail('it scored'))
     assert run() == 2
     assert one_line(capsys) == f'error: {tmp_path}/out: not written to: Read-only file system'
 
@@ -630,6 +630,6 @@ def test_rows_of_the_confusion_picture_are_shares_of_their_class(tmp_path):
 
 
 def test_scores_that_are_not_defined_are_null_and_not_nan():
-    written = json.dumps(scoring.to_json(Scores(np.diag([3, 0])), ['a', 'b']))
+    written = json.dumps(evaluation.to_json(Scores(np.diag([3, 0])), ['a', 'b']))
     assert 'NaN' not in written
     assert json.loads(written)['classes']['b'] == {'accuracy': None, 'iu': None}

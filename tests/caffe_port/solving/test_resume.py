@@ -79,7 +79,7 @@ def test_a_file_with_rank_0s_place_alone_serves_every_rank(tmp_path, monkeypatch
 def snapshot(tmp_path) -> tuple:
     """A state and its resume file, and what the file holds."""
     state = stepped(2, tmp_path / 'run', average_loss=3).snapshot()
-    path = resume.beside(state)
+    path = resume.name_resume_file(state)
     return state, path, json.loads(path.read_text())
 
 
@@ -224,10 +224,10 @@ def test_a_file_of_another_run_is_refused_by_name(tmp_path, kind):
 def test_written_anew_by_a_script_a_file_keeps_its_digests(tmp_path):
     solver = stepped(2, tmp_path / 'run')
     state = solver.snapshot()
-    digests = json.loads(resume.beside(state).read_text())['sha256']
+    digests = json.loads(resume.name_resume_file(state).read_text())['sha256']
     solver.notes = {'scored': 2}
-    resume.save(resume.beside(state), resume.collect(solver))
-    content = json.loads(resume.beside(state).read_text())
+    resume.save(resume.name_resume_file(state), resume.collect(solver))
+    content = json.loads(resume.name_resume_file(state).read_text())
     assert content['sha256'] == digests and len(digests) == 2
     assert content['notes'] == {'scored': 2}
     resumed = solver_of(VECTOR)

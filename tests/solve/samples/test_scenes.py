@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solve.datasets import voc
-from solve.samples.drawings import PLACES
+from solve.samples.drawings import BACKGROUNDS
 from solve.samples.scenes import compose
 from solve.samples.windows import Windows
 
@@ -15,7 +15,7 @@ def test_regions_cover_a_place_from_top_to_bottom():
         'meadow': ['sky', 'grass'],
         'street': ['sky', 'building', 'sidewalk', 'road'],
     }
-    assert set(made_of) == set(PLACES)
+    assert set(made_of) == set(BACKGROUNDS)
     for place, names in made_of.items():
         for seed in range(3):
             scene = compose(120, 100, [], np.random.RandomState(seed), [place])

@@ -29,7 +29,7 @@ SHOWN = 6  # best and worst pictures in a report, each
 
 
 @dataclass(frozen=True)
-class State:
+class EvaluationState:
     """How far a scoring has come: images done, their counts by task, and what it scores.
 
     `mean_iu` has, for each image done, its mean IU by task (None where all is void), and
@@ -43,7 +43,7 @@ class State:
     mean_iu: tuple[tuple[float | None, ...], ...] = ()
     files: tuple[str, ...] = ()
 
-    def add(self, counts: Sequence[Count]) -> State:
+    def add(self, counts: Sequence[Count]) -> EvaluationState:
         """Return the state with another image counted."""
         return replace(
             self,
@@ -67,7 +67,7 @@ class State:
             temporary.write_text(json.dumps(content))
 
     @classmethod
-    def read(cls, path: Path) -> State:
+    def read(cls, path: Path) -> EvaluationState:
         """Read what `write` has written."""
         try:
             held = json.loads(path.read_text())
@@ -85,7 +85,7 @@ class State:
 
 
 @dataclass
-class Scoring:
+class Evaluation:
     """A net, its tasks, and the folder for the results.
 
     `of` says what is scored: net, weights and images. A state of anything else is refused,
@@ -103,7 +103,7 @@ class Scoring:
         """Return what tells the files of one task from those of another."""
         return f'_{task.gt}' if len(self.tasks) > 1 else ''
 
-    def count(self, predictions: bool, force: bool) -> State:
+    def count(self, predictions: bool, force: bool) -> EvaluationState:
         """Score all images, or those that an earlier scoring into the same folder has left."""
         state = self._begin(predictions, force)
         images = len(self.layer.ids)
@@ -135,7 +135,7 @@ class Scoring:
             raise
         return self._save(state)
 
-    def _save(self, state: State) -> State:
+    def _save(self, state: EvaluationState) -> EvaluationState:
         """Write the state, with digests of the files of all images done; rank 0 writes.
 
         Where the disk refuses, a warning says so and the state is returned without them.
@@ -162,20 +162,22 @@ class Scoring:
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()[:16]
 
-    def _begin(self, predictions: bool, force: bool) -> State:
+    def _begin(self, predictions: bool, force: bool) -> EvaluationState:
         """Return the state to go on from: that in the folder, or one of no image."""
-        fresh = State(self.of, predictions, [Count.zero(self.net, task) for task in self.tasks])
+        fresh = EvaluationState(
+            self.of, predictions, [Count.zero(self.net, task) for task in self.tasks]
+        )
         path, images = self.folder / STATE, len(self.layer.ids)
         if force or not path.exists():
             return fresh
-        found = State.read(path)
+        found = EvaluationState.read(path)
         differing = [what for what in self.of if found.of.get(what) != self.of[what]]
         if differing:
             raise CaffeError(
                 f'{path}: of another scoring, whose {" and ".join(differing)} differ; '
                 '--force starts over, --output names another folder'
             )
-        changed = parallel.first(
+        changed = parallel.call_on_first(
             lambda: [
                 name
                 for name, digest in zip(self.layer.ids, found.files)
@@ -205,7 +207,7 @@ class Scoring:
             for name in self.layer.ids[:count]
         )
 
-    def report(self, state: State, page: bool = False) -> None:
+    def report(self, state: EvaluationState, page: bool = False) -> None:
         """Print the scores, then write them and the confusion matrices to the folder.
 
         With `page` also report.html, with the best and the worst pictures.
@@ -242,7 +244,7 @@ class Scoring:
                 )
                 print(f'Report: {self.folder}/report{suffix}.html')
 
-    def _find_extremes(self, state: State, number: int, task: Task) -> list[Picture]:
+    def _find_extremes(self, state: EvaluationState, number: int, task: Task) -> list[Picture]:
         """Run the net again on the images of the best and the worst mean IU in a task."""
         known_iu = [(each[number], k) for k, each in enumerate(state.mean_iu)]
         order = [k for value, k in sorted((v, k) for v, k in known_iu if v is not None)]
