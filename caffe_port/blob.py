@@ -16,12 +16,12 @@ from caffe_port.errors import CaffeError
 MAX_COUNT = 2**31 - 1
 
 
-def shape_text(shape: Iterable[int]) -> str:
+def format_shape(shape: Iterable[int]) -> str:
     """Write a shape as Caffe's messages do: 21 x 4096 x 1 x 1."""
     return ' x '.join(str(dim) for dim in shape) or 'scalar'
 
 
-def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
+def check_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
     """Return `shape` as ints; raise CaffeError where Caffe refuses it.
 
     Caffe counts elements in 32 bits, so more than 2**31 - 1 are refused, before
@@ -141,7 +141,7 @@ class Blob:
     def __init__(
         self, shape: Sequence[int] = (), device: torch.device | str = 'cpu', value: float = 0.0
     ):
-        self._shape, self._value = checked_shape(shape, 'blob'), value
+        self._shape, self._value = check_shape(shape, 'blob'), value
         self._device = torch.device(device)
         self._data: _Store | None = None
         self._diff: _Store | None = None
@@ -193,7 +193,7 @@ class Blob:
 
     def reshape(self, *dims: int) -> None:
         """Change the shape; keep the values iff the count stays."""
-        shape = checked_shape(dims, 'reshape')
+        shape = check_shape(dims, 'reshape')
         if shape == self._shape:
             return
         kept = math.prod(shape) == self.count
@@ -340,7 +340,7 @@ class ParamBlob(Blob):
                 store.mark_stale()
 
     def reshape(self, *dims: int) -> None:
-        shape, values = checked_shape(dims, 'reshape'), self.tensor
+        shape, values = check_shape(dims, 'reshape'), self.tensor
         keep = math.prod(shape) == self.count
         self.parameter.data = (
             values.reshape(shape) if keep else torch.zeros(shape, device=values.device)

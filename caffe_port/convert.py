@@ -26,7 +26,7 @@ from caffe_port.errors import CaffeError, printable
 from caffe_port.files import weights
 from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredBlob, StoredLayer
-from caffe_port.files.table import summary, table
+from caffe_port.files.table import format_layers, summarize
 from caffe_port.files.torchvision import (
     TORCHVISION_MEAN_BGR,
     ZOO_MEAN_BGR,
@@ -97,7 +97,7 @@ def convert(options: argparse.Namespace) -> None:
         names = {node.name: node.op.blob_names for node in net.module.nodes}
     with _bar(written) as read:
         weights.write(target, written, param, names, read)
-    print(f'{target}: {summary(written)}, {time.monotonic() - began:.1f} s')
+    print(f'{target}: {summarize(written)}, {time.monotonic() - began:.1f} s')
     if net and options.verify:
         back = weights.read(target)
         back = from_torchvision(back) if options.to_torchvision else back
@@ -117,17 +117,17 @@ def _export(
             blob.load(stored)
     least = export.export(net, options.target)
     sizes = 'sizes fixed, as in the net' if least is None else f'images from {least} x {least} on'
-    print(f'{options.target}: {summary(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
+    print(f'{options.target}: {summarize(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
     if options.verify:
         for line in export.verify_export(net, options.target, least):
             print(line)
 
 
-def info(options: argparse.Namespace) -> None:
+def print_layers(options: argparse.Namespace) -> None:
     """Print the table of a file's layers. Raises CaffeError if it cannot be read."""
     layers = weights.read(options.source)
     with _bar(layers) as read:
-        for line in table(layers, read):
+        for line in format_layers(layers, read):
             print(line)
 
 
@@ -219,7 +219,7 @@ def _numbers(values: Sequence[float]) -> str:
 @contextmanager
 def _bar(layers: Sequence[StoredLayer]) -> Iterator[ReadBlob]:
     """Yield the function that reads a blob; with many bytes it moves a bar on stderr."""
-    total = weights.nbytes(layers)
+    total = weights.count_bytes(layers)
     with tqdm(total=total, unit='B', unit_scale=True, disable=total < BAR_FROM) as bar:
 
         def read(blob: StoredBlob) -> np.ndarray:
@@ -294,8 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.info and (options.target is not None or options.net or options.prototxt):
             raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
-        with plugins.registered_only():
-            info(options) if options.info else convert(options)
+        with plugins.import_registered_only():
+            print_layers(options) if options.info else convert(options)
     except CaffeError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

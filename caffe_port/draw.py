@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.module import included
+from caffe_port.module import is_included
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, PoolingParameter
 
 COLORS = {
@@ -77,7 +77,7 @@ def get_pydot_graph(
         raise CaffeError(f'rankdir {rankdir!r}: expected one of {", ".join(RANKDIRS)}')
     graph = Graph(caffe_net.name, rankdir)
     for layer in caffe_net.layer:
-        if phase is not None and not included(layer, _state(phase)):
+        if phase is not None and not is_included(layer, _state(phase)):
             continue
         in_place = len(layer.bottom) == len(layer.top) == 1 and layer.bottom == layer.top
         color = NEURON if in_place else COLORS.get(layer.type, LAYER)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.files.stored import library, translate_errors
+from caffe_port.files.stored import import_library, translate_errors
 from caffe_port.net import Net
 from caffe_port.ops.base import Shape
 from caffe_port.verify import NamedTensors, compare, draw_inputs
 
-SUFFIXES = ('.onnx', '.pt2')
+EXPORT_SUFFIXES = ('.onnx', '.pt2')
 # Sides that are tried as the least of the images that a net takes, smallest first.
 _LEAST_SIDES = (32, 64, 128, 256)
 # Further than any pooling, so that a program traced at one size cannot fit the other by chance.
@@ -26,15 +26,15 @@ _STEP = 32
 
 def is_export(path: str | os.PathLike) -> bool:
     """Say whether the suffix of a path is one of SUFFIXES."""
-    return os.fspath(path).endswith(SUFFIXES)
+    return os.fspath(path).endswith(EXPORT_SUFFIXES)
 
 
 def check_libraries(path: str | os.PathLike, verify: bool) -> None:
     """Raise CaffeError if a library is missing that writes or verifies the file `path`."""
     if os.fspath(path).endswith('.onnx'):
-        library('onnxscript', path, 'onnx')
+        import_library('onnxscript', path, 'onnx')
         if verify:
-            library('onnxruntime', path, 'onnx')
+            import_library('onnxruntime', path, 'onnx')
 
 
 def export(net: Net, path: str | os.PathLike) -> int | None:
@@ -117,7 +117,7 @@ def _runner(net: Net, path: str | os.PathLike):
                 return module(*inputs.values())
 
         return run_program
-    runtime = library('onnxruntime', path, 'onnx')
+    runtime = import_library('onnxruntime', path, 'onnx')
     with translate_errors(path, 'cannot be loaded'):
         session = runtime.InferenceSession(os.fspath(path), providers=['CPUExecutionProvider'])
 

@@ -34,7 +34,7 @@ class GlogFormatter(logging.Formatter):
         )
 
 
-def header() -> str:
+def format_header() -> str:
     """Return the lines that a glog file begins with."""
     now = time.strftime('%Y/%m/%d %H:%M:%S')
     return (
@@ -50,4 +50,4 @@ class GlogFile(logging.FileHandler):
         super().__init__(path, encoding='utf-8')
         self.setFormatter(GlogFormatter())
         if self.stream and not self.stream.tell():
-            self.stream.write(header())
+            self.stream.write(format_header())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import mode
-from caffe_port.blob import ParamBlob, checked_shape
+from caffe_port.blob import ParamBlob, check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op, fillers
 from caffe_port.ops.base import Shape, as_tuple
@@ -100,7 +100,7 @@ def _meets(state: NetState, rule: NetStateRule) -> bool:
     )
 
 
-def included(layer: LayerParameter, state: NetState) -> bool:
+def is_included(layer: LayerParameter, state: NetState) -> bool:
     """Say whether a net of `state` has `layer`, by its include or exclude rules."""
     if layer.include and layer.exclude:
         raise CaffeError(f'{layer.name}: has both include and exclude rules, only one may be given')
@@ -138,9 +138,9 @@ class NetModule(nn.Module):
         self._numbers = itertools.count()
         unread: dict[str, None] = {}
         device = mode.device()
-        with fillers.bounded():
+        with fillers.limit_draws():
             for layer in param.layer:
-                if included(layer, state):
+                if is_included(layer, state):
                     self._append(layer, state.phase, device, unread)
         if not self.nodes:
             raise CaffeError(
@@ -269,7 +269,7 @@ class NetModule(nn.Module):
         for name, shape in zip(own.top, tops):
             if name in self._values and name not in own.bottom:
                 raise CaffeError(f'{own.name}: top "{name}" is already made by another layer')
-            self.shapes[name] = checked_shape(shape, f'{own.name}: top "{name}"')
+            self.shapes[name] = check_shape(shape, f'{own.name}: top "{name}"')
             self._values[name] = next(self._numbers)
             node.writes.append(self._values[name])
             unread[name] = None

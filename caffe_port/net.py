@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from caffe_port import batches, debug, mode, prototxt, tape
-from caffe_port.blob import Blob, ParamBlob, shape_text
+from caffe_port.blob import Blob, ParamBlob, format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5
 from caffe_port.files.stored import StoredLayer, without_padding
@@ -319,8 +319,8 @@ class Net:
             for name, top, shape in zip(node.tops, tops, step.shapes):
                 if top.shape != shape:
                     raise CaffeError(
-                        f'backward: top {name} is {shape_text(top.shape)}, from the bottoms as '
-                        f'they stand follows {shape_text(shape)}: call reshape or forward first'
+                        f'backward: top {name} is {format_shape(top.shape)}, from the bottoms as '
+                        f'they stand follows {format_shape(shape)}: call reshape or forward first'
                     )
         return step
 

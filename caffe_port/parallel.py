@@ -58,7 +58,7 @@ def run_id() -> str | None:
     return f'{name} {os.getppid()}' if name else None
 
 
-def restarted() -> bool:
+def is_restarted() -> bool:
     """Return whether torchrun has restarted this process after a rank ended."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 

@@ -1,4 +1,4 @@
-"""Nets by name, as the group `plugins.NETS` offers them: as narrow as their weights."""
+"""Nets by name, as the group `plugins.NETS_GROUP` offers them: as narrow as their weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_CLASSES = 255
 
 def find_fcn(name: str) -> Callable[..., NetParameter] | None:
     """Return the fcn() of an experiment, official or of another package; None for other names."""
-    point = plugins.offered(plugins.NETS).get(name)
+    point = plugins.find_entry_points(plugins.NETS_GROUP).get(name)
     return getattr(point.load(), 'fcn', None) if point else None
 
 
@@ -38,7 +38,7 @@ def make_deploy(
     With `fully_conv` a classifier's fully connected layers are convolutions.
     Raises CaffeError if there is no such net.
     """
-    known = plugins.offered(plugins.NETS)
+    known = plugins.find_entry_points(plugins.NETS_GROUP)
     if name not in known:
         raise CaffeError(f'{name}: no such net; there are {", ".join(known)}')
     module = known[name].load()

@@ -19,9 +19,9 @@ from caffe_port.files import caffemodel
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.run import inventory
 from solve.run.fetch import digest, fetch
-from solve.run.inventory import CLASSIFIERS, EXPERIMENTS, WEIGHTS, Row, Split, size_text
-from solve.run.options import ROOT, option
-from solve.run.scan import Scan, overlap, scan
+from solve.run.inventory import CLASSIFIERS, EXPERIMENTS, WEIGHTS, ImageSplit, Row, format_size
+from solve.run.options import ROOT, name_option
+from solve.run.scan import Scan, find_overlap, scan
 
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
 PLACES = tuple(dict.fromkeys(place for data in DATA.values() for place in data.PLACES))
@@ -40,7 +40,7 @@ exit status: 0 all that the named experiments need is here, 1 something is missi
 """
 
 
-def rows_of(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
+def list_rows(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
     """Look at everything that an experiment or classifier needs, row by row."""
     for place, what in inventory.list_weights(name).items():
         yield inventory.weight_row(place, what, ROOT)
@@ -49,7 +49,7 @@ def rows_of(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
             yield from inventory.data_rows(split, places)
 
 
-def table(title: str, rows: Sequence[Row]) -> str:
+def format_rows(title: str, rows: Sequence[Row]) -> str:
     """Rows as text, with a line below a row for its remark and one for its address."""
     shown = [(row.state, row.what, row.size, _short(row.path)) for row in rows]
     head = ('state', 'what', 'size', 'place')
@@ -73,7 +73,7 @@ def _short(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """What there is to compute with: GPUs, cores, memory and disk, as text."""
     lines = [('PyTorch', str(torch.__version__))]
     for number in range(torch.cuda.device_count()):
@@ -81,7 +81,8 @@ def machine() -> str:
         lines.append(
             (
                 f'GPU {number}',
-                f'{torch.cuda.get_device_name(number)}, {size_text(total)}, {size_text(free)} free',
+                f'{torch.cuda.get_device_name(number)}, {format_size(total)}, '
+                f'{format_size(free)} free',
             )
         )
     if not torch.cuda.is_available():
@@ -89,10 +90,12 @@ def machine() -> str:
     lines.append(('CPU', f'{os.cpu_count()} cores'))
     page = os.sysconf('SC_PAGE_SIZE')
     total, free = page * os.sysconf('SC_PHYS_PAGES'), page * os.sysconf('SC_AVPHYS_PAGES')
-    lines.append(('memory', f'{size_text(total)}, {size_text(_available() or free)} free'))
+    lines.append(('memory', f'{format_size(total)}, {format_size(_available() or free)} free'))
     for folder in dict.fromkeys((ROOT, Path.cwd())):
         disk = shutil.disk_usage(folder)
-        lines.append(('disk', f'{size_text(disk.total)}, {size_text(disk.free)} free, at {folder}'))
+        lines.append(
+            ('disk', f'{format_size(disk.total)}, {format_size(disk.free)} free, at {folder}')
+        )
     return '\n'.join(['machine', *(f'  {what:9} {text}' for what, text in lines)])
 
 
@@ -158,9 +161,9 @@ class Scanner:
         found = [self._of(split, places) for split in (experiment.train, experiment.test)]
         lists = [str(split.list_path(places)) for split in (experiment.train, experiment.test)]
         if isinstance(found[0], Scan) and isinstance(found[1], Scan):
-            self.wrong |= dict.fromkeys(overlap(found[0].ids, found[1].ids, *lists))
+            self.wrong |= dict.fromkeys(find_overlap(found[0].ids, found[1].ids, *lists))
 
-    def _of(self, split: Split, places: Mapping[str, Path]) -> Scan | CaffeError:
+    def _of(self, split: ImageSplit, places: Mapping[str, Path]) -> Scan | CaffeError:
         key = repr(split)
         if key not in self._scans:
             self._scans[key] = result = self._scan(split, places)
@@ -172,7 +175,7 @@ class Scanner:
                 self.wrong[str(result)] = None
         return self._scans[key]
 
-    def _scan(self, split: Split, places: Mapping[str, Path]) -> Scan | CaffeError:
+    def _scan(self, split: ImageSplit, places: Mapping[str, Path]) -> Scan | CaffeError:
         for row in inventory.data_rows(split, places):
             if row.state == 'missing':
                 return CaffeError(f'{row.path}: {row.what}: missing')
@@ -197,16 +200,16 @@ def diagnose(args: argparse.Namespace) -> int:
     missing, scanner = False, Scanner()
     for name in names:
         places = _places(name, args)
-        rows = list(rows_of(name, places))
+        rows = list(list_rows(name, places))
         missing |= any(row.state != 'there' for row in rows)
-        print(f'{table(name, rows)}\n  {verdict(name, rows)}\n', flush=True)
+        print(f'{format_rows(name, rows)}\n  {format_verdict(name, rows)}\n', flush=True)
     if args.scan:
         for name in names:
             if name in EXPERIMENTS:
                 scanner.scan(name, _places(name, args))
         print(f'\nwrong: {len(scanner.wrong) or "nothing"}')
         print(''.join(f'  {printable(line)}\n' for line in scanner.wrong), flush=True)
-    print(machine())
+    print(describe_machine())
     return 2 if errors else int(missing or bool(scanner.wrong))
 
 
@@ -219,7 +222,7 @@ def _places(name: str, args: argparse.Namespace) -> dict[str, Path]:
     }
 
 
-def verdict(name: str, rows: Sequence[Row]) -> str:
+def format_verdict(name: str, rows: Sequence[Row]) -> str:
     """One line: whether the experiment can be trained and scored with what is here."""
 
     def ready(counts: Callable[[Row], bool]) -> str:
@@ -254,7 +257,7 @@ def main() -> None:
     add('--fetch', action='store_true', help='download the weights that are missing')
     add('--scan', action='store_true', help='open every image and label and list what is wrong')
     for place in PLACES:
-        add(option(place), type=Path, metavar='DIR', help=_default(place))
+        add(name_option(place), type=Path, metavar='DIR', help=_default(place))
     args = parser.parse_args()
     try:
         sys.exit(diagnose(args))

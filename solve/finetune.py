@@ -70,7 +70,7 @@ class Plan:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CaffeError(f'{path}: not the plan of a run of finetune.py: {error}') from error
 
-    def make_net(self, split: str, lists_dir: Path) -> NetParameter:
+    def make_net_param(self, split: str, lists_dir: Path) -> NetParameter:
         """Make the net for `split` with own classes; its pairs are in `lists_dir`."""
         fcn = find_net(self.net)
         param = fcn(split, classes=len(self.classes), **self.arguments)
@@ -102,7 +102,7 @@ def find_net(name: str) -> Any:
         return fcn
     usable = [
         known
-        for known in sorted(plugins.offered(plugins.NETS))
+        for known in sorted(plugins.find_entry_points(plugins.NETS_GROUP))
         if (found := experiments.find_fcn(known))
         and 'classes' in inspect.signature(found).parameters
     ]
@@ -113,7 +113,7 @@ def find_net(name: str) -> Any:
 
 def solve(job: Job, plan: Plan) -> None:
     lists = job.folder.absolute() / own.PLACES['lists_dir']
-    fcn = functools.partial(plan.make_net, lists_dir=lists)
+    fcn = functools.partial(plan.make_net_param, lists_dir=lists)
     solver = job.make_solver({}, fcn, train='train', test='val')
     if not job.restore(solver):  # --resume
         layers = find_class_layers(find_net(plan.net), len(plan.classes))
@@ -140,7 +140,7 @@ def write_nets(job: Job, plan: Plan, fcn: Any) -> None:
         prototxt.write(fcn(split), job.folder / f'{split}.prototxt')
     beside = make_folder(job.prefix.parent)
     prototxt.write(fcn('deploy'), beside / 'deploy.prototxt')
-    with replacing(beside / experiments.CLASSES) as temporary:
+    with replacing(beside / experiments.CLASSES_FILE) as temporary:
         temporary.write_text(''.join(f'{name}\n' for name in plan.classes), encoding='utf-8')
 
 
@@ -219,7 +219,7 @@ def _make_job(folder: Path, plan: Plan, resume: Path | None, args: argparse.Name
     start = [Path(plan.weights)] if plan.weights else []
     job = Job(plan.net, folder, start, resume, constants=plan.constants)
     job.step, job.iterations, job.keep = plan.constants['snapshot'], args.iterations, args.keep
-    if parallel.restarted() and retention.list_states(job.prefix):
+    if parallel.is_restarted() and retention.list_states(job.prefix):
         job.resume = LATEST
     return job
 
@@ -239,7 +239,7 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     """
     for name in ('labels', 'classes', 'weights', 'list', 'train_list', 'val_list', 'map'):
         if getattr(args, name):
-            raise CaffeError(f'{options.option(name)} needs --images')
+            raise CaffeError(f'{options.name_option(name)} needs --images')
     name = 'caffenet' if args.net == 'voc_fcn_alexnet' else 'vgg16'
     folder = launch.make_run_folder(args.output or recipes.folder_of('finetune'), None)
     print(
@@ -247,7 +247,7 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         f'into {folder}/data and trains a narrow net on them.',
         flush=True,
     )
-    data = own_data.draw(folder / 'data', SAMPLE_IMAGES)
+    data = own_data.draw_pairs(folder / 'data', SAMPLE_IMAGES)
     args.images, args.labels = data / 'images', data / 'labels'
     plan = Plan(args.net, [*own_data.CLASSES], {})
     splits, _ = check_data(args, plan)
@@ -260,7 +260,7 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         start = earlier[0]
         print(f'Starting from {start}', flush=True)
     else:
-        classifiers.train(name, start, recipes.SEED)
+        classifiers.train_classifier(name, start, recipes.SEED)
     published = voc_fcn_alexnet.SOLVER if name == 'caffenet' else voc_fcn32s.SOLVER
     sample = 'voc_fcn_alexnet' if name == 'caffenet' else 'voc_fcn32s'
     constants = {**published, **recipes.make_settings(sample)['constants']}
@@ -339,7 +339,7 @@ def parse_map(text: str | None, classes: Sequence[str]) -> dict[int | str, int]:
     return table
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = options.make_parser('finetune.py', 'Train an official net on your own data.', EPILOG)
     parser.usage = USAGE
     add = parser.add_argument
@@ -366,7 +366,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = make_parser().parse_intermixed_args()
+    args = _make_parser().parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
     with options.session(lasting=True):
         options.choose_device(args.gpu)

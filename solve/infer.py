@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 
 from caffe_port import TEST, Net, mode, parallel, prototxt
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError, WriteError, make_folder, printable
 from caffe_port.files import weights
 from caffe_port.zoo import load_all
@@ -28,7 +28,7 @@ from solve.datasets.images import bgr_blob, check_exists
 from solve.run import experiments, inputs, options, results, tiles
 from solve.run.overlays import draw_overlay
 from solve.run.pictures import save_labels, save_picture
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 USAGE = 'infer.py NET WEIGHTS PICTURE... [--overlay] [--output DIR] [--force]'
 DESCRIPTION = """\
@@ -62,8 +62,8 @@ def make_reader(net: str, top: str, mean_bgr: Sequence[float]) -> ReadPicture:
     if top == 'depth':
         return lambda path: nyud.depth_blob(nyud.read_depth(path))
     if top == 'hha' or net == 'nyud_fcn32s_hha':
-        return lambda path: bgr_blob(inputs.read_rgb(path)[:, :, ::-1], nyud.MEAN_HHA)
-    return lambda path: bgr_blob(inputs.read_rgb(path), mean_bgr)
+        return lambda path: bgr_blob(inputs.read_upright(path)[:, :, ::-1], nyud.MEAN_HHA)
+    return lambda path: bgr_blob(inputs.read_upright(path), mean_bgr)
 
 
 def infer(
@@ -81,7 +81,7 @@ def infer(
         expected = (1, net.blobs[top].channels, *first.shape[2:])
         if array.shape != expected:
             raise CaffeError(
-                f'input {top}: expected {shape_text(expected)}, found {shape_text(array.shape)}'
+                f'input {top}: expected {format_shape(expected)}, found {format_shape(array.shape)}'
             )
     shapes = net.module.infer_shapes({top: array.shape for top, array in arrays.items()})
     outputs = find_outputs(net, shapes)
@@ -98,7 +98,7 @@ def find_outputs(net: Net, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     if not found:
         raise CaffeError(
             f'net "{net.name}": no output is of the image\'s size, '
-            f'{shape_text(size)}; its outputs are {", ".join(net.outputs)}'
+            f'{format_shape(size)}; its outputs are {", ".join(net.outputs)}'
         )
     for name in found:
         if shapes[name][1] > 256:
@@ -141,7 +141,7 @@ def group_files(net: Net, arguments: Sequence[Path]) -> list[Files]:
         )
     groups: list[Files] = []
     for together in zip(*[iter(arguments)] * per):
-        found = [inputs.find(argument) for argument in together]
+        found = [inputs.find_pictures(argument) for argument in together]
         if len({len(files) for files in found}) > 1:
             counts = ', '.join(f'{len(files)} in {name}' for files, name in zip(found, together))
             raise CaffeError(f'{counts}: as many are needed of each: {", ".join(net.inputs)}')
@@ -158,7 +158,7 @@ def group_files(net: Net, arguments: Sequence[Path]) -> list[Files]:
 
 
 @dataclass
-class Picture:
+class LoadedPicture:
     """A picture that was read: what the net sees of it, and what its results say and are."""
 
     files: Files
@@ -185,19 +185,19 @@ class Labelling:
     def name_results(self, files: Files) -> dict[tuple[str, str], Path]:
         return results.name_results(self.output, files[0], self.outputs, self.kinds)
 
-    def read(self, files: Files) -> Picture:
+    def read(self, files: Files) -> LoadedPicture:
         """Read a picture, unless its results are there."""
         for path in files:
             check_exists(path)
         text = {**self.text, results.PICTURE: f'sha256 {results.digest_file(*files)}'}
-        picture = Picture(files, text, self.name_results(files))
+        picture = LoadedPicture(files, text, self.name_results(files))
         if self.force or not all(results.holds(path, text) for path in picture.paths.values()):
             picture.arrays = {
                 top: read(path) for (top, read), path in zip(self.readers.items(), files)
             }
         return picture
 
-    def write(self, picture: Picture, best: Mapping[str, np.ndarray]) -> list[str]:
+    def write(self, picture: LoadedPicture, best: Mapping[str, np.ndarray]) -> list[str]:
         """Write a picture's results; return a line on each of its labels."""
         lines = []
         for name, labels in best.items():
@@ -208,7 +208,7 @@ class Labelling:
             lines.append(f'{path}: {describe(labels, classes)}')
             # The overlay first: who finds the labels finds both.
             if 'overlay' in self.kinds:
-                rgb = inputs.read_rgb(picture.files[0])
+                rgb = inputs.read_upright(picture.files[0])
                 drawn = draw_overlay(rgb, labels, classes)
                 save_picture(drawn, picture.paths[name, 'overlay'], picture.text)
             save_labels(labels, path, picture.text)
@@ -222,7 +222,7 @@ class Labelling:
         writing: deque[Future[list[str]]] = deque()
         with ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(1) as writer:
             waiting = iter(groups)
-            reading: deque[tuple[Files, Future[Picture]]] = deque()
+            reading: deque[tuple[Files, Future[LoadedPicture]]] = deque()
             try:
                 while True:
                     while len(reading) < AHEAD and (files := next(waiting, None)):
@@ -302,7 +302,7 @@ def label_pictures(args: argparse.Namespace) -> None:
     errors: list[str] = []
     kept, start = 0, time.monotonic()
     try:
-        with progress(
+        with show_progress(
             desc='labelling', unit='img', total=len(share), leave=False, disable=len(share) < 2
         ) as bar:
             for done in labelling.run(share):

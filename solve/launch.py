@@ -15,7 +15,15 @@ from caffe_port import parallel
 from caffe_port.errors import CaffeError
 from solve.run import events, log, retention, workspace
 from solve.run.job import LATEST, Job
-from solve.run.options import ROOT, STATUS, add_gpu, choose_device, make_parser, option, session
+from solve.run.options import (
+    ROOT,
+    STATUS,
+    add_gpu,
+    choose_device,
+    make_parser,
+    name_option,
+    session,
+)
 from solve.samples import recipes
 
 # Marks an output folder as that of one call of torchrun, which may restart the script.
@@ -90,7 +98,7 @@ def _make_parser(
     add = parser.add_argument
     add_gpu(parser, positional=True)
     for place, folder in data.PLACES.items():
-        add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
+        add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
     add(
         '--weights',
         type=Path,
@@ -147,7 +155,7 @@ def _make_job(
     job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
     job.skip_bad_images, job.tensorboard = args.skip_bad_images, args.tensorboard
-    if parallel.restarted() and retention.list_states(job.prefix):
+    if parallel.is_restarted() and retention.list_states(job.prefix):
         job.resume = LATEST
     return job
 
@@ -167,7 +175,7 @@ def _make_real_job(
     places = {place: getattr(args, place) or ROOT / folder for place, folder in data.PLACES.items()}
     for place, folder in places.items():
         if not folder.is_dir():
-            raise CaffeError(f'{folder}: no such folder; {option(place)} says where it is')
+            raise CaffeError(f'{folder}: no such folder; {name_option(place)} says where it is')
     start = args.weights or [ROOT / path for path in weights]
     for path in start:
         if not args.resume and not path.is_file():
@@ -190,7 +198,7 @@ def _make_sample_job(
     print(
         f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
         'spot.\nThe real experiment needs '
-        f'{", ".join(map(option, data.PLACES))} and --weights; see --help.'
+        f'{", ".join(map(name_option, data.PLACES))} and --weights; see --help.'
     )
     folder = args.output = make_run_folder(args.output or recipes.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
@@ -198,7 +206,7 @@ def _make_sample_job(
     if resume == LATEST and not _has_snapshots(args.snapshot_prefix or folder / 'snapshot/train'):
         print('Nothing is saved there yet: the sample starts again.', flush=True)
         resume = None
-    sample = recipes.prepare(name, folder, after, start=not resume)
+    sample = recipes.prepare_sample(name, folder, after, start=not resume)
     return Job(name, folder, resume=resume, **sample)
 
 

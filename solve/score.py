@@ -24,7 +24,7 @@ from solve.run import experiments, options, workspace
 from solve.run.counting import compute_hist, do_seg_tests, find_data_layers, find_tasks, seg_tests
 from solve.run.evaluation import Evaluation
 from solve.run.metrics import fast_hist
-from solve.run.options import ROOT, option
+from solve.run.options import ROOT, name_option
 
 __all__ = ['compute_hist', 'do_seg_tests', 'fast_hist', 'seg_tests']
 
@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 Score a net on a split, as the official release does. If it is stopped, the same command goes on
 where it was.
 """
-FILES = """
+OUTPUT_HELP = """
 The output folder then holds scores.json, confusion.npy (rows are labels, columns predictions),
 confusion.png and what the options add. SIFT Flow has two tasks: each has its own files, with
 _sem or _geo behind their names.
@@ -94,8 +94,8 @@ def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) ->
         for place in places:
             if place not in own:
                 raise CaffeError(
-                    f"{option(place)}: not a folder of this net's data; those are "
-                    + ' and '.join(map(option, own))
+                    f"{name_option(place)}: not a folder of this net's data; those are "
+                    + ' and '.join(map(name_option, own))
                 )
         changes = {
             'randomize': False,
@@ -120,7 +120,7 @@ def make_test_net(param: NetParameter, places: dict[str, Path]) -> Net:
         for place, folder in places.items():
             if str(folder) in str(error) and not folder.is_dir():
                 raise CaffeError(
-                    f'{folder}: no such folder; {option(place)} says where it is'
+                    f'{folder}: no such folder; {name_option(place)} says where it is'
                 ) from error
         raise
 
@@ -147,7 +147,7 @@ def _digest(text: str) -> str:
     return f'sha256 {hashlib.sha256(text.encode()).hexdigest()}'
 
 
-def score(args: argparse.Namespace) -> None:
+def score_net(args: argparse.Namespace) -> None:
     """Score the net that a command line names and report its scores."""
     scoring = prepare(args)
     state = scoring.count(args.predictions, args.force)
@@ -156,19 +156,22 @@ def score(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = options.make_net_parser(
-        'score.py', EXAMPLES, f'{FILES}\n{options.STATUS}', positional_gpu=True
+        'score.py', EXAMPLES, f'{OUTPUT_HELP}\n{options.STATUS}', positional_gpu=True
     )
     add = parser.add_argument
     add('--split', help="default: the published one; for a prototxt, the prototxt's")
     for place in PLACES:
         add(
-            option(place), type=Path, metavar='DIR', help="default: the script's, or the prototxt's"
+            name_option(place),
+            type=Path,
+            metavar='DIR',
+            help="default: the script's, or the prototxt's",
         )
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
     add('--report', action='store_true', help='write report.html, with best and worst pictures')
     add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
-    options.run_net_command(parser, score)
+    options.run_net_command(parser, score_net)
 
 
 if __name__ == '__main__':

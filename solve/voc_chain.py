@@ -43,7 +43,7 @@ def make_stage(job: Job, name: str, weights: list[Path]) -> Job:
     """Make the job of one net of the chain, in a folder of its own."""
     folder = make_folder(job.folder / name)
     prefix = job.prefix.parent / name / job.prefix.name
-    resumes = (job.resume or parallel.restarted()) and retention.list_states(prefix)
+    resumes = (job.resume or parallel.is_restarted()) and retention.list_states(prefix)
     resume = LATEST if resumes or not weights else None
     stage = replace(job, name=name, folder=folder, prefix=prefix, weights=weights, resume=resume)
     return replace(stage, **recipes.make_settings(name)) if job.constants else stage

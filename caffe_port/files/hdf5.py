@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import check_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.files import wire
 from caffe_port.files.stored import (
@@ -26,8 +26,8 @@ from caffe_port.files.stored import (
     StoredBlob,
     StoredLayer,
     StoredState,
+    import_library,
     layers_to_write,
-    library,
     translate_errors,
 )
 from caffe_port.proto.caffe_pb2 import NetParameter
@@ -104,7 +104,7 @@ def write_state_hdf5(
     current_step: int,
 ) -> None:
     """Write a .solverstate.h5 as Caffe does."""
-    h5py = library('h5py', path, 'hdf5')
+    h5py = import_library('h5py', path, 'hdf5')
     with _create(path) as file:
         file.create_dataset('iter', data=np.array([iter], np.int32))
         file.create_dataset('current_step', data=np.array([current_step], np.int32))
@@ -119,9 +119,9 @@ def write_state_hdf5(
 
 
 @contextmanager
-def _open(path: str | os.PathLike) -> Iterator[tuple[wire.Source, Any]]:
+def _open(path: str | os.PathLike) -> Iterator[tuple[wire.WireFile, Any]]:
     """Open an HDF5 file twice: to read values from, and as h5py sees it, closed at the end."""
-    h5py, source = library('h5py', path, 'hdf5'), wire.Source(path)
+    h5py, source = import_library('h5py', path, 'hdf5'), wire.WireFile(path)
     with (
         translate_errors(path, "damaged, or not one of Caffe's HDF5 files"),
         h5py.File(path, 'r') as file,
@@ -135,7 +135,7 @@ def _create(path: str | os.PathLike) -> Iterator[Any]:
 
     It grows in memory: the library ends the process where a disk refuses its writes.
     """
-    h5py = library('h5py', path, 'hdf5')
+    h5py = import_library('h5py', path, 'hdf5')
     with (
         translate_errors(path, 'not written'),
         h5py.File(
@@ -170,7 +170,7 @@ def _member(group: Any, name: str, path: str | os.PathLike) -> Any:
     return link and group[name]
 
 
-def _blobs(source: wire.Source, root: Any, kind: str) -> dict[str, list[StoredBlob]]:
+def _blobs(source: wire.WireFile, root: Any, kind: str) -> dict[str, list[StoredBlob]]:
     """Return the blobs 0, 1, ... of each group within `root`, and under '' its own."""
     found: dict[str, dict[str, StoredBlob]] = {}
     for name, key, dataset in _datasets(root, '', source.path, itertools.count(1)):
@@ -210,7 +210,7 @@ def _datasets(
             yield name, key, item
 
 
-def _place(source: wire.Source, dataset: Any, where: str) -> int:
+def _place(source: wire.WireFile, dataset: Any, where: str) -> int:
     """Return where in the file the values of a dataset begin, all in one piece.
 
     Raises CaffeError for the ways to store values that Caffe does not use: in chunks, with
@@ -227,17 +227,17 @@ def _place(source: wire.Source, dataset: Any, where: str) -> int:
     return place or 0
 
 
-def _stored(source: wire.Source, dataset: Any, where: str) -> StoredBlob:
+def _stored(source: wire.WireFile, dataset: Any, where: str) -> StoredBlob:
     dtype = dataset.dtype
     plain = dataset.id.get_type().get_size() == dtype.itemsize and dataset.shape is not None
     if dtype.kind != 'f' or not plain:
         raise CaffeError(f'{where}: expected floats, found {dtype}')
-    shape = checked_shape(dataset.shape, where)
+    shape = check_shape(dataset.shape, where)
     runs = [wire.Run(_place(source, dataset, where), dataset.size)]
     return StoredBlob(where, shape, dtype, partial(source.load, runs, dtype))
 
 
-def _single(source: wire.Source, file: Any, name: str, kind: str) -> bytes:
+def _single(source: wire.WireFile, file: Any, name: str, kind: str) -> bytes:
     """Return the bytes of a dataset of one number or string."""
     dataset, where = _member(file, name, source.path), f'{source.path}: {name}'
     if dataset is None or dataset.dtype.kind != kind or dataset.size != 1:

@@ -14,10 +14,17 @@ from typing import IO
 
 import numpy as np
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import wire
-from caffe_port.files.stored import Shape, StoredBlob, library, payload, translate_errors, writing
+from caffe_port.files.stored import (
+    Shape,
+    StoredBlob,
+    import_library,
+    open_to_write,
+    payload,
+    translate_errors,
+)
 
 Named = dict[str, StoredBlob]
 ReadBlob = Callable[[StoredBlob], np.ndarray]
@@ -57,7 +64,7 @@ def read_safetensors(path: str | os.PathLike) -> Named:
 
     Raises CaffeError for any other file, or without the safetensors library.
     """
-    numpy, source = library('safetensors.numpy', path, 'safetensors'), wire.Source(path)
+    numpy, source = import_library('safetensors.numpy', path, 'safetensors'), wire.WireFile(path)
     length = int.from_bytes(source.head(8), 'little')
     if length > min(MAX_INDEX, source.size - 8):
         raise CaffeError(
@@ -79,15 +86,15 @@ def _slice(file, key: str, where: str) -> StoredBlob:
         with translate_errors(where, 'damaged'), np.errstate(over='ignore'):
             out[:] = file.get_tensor(key).reshape(-1)
 
-    return StoredBlob(where, checked_shape(part.get_shape(), where), dtype, fill)
+    return StoredBlob(where, check_shape(part.get_shape(), where), dtype, fill)
 
 
 def write_safetensors(
     path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
 ) -> None:
     """Write float32 tensors in the library's order, by name; they are in memory together."""
-    numpy = library('safetensors.numpy', path, 'safetensors')
-    with writing(path) as out:
+    numpy = import_library('safetensors.numpy', path, 'safetensors')
+    with open_to_write(path) as out:
         out.write(numpy.save({key: read(blob) for key, blob in blobs}))
 
 
@@ -99,7 +106,7 @@ def read_npz(path: str | os.PathLike) -> Named:
 
     Raises CaffeError for any other file.
     """
-    wire.Source(path)  # refuses what is no file
+    wire.WireFile(path)  # refuses what is no file
     found: Named = {}
     with translate_errors(path, 'damaged, or not an .npz'):
         file = archive(path)
@@ -115,7 +122,7 @@ def read_npz(path: str | os.PathLike) -> Named:
                 what = 'it twice' if key in found else str(dtype)
                 raise CaffeError(f'{where}: expected floats, found {what}')
             fill = partial(_fill_npy, file, info, where, shape[::-1] if fortran else None)
-            found[key] = blob = StoredBlob(where, checked_shape(shape, where), dtype, fill)
+            found[key] = blob = StoredBlob(where, check_shape(shape, where), dtype, fill)
             if size != blob.count * dtype.itemsize:
                 raise CaffeError(
                     f'{where}: expected {blob.count * dtype.itemsize} bytes for shape '
@@ -158,7 +165,7 @@ def write_npz(
     path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
 ) -> None:
     """Write an uncompressed .npz of float32 arrays, one after another."""
-    with writing(path) as out, zipfile.ZipFile(out, 'w') as file:
+    with open_to_write(path) as out, zipfile.ZipFile(out, 'w') as file:
         for key, blob in blobs:
             # Without a date: equal values make equal files.
             info = zipfile.ZipInfo(f'{key}.npy')

@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import check_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 
@@ -110,7 +110,7 @@ def layers_to_write(
             where = f'{path}: {layer.name}: blob {i}'
             if array.dtype.kind not in 'fiub':
                 raise CaffeError(f'{where}: expected numbers, found {array.dtype}')
-            checked_shape(array.shape, where)
+            check_shape(array.shape, where)
         given = [np.asarray(diff) for diff in (diffs or {}).get(layer.name, ())]
         shapes = [array.shape for array in arrays]
         if given and [diff.shape for diff in given] != shapes:
@@ -127,7 +127,7 @@ def payload(array: np.ndarray) -> memoryview:
 
 
 @contextmanager
-def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def open_to_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Open a file to write whole or not at all; raise CaffeError for whatever fails."""
     with (
         translate_errors(path, 'not written'),
@@ -151,7 +151,7 @@ def translate_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
         raise CaffeError(f'{path}: {what}: {_one_line(error)}') from error
 
 
-def library(name: str, path: str | os.PathLike, extra: str) -> ModuleType:
+def import_library(name: str, path: str | os.PathLike, extra: str) -> ModuleType:
     """Import an optional library; raise CaffeError, with what to install, without it."""
     try:
         return importlib.import_module(name)

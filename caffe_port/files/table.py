@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import printable
 from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredLayer
-from caffe_port.files.weights import blob_names, nbytes
+from caffe_port.files.weights import count_bytes, name_blobs
 
 _CHUNK = 1 << 20
 _HEAD = ['layer', 'type', 'blob', 'shape', 'parameters', 'min', 'mean', 'max', 'std', '']
@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
     std: float
 
 
-def statistics(values: np.ndarray) -> Statistics:
+def compute_statistics(values: np.ndarray) -> Statistics:
     """Return minimum, mean, maximum and standard deviation, added up in float64."""
     flat = values.reshape(-1)
     if not flat.size:
@@ -40,19 +40,19 @@ def statistics(values: np.ndarray) -> Statistics:
     return Statistics(float(flat.min()), mean, float(flat.max()), math.sqrt(squares / flat.size))
 
 
-def table(layers: Sequence[StoredLayer], read: ReadBlob) -> Iterator[str]:
+def format_layers(layers: Sequence[StoredLayer], read: ReadBlob) -> Iterator[str]:
     """Yield the lines of the table; one blob is in memory at a time.
 
     Layers whose values are all zero, or not all finite, are marked.
     """
     rows = [_HEAD]
     for layer in layers:
-        found = [statistics(read(blob)) for blob in layer.blobs]
+        found = [compute_statistics(read(blob)) for blob in layer.blobs]
         first = [printable(layer.name), printable(layer.type)]
         mark = _mark([each for each, blob in zip(found, layer.blobs) if blob.count])
-        for name, blob, values in zip(blob_names(layer), layer.blobs, found):
+        for name, blob, values in zip(name_blobs(layer), layer.blobs, found):
             numbers = [f'{blob.count:,}', *[f'{value:.4g}' for value in values]]
-            rows.append([*first, name, shape_text(blob.shape), *numbers, mark])
+            rows.append([*first, name, format_shape(blob.shape), *numbers, mark])
             first, mark = ['', ''], ''
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
@@ -61,15 +61,15 @@ def table(layers: Sequence[StoredLayer], read: ReadBlob) -> Iterator[str]:
             for i, (cell, width) in enumerate(zip(row, widths))
         ]
         yield '  '.join(cells).rstrip()
-    yield summary(layers)
+    yield summarize(layers)
 
 
-def summary(layers: Sequence[StoredLayer]) -> str:
+def summarize(layers: Sequence[StoredLayer]) -> str:
     """Count layers, blobs, parameters and bytes."""
     blobs = sum(len(layer.blobs) for layer in layers)
     return (
-        f'{len(layers)} layers, {blobs} blobs, {nbytes(layers) // 4:,} parameters, '
-        f'{nbytes(layers):,} bytes'
+        f'{len(layers)} layers, {blobs} blobs, {count_bytes(layers) // 4:,} parameters, '
+        f'{count_bytes(layers):,} bytes'
     )
 
 

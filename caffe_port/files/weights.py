@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5, named, pth, wire
 from caffe_port.files.named import Named, ReadBlob
@@ -59,7 +59,7 @@ def kind_of(path: str | os.PathLike) -> str:
     raise CaffeError(f'{path}: expected a name that ends in {", ".join(SUFFIXES)}')
 
 
-def nbytes(layers: Iterable[StoredLayer]) -> int:
+def count_bytes(layers: Iterable[StoredLayer]) -> int:
     """Return the bytes of all values as float32."""
     return sum(4 * blob.count for layer in layers for blob in layer.blobs)
 
@@ -86,10 +86,10 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
             raise CaffeError(f'{path}: two layers named "{layer.name}"')
         names.add(layer.name)
     bound = max(_MOST_TIMES * os.path.getsize(path), _LEAST_BOUND)
-    if nbytes(layers) > bound:
+    if count_bytes(layers) > bound:
         raise CaffeError(
             f'{path}: expected at most {bound} bytes of values in a file of this '
-            f'size, found {nbytes(layers)}'
+            f'size, found {count_bytes(layers)}'
         )
     return layers
 
@@ -105,7 +105,7 @@ def read_layers(path: str | os.PathLike) -> list[StoredLayer]:
 
 def read_net(path: str | os.PathLike) -> NetParameter | None:
     """Return the net that a weight file holds, None where it holds none."""
-    if kind_of(path) in READERS or wire.Source(path).is_hdf5():
+    if kind_of(path) in READERS or wire.WireFile(path).is_hdf5():
         return None
     return caffemodel.read_net(path)
 
@@ -136,7 +136,7 @@ def write(
         hdf5.write_hdf5(path, bare, arrays)
 
 
-def blob_names(layer: StoredLayer) -> list[str]:
+def name_blobs(layer: StoredLayer) -> list[str]:
     """Return what files of named tensors call the blobs of a layer of its type."""
     count = len(layer.blobs)
     if layer.type == 'Python':
@@ -148,7 +148,7 @@ def blob_names(layer: StoredLayer) -> list[str]:
 
 def _named(layers: Sequence[StoredLayer], names: Names) -> Iterator[tuple[str, StoredBlob]]:
     for layer in layers:
-        for name, blob in zip(names.get(layer.name) or blob_names(layer), layer.blobs):
+        for name, blob in zip(names.get(layer.name) or name_blobs(layer), layer.blobs):
             yield f'{layer.name}.{name}', blob
 
 
@@ -300,4 +300,4 @@ def _same(found: Shape, shape: Shape) -> bool:
 
 
 def _shapes(shapes: Sequence[Shape]) -> str:
-    return ', '.join(map(shape_text, shapes))
+    return ', '.join(map(format_shape, shapes))

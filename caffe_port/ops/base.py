@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port.blob import Blob, ParamBlob, checked_shape
+from caffe_port.blob import Blob, ParamBlob, check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TRAIN
 from caffe_port.ops import fillers
@@ -109,7 +109,7 @@ class Op(nn.Module):
         learned: bool = True,
     ) -> None:
         """Add a parameter blob and fill it by `filler`, or with 0."""
-        shape = checked_shape(shape, f'param {name}')
+        shape = check_shape(shape, f'param {name}')
         if filler is None or (filler.type == 'constant' and filler.value == 0):
             values = zeros(shape).to(self.device)
         else:

@@ -168,7 +168,7 @@ class ImageSource(Source, abstract=True):
         self.transform = Transform(self.param.transform_param, self.phase)
         self.open()
         self.transform.seed()
-        rng.words(1)
+        rng.draw_words(1)
         self.begin(self.param.data_param.prefetch)
 
     def open(self) -> None:

@@ -86,7 +86,7 @@ def collect(solver: Resumable) -> dict:
     }
 
 
-def save(path: Path, content: dict, digests: dict[str, str] | None = None) -> None:
+def write(path: Path, content: dict, digests: dict[str, str] | None = None) -> None:
     """Write what `collect` has returned.
 
     `digests` are the snapshot's files, as `digest` returns them; without them those in
@@ -123,7 +123,7 @@ def digest(path: str | os.PathLike) -> str:
     return found.hexdigest()
 
 
-def load(path: Path, iteration: int) -> dict | None:
+def read(path: Path, iteration: int) -> dict | None:
     """Read the resume file of a snapshot at `iteration`; None where there is no file.
 
     Raises CaffeError if the file is broken or of another iteration. All of it is checked

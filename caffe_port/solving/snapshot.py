@@ -39,7 +39,7 @@ def write(
     with replacing(state) as temporary:
         write_state(state, kept['iter'], model, update.arrays(), current_step)
         digests = {'caffemodel': resume.digest(model), 'solverstate': resume.digest(temporary)}
-        resume.save(resume.name_resume_file(state), kept, digests)
+        resume.write(resume.name_resume_file(state), kept, digests)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read(path: Path, net: Net, update: Update, kind: str) -> Snapshot:
         if not os.path.exists(model):
             model = named
     resume_file = resume.name_resume_file(path)
-    kept = resume.load(resume_file, state.iter)
+    kept = resume.read(resume_file, state.iter)
     if kept is not None:
         if kept['type'] not in (None, kind):
             raise CaffeError(f'{path}: of a solver of type {kept["type"]}, this one is {kind}')

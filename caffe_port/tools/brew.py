@@ -99,14 +99,14 @@ def test(flags: dict[str, Any]) -> None:
                     LOG.info('Batch %d, %s = %.6g', batch, name, value)
                 sums[name] = sums.get(name, 0) + values.astype(np.float64)
     LOG.info('Loss: %.6g', loss / max(iterations, 1))
-    weights_of = {
+    loss_weights = {
         name: weight
         for node in net.module.nodes
         for name, weight in zip(node.tops, node.loss_weights)
     }
     for name, total in sums.items():
         for value in total.flat:
-            mean, weight = value / iterations, weights_of.get(name, 0)
+            mean, weight = value / iterations, loss_weights.get(name, 0)
             note = f' (* {weight:g} = {weight * mean:.6g} loss)' if weight else ''
             LOG.info('%s = %.6g%s', name, mean, note)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from solve.datasets.images import VOID, check_exists, check_labels
 
@@ -49,7 +49,7 @@ def read_mat(path: str | os.PathLike, variable: str, field: str | None = None) -
 
 
 def _kind(array: Any) -> str:
-    return f'a {type(array).__name__} of {shape_text(array.shape)} {array.dtype}'
+    return f'a {type(array).__name__} of {format_shape(array.shape)} {array.dtype}'
 
 
 def recode(labels: np.ndarray, table: Mapping[int, int], path: Path, expected: str) -> np.ndarray:

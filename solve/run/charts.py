@@ -12,7 +12,7 @@ MOST_POINTS = 600
 _WIDTH, _HEIGHT, _LEFT, _ABOVE, _BELOW = 360, 200, 56, 30, 22
 
 
-def number_text(value: str | float) -> str:
+def format_number(value: str | float) -> str:
     """Text as it is; a number with thousands apart or four digits, a dash for NaN."""
     if isinstance(value, str):
         return value
@@ -21,7 +21,7 @@ def number_text(value: str | float) -> str:
     return f'{value:,.0f}' if 1000 <= abs(value) < 1e7 else f'{value:.4g}'
 
 
-def curves(lines: Sequence[Mapping[str, Any]]) -> str:
+def draw_curves(lines: Sequence[Mapping[str, Any]]) -> str:
     """Loss and mean IU over iterations, as far as the lines have them."""
     lines = [line for line in lines if _finite(line.get('iteration'))]
     scored = dict.fromkeys(key for line in lines for key in line if key.endswith('mean_iu'))
@@ -74,7 +74,8 @@ def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log:
         y = place(first, value)[1]
         drawn.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number_text(value)}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+            f'{format_number(value)}</text>'
         )
     for value in _ticks(first, last, 4):
         if first <= value <= last:

@@ -20,8 +20,8 @@ from caffe_port.errors import CaffeError, WriteError, make_folder, replacing
 from solve.datasets.layer import SegDataLayer
 from solve.run import experiments, pictures
 from solve.run.counting import Count, Task, count_images, predict
-from solve.run.metrics import PRINTED, Scores, format_numbers, format_table, numbers_for_report
-from solve.run.report import Extremes, Picture, write_report
+from solve.run.metrics import PRINTED, Scores, format_for_report, format_numbers, format_table
+from solve.run.report import Extremes, ScoredPicture, write_report
 
 STATE = 'state.json'
 SAVE_EVERY = 5  # seconds
@@ -49,7 +49,10 @@ class EvaluationState:
             self,
             done=self.done + 1,
             counts=[a + b for a, b in zip(self.counts, counts)],
-            mean_iu=(*self.mean_iu, tuple(known(Scores(each.hist).mean_iu) for each in counts)),
+            mean_iu=(
+                *self.mean_iu,
+                tuple(to_json_number(Scores(each.hist).mean_iu) for each in counts),
+            ),
         )
 
     def write(self, path: Path) -> None:
@@ -237,14 +240,16 @@ class Evaluation:
                 write_report(
                     self.folder / f'report{suffix}.html',
                     f'{self.folder.name}{suffix.replace("_", ", ")}',
-                    {'images': str(state.done), **numbers_for_report(scores)},
+                    {'images': str(state.done), **format_for_report(scores)},
                     names,
                     scores.hist,
                     self._find_extremes(state, number, task),
                 )
                 print(f'Report: {self.folder}/report{suffix}.html')
 
-    def _find_extremes(self, state: EvaluationState, number: int, task: Task) -> list[Picture]:
+    def _find_extremes(
+        self, state: EvaluationState, number: int, task: Task
+    ) -> list[ScoredPicture]:
         """Run the net again on the images of the best and the worst mean IU in a task."""
         known_iu = [(each[number], k) for k, each in enumerate(state.mean_iu)]
         order = [k for value, k in sorted((v, k) for v, k in known_iu if v is not None)]
@@ -257,7 +262,7 @@ class Evaluation:
         return kept.pictures
 
 
-def take_picture(net: Net, layer: SegDataLayer, task: Task) -> Picture:
+def take_picture(net: Net, layer: SegDataLayer, task: Task) -> ScoredPicture:
     """Return the image that is in a net, with its label and prediction in a task."""
     data = sys.modules[type(layer).__module__]
     node = next(each for each in net.module.nodes if getattr(each.op, 'layer', None) is layer)
@@ -265,10 +270,10 @@ def take_picture(net: Net, layer: SegDataLayer, task: Task) -> Picture:
     mean = getattr(data, 'MEAN_HHA' if layer.top_names[0] == 'hha' else 'MEAN', (0.0, 0.0, 0.0))
     image = pictures.to_picture(blob, mean if len(blob) == 3 else (0.0,))
     label = net.blobs[task.gt].data[0, 0]
-    return Picture.of(str(layer.current), image, label, predict(net, task.layer))
+    return ScoredPicture.of(str(layer.current), image, label, predict(net, task.layer))
 
 
-def known(value: float) -> float | None:
+def to_json_number(value: float) -> float | None:
     """Return what JSON can hold of a number: None for one that is not finite."""
     return float(value) if math.isfinite(value) else None
 
@@ -276,12 +281,12 @@ def known(value: float) -> float | None:
 def to_json(scores: Scores, names: Sequence[str]) -> dict[str, Any]:
     """Return all scores as what JSON can hold, null for those without a value."""
     return {
-        **{what: known(getattr(scores, what)) for what in (*PRINTED, 'mean_iu_labelled')},
+        **{what: to_json_number(getattr(scores, what)) for what in (*PRINTED, 'mean_iu_labelled')},
         'absent_from_ground_truth': [
             name for name, labelled in zip(names, scores.labelled) if not labelled
         ],
         'classes': {
-            name: {'accuracy': known(accuracy), 'iu': known(iu)}
+            name: {'accuracy': to_json_number(accuracy), 'iu': to_json_number(iu)}
             for name, accuracy, iu in zip(names, scores.accuracy, scores.iu)
         },
     }

@@ -15,7 +15,7 @@ from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.datasets.images import VOID, check_exists
 
 # The names of own classes, beside the weights that were trained on them.
-CLASSES = 'classes.txt'
+CLASSES_FILE = 'classes.txt'
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
 
 
@@ -53,7 +53,9 @@ def make_net_param(net: str, split: str | None, layers: Sequence[StoredLayer]) -
             raise CaffeError(f'{net}: --split is needed for an experiment that is not official')
         return fcn(split, **find_widths(fcn, layers))
     if not Path(net).is_file():
-        names = [name for name in sorted(plugins.offered(plugins.NETS)) if find_fcn(name)]
+        names = [
+            name for name in sorted(plugins.find_entry_points(plugins.NETS_GROUP)) if find_fcn(name)
+        ]
         raise CaffeError(f'{net}: no such file, nor an experiment; those are {", ".join(names)}')
     return prototxt.read_net(net)
 
@@ -63,7 +65,7 @@ def name_classes(data: ModuleType | None, count: int, weights: Path | None = Non
 
     The names are those of a classes.txt beside `weights`, or else the data set's.
     """
-    beside = weights.with_name(CLASSES) if weights else None
+    beside = weights.with_name(CLASSES_FILE) if weights else None
     if beside and beside.is_file() and len(own := read_classes(beside)) == count:
         return own
     for known in ('CLASSES', 'SEMANTIC', 'GEOMETRIC'):

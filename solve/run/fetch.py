@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from caffe_port.errors import CaffeError, WriteError, make_folder
 from caffe_port.files.table import printable
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 # Statuses of a server that may answer later.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -72,7 +72,7 @@ def fetch(
     make_folder(path.parent)
     with (
         _Partial(path) as partial,
-        progress(desc=path.name, unit='B', unit_scale=True, total=nbytes, leave=False) as bar,
+        show_progress(desc=path.name, unit='B', unit_scale=True, total=nbytes, leave=False) as bar,
     ):
         download = _Download(url, partial, nbytes, checksum, timeout, bar)
         resumed = download.held > 0

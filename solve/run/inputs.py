@@ -18,13 +18,13 @@ LISTS = ('.txt', '.lst', '.list')
 _LEFT_OUT = {'EPS', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPEG'}
 
 
-def formats() -> tuple[str, ...]:
+def list_formats() -> tuple[str, ...]:
     """Return the names of the formats that are read: all that Pillow opens, without EPS."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in _LEFT_OUT)
 
 
-def find(argument: str | Path) -> list[Path]:
+def find_pictures(argument: str | Path) -> list[Path]:
     """Return the pictures that one argument names.
 
     A folder names its pictures, without folders in it or results of infer.py, in the order of
@@ -53,7 +53,9 @@ def find(argument: str | Path) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     Image.init()
-    known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+    known = {
+        suffix for suffix, name in Image.registered_extensions().items() if name in list_formats()
+    }
     found = [
         path
         for path in folder.iterdir()
@@ -85,7 +87,7 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
     ]
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_upright(path: Path) -> np.ndarray:
     """Read a picture as a viewer shows it: uint8, H x W x 3, RGB; of many frames, the first.
 
     It is turned as its EXIF orientation says. Transparent pixels lie over white. 16 bits of grey
@@ -95,7 +97,7 @@ def read_rgb(path: Path) -> np.ndarray:
     no known white: 32-bit integers and floats.
     """
     try:
-        with Image.open(check_exists(path), formats=formats()) as image:
+        with Image.open(check_exists(path), formats=list_formats()) as image:
             image.load()
             if image.mode == 'I' and image.format not in ('PNG', 'PPM'):
                 raise CaffeError(

@@ -25,7 +25,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Split:
+class ImageSplit:
     """The images of a data layer: their list, `files` by kind, and how many are published.
 
     `params` is what param_str has besides the folders. Of `lists`, the first that exists
@@ -50,8 +50,8 @@ class Experiment:
     """What an experiment starts from (files in the project), trains on and is scored on."""
 
     start: tuple[str, ...]
-    train: Split
-    test: Split
+    train: ImageSplit
+    test: ImageSplit
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ CLASSIFIERS = {
     'googlenet': 'data/ilsvrc-nets/googlenet.caffemodel',
 }
 
-_SBD = Split(
+_SBD = ImageSplit(
     'SBD train',
     voc.SBDDSegDataLayer,
     {'split': 'train'},
@@ -130,7 +130,7 @@ _SBD = Split(
     8498,
     'http://www.cs.berkeley.edu/~bharath2/codes/SBD/download.html',
 )
-_SEG11VALID = Split(
+_SEG11VALID = ImageSplit(
     'VOC 2011 seg11valid',
     voc.VOCSegDataLayer,
     {'split': 'seg11valid', 'sbdd_dir': '{sbdd_dir}', 'expected': None},
@@ -141,8 +141,8 @@ _SEG11VALID = Split(
 )
 
 
-def _nyud(split: str, images: int | None, *tops: str) -> Split:
-    return Split(
+def _nyud(split: str, images: int | None, *tops: str) -> ImageSplit:
+    return ImageSplit(
         f'NYUDv2 {split}',
         nyud.NYUDSegDataLayer,
         {'split': split, 'tops': [*tops, 'label']},
@@ -153,8 +153,8 @@ def _nyud(split: str, images: int | None, *tops: str) -> Split:
     )
 
 
-def _siftflow(split: str, images: int | None) -> Split:
-    return Split(
+def _siftflow(split: str, images: int | None) -> ImageSplit:
+    return ImageSplit(
         f'SIFT Flow {split}',
         siftflow.SIFTFlowSegDataLayer,
         {'split': split},
@@ -169,8 +169,8 @@ def _siftflow(split: str, images: int | None) -> Split:
     )
 
 
-def _pascalcontext(split: str, images: int | None) -> Split:
-    return Split(
+def _pascalcontext(split: str, images: int | None) -> ImageSplit:
+    return ImageSplit(
         f'PASCAL-Context {split}',
         pascalcontext.PASCALContextSegDataLayer,
         {'split': split},
@@ -241,14 +241,14 @@ def list_weights(name: str) -> dict[str, str]:
 def weight_row(place: str, what: str, root: Path) -> Row:
     """Look at a weight file: is it there, can it be read, is it the published one?"""
     path, published = root / place, WEIGHTS[place]
-    size = '' if published.nbytes is None else size_text(published.nbytes)
+    size = '' if published.nbytes is None else format_size(published.nbytes)
     if not path.is_file():
         part = path.with_name(f'{path.name}.part')
         remark = ''
         if part.is_file():
-            remark = f'{size_text(part.stat().st_size)} of it are in {part.name}'
+            remark = f'{format_size(part.stat().st_size)} of it are in {part.name}'
         return Row(what, 'missing', size, path, remark, published.url)
-    size = size_text(path.stat().st_size)
+    size = format_size(path.stat().st_size)
     try:
         caffemodel.read(path)
     except CaffeError as error:
@@ -261,7 +261,7 @@ def weight_row(place: str, what: str, root: Path) -> Row:
     return Row(what, 'there', size, path, remark)
 
 
-def data_rows(split: Split, places: Mapping[str, Path]) -> list[Row]:
+def data_rows(split: ImageSplit, places: Mapping[str, Path]) -> list[Row]:
     """Look at a split: its list, and a file of every kind for each of its images."""
     path = split.list_path(places)
     try:
@@ -285,7 +285,7 @@ def data_rows(split: Split, places: Mapping[str, Path]) -> list[Row]:
             Row(
                 f'{split.name}, {kind}',
                 state,
-                size_text(sum(there)) if there else '',
+                format_size(sum(there)) if there else '',
                 folder,
                 ''
                 if missing is None
@@ -306,7 +306,7 @@ def _sizes(folder: Path) -> dict[str, int]:
         return {}
 
 
-def open_layer(split: Split, places: Mapping[str, Path]) -> SegDataLayer:
+def open_layer(split: ImageSplit, places: Mapping[str, Path]) -> SegDataLayer:
     """Set up a split's data layer with the folders of `places`, without a net.
 
     Raises CaffeError as the layer does, for a list or table that is missing or broken.
@@ -322,7 +322,7 @@ def open_layer(split: Split, places: Mapping[str, Path]) -> SegDataLayer:
     return layer
 
 
-def size_text(nbytes: float) -> str:
+def format_size(nbytes: float) -> str:
     """A number of bytes for people: 553.4 MB."""
     if nbytes < 1000:
         return f'{nbytes:.0f} bytes'

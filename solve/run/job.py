@@ -23,8 +23,8 @@ from solve.run import experiments, log, pictures, retention, symptoms, watch, wo
 from solve.run.counting import find_data_layers, find_tasks, predict
 from solve.run.events import Events
 from solve.run.loading import load_start, read_params
-from solve.run.metrics import Scores, format_table, numbers_for_report
-from solve.run.report import Extremes, Picture, write_report
+from solve.run.metrics import Scores, format_for_report, format_table
+from solve.run.report import Extremes, ScoredPicture, write_report
 
 LOG = logging.getLogger('caffe_port')
 # As a file to resume from: the run's own newest whole snapshot.
@@ -193,7 +193,7 @@ class Job:
         state = retention.list_states(self.prefix).get(solver.iter)
         try:
             if state:  # there is none where the disk was full
-                resume.save(resume.name_resume_file(state), remembered)
+                resume.write(resume.name_resume_file(state), remembered)
         except WriteError as error:
             LOG.error('scores of iteration %d are not in its snapshot: %s', solver.iter, error)
 
@@ -233,7 +233,7 @@ class Job:
                 write_report(
                     self.folder / names[-1],
                     f'{self.name}{suffix.replace("_", ", ")}',
-                    {'iteration': str(solver.iter), **numbers_for_report(scores)},
+                    {'iteration': str(solver.iter), **format_for_report(scores)},
                     classes,
                     scores.hist,
                     extremes.pictures,
@@ -280,7 +280,7 @@ def show_images(
             row.append(pictures.Labelled(label, names))
             row.append(pictures.Labelled(best, names, label))
             if number < few:
-                kept.add(Picture.of(str(layer.current), images[0], label, best))
+                kept.add(ScoredPicture.of(str(layer.current), images[0], label, best))
         if number < PANEL_ROWS:
             rows.append(row)
     return titles, rows, extremes

@@ -125,7 +125,7 @@ def format_numbers(scores: Scores) -> str:
     return '\n'.join(lines)
 
 
-def numbers_for_report(scores: Scores) -> dict[str, str | float]:
+def format_for_report(scores: Scores) -> dict[str, str | float]:
     """Return the numbers of PRINTED under its words: the loss, and shares as percent."""
     return {
         PRINTED[name]: value if name == 'loss' else f'{100 * value:.2f} %'

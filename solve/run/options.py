@@ -24,7 +24,7 @@ STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C
 GPU_HELP = 'number of the GPU (default: 0 if there is one, else the CPU)'
 
 
-def option(place: str) -> str:
+def name_option(place: str) -> str:
     """Return the option that names a folder which nets know as `place`."""
     return '--' + place.replace('_', '-')
 
@@ -89,7 +89,7 @@ def run_net_command(
     with session(lasting=True):
         choose_device(args.gpu)
         # The net and the weights may be a stranger's (SECURITY.md).
-        with plugins.registered_only():
+        with plugins.import_registered_only():
             act(args)
 
 
@@ -103,7 +103,7 @@ def session(lasting: bool = False) -> Iterator[None]:
     goes on without output that cannot be written, and ignores SIGHUP, which a terminal sends
     as it closes. Output folders are released at the end.
     """
-    with terminal.lasting() if lasting else nullcontext(), _signals(lasting):
+    with terminal.drop_unwritable() if lasting else nullcontext(), _signals(lasting):
         try:
             parallel.join()
             with _silence_other_ranks():

@@ -87,7 +87,7 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
 
     Raises CaffeError where there is no log, or for another suffix.
     """
-    kind_of(path)
+    check_kind(path)
     logs = [(name, file) for run in runs for name, file in _find_logs(run)]
     figure = Figure(figsize=(9, 5.5), layout='constrained')
     above, below = figure.subplots(2, 1, sharex=True)
@@ -139,7 +139,7 @@ def _first_time(file: Path) -> float:
     return lines[0].get('time', 0) if lines else 0
 
 
-def kind_of(path: Path) -> str:
+def check_kind(path: Path) -> str:
     """Return the format that the suffix of a file names; raise CaffeError for an unknown one."""
     if path.suffix.lower() not in KINDS:
         raise CaffeError(f'{path}: the suffix must be one of {", ".join(KINDS)}')
@@ -288,7 +288,7 @@ def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    kind = kind_of(path)
+    kind = check_kind(path)
     metadata = {'Software' if kind == 'png' else 'Creator': _DRAWN}
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)

@@ -15,7 +15,7 @@ from PIL import Image
 from caffe_port.errors import CaffeError
 from solve.datasets.folder import MASKS, PICTURES, Pair, map_labels, read_mask
 from solve.datasets.images import VOID, check_exists, plain_name, read_rgb
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 MOST_LISTED = 10
 _ORIENTATION = 0x0112
@@ -171,7 +171,7 @@ def check(
         with ThreadPoolExecutor(4) as readers:
             read = readers.map(lambda pair: _read(pair, classes, table), pairs)
             for pair, (problem, counts, digest) in zip(
-                pairs, progress(read, total=len(pairs), desc=f'reading {split}', leave=False)
+                pairs, show_progress(read, total=len(pairs), desc=f'reading {split}', leave=False)
             ):
                 found.images[split] += 1
                 found.pixels[split] += counts

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(*args: Any, **kwargs: Any) -> tqdm:
+def show_progress(*args: Any, **kwargs: Any) -> tqdm:
     """Show tqdm's line on standard error, every half second, or every 20 s if not a terminal."""
     interactive = sys.stderr.isatty()
     interval = 0.5 if interactive else 20

@@ -23,7 +23,7 @@ from PIL import Image
 from caffe_port.errors import CaffeError, replacing
 from solve.datasets.images import VOID
 from solve.datasets.voc import palette
-from solve.run.charts import curves, number_text
+from solve.run.charts import draw_curves, format_number
 
 # Of the best pictures, and of the worst, as many are shown.
 SHOWN = 6
@@ -36,7 +36,7 @@ _HATCH = {VOID - 1: (140, 140, 140), VOID: (216, 216, 216)}
 
 
 @dataclass(frozen=True)
-class Picture:
+class ScoredPicture:
     """A scored picture as a report shows it, at most LONGEST pixels on its longer side.
 
     `image` is H x W x 3 uint8, RGB; `label` and `prediction` are H x W uint8, with 255 for void.
@@ -54,7 +54,9 @@ class Picture:
     accuracy: float
 
     @classmethod
-    def of(cls, name: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> Picture:
+    def of(
+        cls, name: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray
+    ) -> ScoredPicture:
         """Score a picture and make it small.
 
         `image` is H x W x 3 uint8, RGB, or H x W, any real grey values; `label` and `prediction`
@@ -90,10 +92,10 @@ class Extremes:
 
     def __init__(self, count: int = SHOWN):
         self._count = count
-        self._best: list[Picture] = []
-        self._worst: list[Picture] = []
+        self._best: list[ScoredPicture] = []
+        self._worst: list[ScoredPicture] = []
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ScoredPicture) -> None:
         """Keep a picture if it is among the extremes so far; one that is all void is not."""
         if math.isnan(picture.mean_iu):
             return
@@ -101,7 +103,7 @@ class Extremes:
         self._worst = sorted([*self._worst, picture], key=lambda each: each.mean_iu)[: self._count]
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[ScoredPicture]:
         """Those kept, the worst first, each once."""
         kept = {id(picture): picture for picture in (*self._worst, *self._best)}
         return sorted(kept.values(), key=lambda each: each.mean_iu)
@@ -113,7 +115,7 @@ def write_report(
     numbers: Mapping[str, str | float],
     classes: Sequence[str],
     confusion: np.ndarray,
-    pictures: Iterable[Picture] = (),
+    pictures: Iterable[ScoredPicture] = (),
     curve: Sequence[Mapping[str, Any]] | None = None,
     colours: np.ndarray | None = None,
 ) -> None:
@@ -140,7 +142,7 @@ def write_report(
         'numbers': _numbers(numbers),
         'classes': _classes(classes, confusion, colours),
         'confusion': _confusion(classes, confusion),
-        'curve': curves(curve or ()),
+        'curve': draw_curves(curve or ()),
         'pictures': _pictures(pictures, classes, colours),
     }
     text = re.sub(r'\{\{(\w+)\}\}', lambda mark: parts[mark[1]], _TEMPLATE.read_text('utf-8'))
@@ -155,7 +157,7 @@ def _percent(share: float, digits: int = 1) -> str:
 def _numbers(numbers: Mapping[str, str | float]) -> str:
     tiles = ''.join(
         f'<div class="card"><dt>{html.escape(what)}</dt>'
-        f'<dd>{html.escape(number_text(value))}</dd></div>'
+        f'<dd>{html.escape(format_number(value))}</dd></div>'
         for what, value in numbers.items()
     )
     return f'<dl class="numbers">{tiles}</dl>' if tiles else ''
@@ -306,7 +308,9 @@ def _shrunk(array: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
     return np.asarray(Image.fromarray(array).resize(size, resampling))
 
 
-def _pictures(pictures: Iterable[Picture], classes: Sequence[str], colours: np.ndarray) -> str:
+def _pictures(
+    pictures: Iterable[ScoredPicture], classes: Sequence[str], colours: np.ndarray
+) -> str:
     order = sorted(
         (each for each in pictures if math.isfinite(each.mean_iu)), key=lambda each: each.mean_iu
     )
@@ -340,7 +344,7 @@ def _fade(name: str, css: str) -> str:
     )
 
 
-def _figure(picture: Picture, classes: Sequence[str], colours: np.ndarray) -> str:
+def _figure(picture: ScoredPicture, classes: Sequence[str], colours: np.ndarray) -> str:
     name = html.escape(picture.name)
     clear = classes.index('background') if 'background' in classes else None
     present = [

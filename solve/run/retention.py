@@ -35,7 +35,7 @@ def find_latest(prefix: Path) -> Path:
     for state in reversed(list_states(prefix).values()):
         try:
             caffemodel.read(name_weights(state))
-            kept = resume.load(
+            kept = resume.read(
                 beside := resume.name_resume_file(state), caffemodel.read_state(state).iter
             )
             if kept is not None:

@@ -15,10 +15,10 @@ from caffe_port.errors import CaffeError
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.datasets.images import VOID
 from solve.datasets.layer import SegDataLayer
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 # The classes of each kind of label, by the layer's module and top.
-CLASSES = {
+CLASSES_BY_TOP = {
     (voc.__name__, 'label'): voc.CLASSES,
     (nyud.__name__, 'label'): nyud.CLASSES,
     (siftflow.__name__, 'sem'): siftflow.SEMANTIC,
@@ -82,9 +82,13 @@ def scan(name: str, layer: SegDataLayer, list_path: str, threads: int | None = N
     """
     module = type(layer).__module__
     kinds = {
-        position: top for position, top in enumerate(layer.top_names) if (module, top) in CLASSES
+        position: top
+        for position, top in enumerate(layer.top_names)
+        if (module, top) in CLASSES_BY_TOP
     }
-    found = Scan(name, list(layer.ids), {top: CLASSES[module, top] for top in kinds.values()})
+    found = Scan(
+        name, list(layer.ids), {top: CLASSES_BY_TOP[module, top] for top in kinds.values()}
+    )
     for kind in kinds.values():
         found.pixels[kind] = np.zeros(VOID + 1, np.int64)
     twice = [each for each, count in Counter(layer.ids).items() if count > 1]
@@ -92,7 +96,7 @@ def scan(name: str, layer: SegDataLayer, list_path: str, threads: int | None = N
     ids = list(dict.fromkeys(layer.ids))
     with (
         ThreadPoolExecutor(threads or os.cpu_count()) as pool,
-        progress(desc=name, unit='img', total=len(ids), leave=False) as bar,
+        show_progress(desc=name, unit='img', total=len(ids), leave=False) as bar,
     ):
         try:
             for each, result in zip(ids, pool.map(_reader(layer, kinds), ids)):
@@ -133,7 +137,7 @@ def _reader(layer: SegDataLayer, kinds: dict[int, str]) -> Callable[[str], Resul
     return read
 
 
-def overlap(
+def find_overlap(
     train: Sequence[str], test: Sequence[str], train_path: str, test_path: str
 ) -> list[str]:
     """One line for each image that is in both lists."""

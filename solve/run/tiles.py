@@ -276,55 +276,55 @@ def _bytes_of(shape: Sequence[int], block: int = 1) -> int:
 # Tiles.
 
 
-class Tile(NamedTuple):
+class Span(NamedTuple):
     """A part of an axis: the pixels to keep, and those of the picture to compute them from."""
 
     kept: slice
     read: slice
 
 
-def cut(cones: Cones, axis: int, size: int, parts: int) -> list[Tile]:
+def cut(cones: Cones, axis: int, size: int, parts: int) -> list[Span]:
     """Cut an axis of `size` pixels into `parts` tiles."""
     ends = [size * part // parts for part in range(parts + 1)]
     tiles, stride = [], cones.strides[axis]
     for start, stop in zip(ends, ends[1:]):
         first, last = cones.read(axis, start, stop - 1)
         first = max(first, 0) // stride * stride
-        tiles.append(Tile(slice(start, stop), slice(first, min(last + 1, size))))
+        tiles.append(Span(slice(start, stop), slice(first, min(last + 1, size))))
     return tiles
 
 
 def plan(
     module: NetModule, size: tuple[int, int], outputs: Sequence[str], budget: int | None
-) -> tuple[list[Tile], list[Tile]]:
+) -> tuple[list[Span], list[Span]]:
     """Return the tiles of rows and of columns that take at most `budget` bytes at a time.
 
     Of those that do, the ones with the fewest pixels to compute.
 
     Raises CaffeError if none do.
     """
-    whole = [[Tile(slice(0, pixels), slice(0, pixels))] for pixels in size]
+    whole = [[Span(slice(0, pixels), slice(0, pixels))] for pixels in size]
     needed = estimate(module, size, outputs)
     if budget is None or needed <= budget:
         return whole[0], whole[1]
-    where = f'a picture of {size[0]} x {size[1]} takes about {bytes_text(needed)}'
+    where = f'a picture of {size[0]} x {size[1]} takes about {format_memory(needed)}'
     try:
         cones = Cones(module, outputs)
     except UndefinedMapException as error:
         raise CaffeError(
-            f'{where}, --max-memory is {bytes_text(budget)}, and this net cannot be computed in '
+            f'{where}, --max-memory is {format_memory(budget)}, and this net cannot be computed in '
             f'tiles: {error}'
         ) from error
 
     @cache
-    def tiles(axis: int, parts: int) -> list[Tile]:
+    def tiles(axis: int, parts: int) -> list[Span]:
         return cut(cones, axis, size[axis], parts)
 
     @cache
     def needs(high: int, wide: int) -> int:
         return estimate(module, (high, wide), outputs)
 
-    best: tuple[int, list[Tile], list[Tile]] | None = None
+    best: tuple[int, list[Span], list[Span]] | None = None
     least = needed
     for down in range(1, min(_MOST_PARTS, size[0]) + 1):
         rows = tiles(0, down)
@@ -340,13 +340,13 @@ def plan(
                 break
     if best is None:
         raise CaffeError(
-            f'{where}, and the smallest tiles {bytes_text(least)} at a time; '
-            f'--max-memory is {bytes_text(budget)}'
+            f'{where}, and the smallest tiles {format_memory(least)} at a time; '
+            f'--max-memory is {format_memory(budget)}'
         )
     return best[1], best[2]
 
 
-def _length(tile: Tile) -> int:
+def _length(tile: Span) -> int:
     return tile.read.stop - tile.read.start
 
 
@@ -383,7 +383,7 @@ def label(
     return found
 
 
-def _within(tile: Tile) -> slice:
+def _within(tile: Span) -> slice:
     """Return where in a tile's output the pixels to keep are."""
     return slice(tile.kept.start - tile.read.start, tile.kept.stop - tile.read.start)
 
@@ -401,7 +401,7 @@ def _explain(module: NetModule, inputs: Mapping[str, Tensor], output: str, count
     return f'output {output}: NaN or infinite scores at {count} pixels{first}'
 
 
-def bytes_text(count: float) -> str:
+def format_memory(count: float) -> str:
     """Return a number of bytes in the unit that suits it: 1.5 GiB."""
     for unit in ('bytes', 'KiB', 'MiB'):
         if count < 1024:

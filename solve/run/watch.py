@@ -22,7 +22,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile
 from solve.run import retention, symptoms, terminal
 from solve.run.counting import find_data_layers
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 LOG = logging.getLogger('caffe_port')
 # In seconds. Under torchrun a signal to all processes comes twice: torchrun passes it on.
@@ -99,7 +99,7 @@ class Watch:
     def __enter__(self) -> Watch:
         solver = self._solver
         surgery.check_filled(solver.net)
-        self._bar = progress(
+        self._bar = show_progress(
             total=self._stops[-1], initial=solver.iter, unit='it', desc='iteration'
         )
         solver.requested_action = self._take_action

@@ -287,7 +287,7 @@ BACKGROUNDS: dict[str, Callable[[Pen, float, Random], None]] = {
 def draw_place(
     width: int, height: int, rng: Random, places: Sequence[str]
 ) -> tuple[Image.Image, np.ndarray]:
-    """Draw one of `places`, names of PLACES, as a background of width x height pixels.
+    """Draw one of `places`, names of BACKGROUNDS, as a background of width x height pixels.
 
     Returns the picture, RGB, and its map: H x W uint8, indices of REGIONS.
     """

@@ -18,10 +18,10 @@ from solve.samples import classifiers, trees
 SEED = 1337
 
 
-_draw_voc = functools.partial(trees.draw, 'voc', train=150, val=40)
-_draw_nyud = functools.partial(trees.draw, 'nyud')
-_draw_siftflow = functools.partial(trees.draw, 'siftflow', size=(160, 160))
-_draw_pascalcontext = functools.partial(trees.draw, 'pascalcontext')
+_draw_voc = functools.partial(trees.draw_dataset, 'voc', train=150, val=40)
+_draw_nyud = functools.partial(trees.draw_dataset, 'nyud')
+_draw_siftflow = functools.partial(trees.draw_dataset, 'siftflow', size=(160, 160))
+_draw_pascalcontext = functools.partial(trees.draw_dataset, 'pascalcontext')
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recipe:
     def classifier(self) -> str:
         """The classifier that it, or the first sample before it, starts from."""
         first = self.starts[0]
-        return first if first in classifiers.NETS else RECIPES[first].classifier
+        return first if first in classifiers.CLASSIFIER_NETS else RECIPES[first].classifier
 
 
 def _summed(base_lr: float, iterations: int, step: int) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def make_settings(name: str, seed: int = SEED, iterations: int | None = None) ->
     return dict(constants=constants, step=constants['snapshot'])
 
 
-def prepare(
+def prepare_sample(
     name: str, folder: Path, after: Sequence[ModuleType] = (), seed: int = SEED, start: bool = True
 ) -> dict[str, Any]:
     """Draw the data of an experiment's sample into `folder` and train what it starts from.
@@ -139,7 +139,7 @@ class _Trainer:
 
     def find_or_make(self, name: str) -> Path:
         """Return a classifier's or a sample's weights: an earlier run's, or made here."""
-        is_classifier = name in classifiers.NETS
+        is_classifier = name in classifiers.CLASSIFIER_NETS
         if is_classifier:
             file = f'{name}-narrow.caffemodel'
             made, earlier = self.folder / file, sorted(self.folder.parent.glob(f'*-sample/{file}'))
@@ -153,7 +153,7 @@ class _Trainer:
                 print(f'Starting from {path}', flush=True)
                 return path
         if is_classifier:
-            classifiers.train(name, made, self.seed)
+            classifiers.train_classifier(name, made, self.seed)
         else:
             self._train_before(name)
         return made

@@ -43,7 +43,7 @@ class Scene:
         return labels
 
 
-def compose(
+def compose_scene(
     width: int,
     height: int,
     names: Sequence[str],
@@ -75,7 +75,7 @@ def _spot(right: int, down: int, half: int | None, rng: Random) -> tuple[int, in
     return round(right * rng.uniform(0.85 * half, 0.85 * half + 0.15)), low
 
 
-def any_scene(
+def draw_scene(
     size: Sequence[int],
     first: str,
     objects: Sequence[str],
@@ -91,15 +91,15 @@ def any_scene(
     short, long = (np.array(size) - rng.randint(0, smaller, 2)).tolist()
     width, height = (short, long) if rng.randint(2) else (long, short)
     names = [first] if rng.randint(2) else [first, str(rng.choice(objects))]
-    return compose(width, height, names, rng, places)
+    return compose_scene(width, height, names, rng, places)
 
 
-def deck(names: Sequence[str], count: int, rng: Random) -> list[str]:
+def shuffle_evenly(names: Sequence[str], count: int, rng: Random) -> list[str]:
     """Return `count` of `names`, each as often as the others, shuffled."""
     return [names[i % len(names)] for i in rng.permutation(count)]
 
 
-def series(
+def draw_series(
     settings: Mapping[str, Any], objects: Sequence[str], places: Sequence[str] = (*BACKGROUNDS,)
 ) -> tuple[list[str], list[str], Iterator[tuple[str, Scene]]]:
     """Return the ids of settings' train and val images, and each id with its scene, drawn in turn.
@@ -108,8 +108,8 @@ def series(
     """
     train, val, rng = settings['train'], settings['val'], np.random.RandomState(settings['seed'])
     ids = [f'sample_{number:04d}' for number in rng.permutation(train + val)]
-    firsts = deck(objects, train, rng) + deck(objects, val, rng)
-    scenes = (any_scene(settings['size'], first, objects, rng, places) for first in firsts)
+    firsts = shuffle_evenly(objects, train, rng) + shuffle_evenly(objects, val, rng)
+    scenes = (draw_scene(settings['size'], first, objects, rng, places) for first in firsts)
     return ids[:train], ids[train:], zip(ids, scenes)
 
 

@@ -41,7 +41,7 @@ def root(tmp_path, monkeypatch):
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp('drawn')
     for name in ('voc', 'nyud', 'siftflow', 'pascalcontext'):
-        trees.draw(name, folder / name, train=6, val=4)
+        trees.draw_dataset(name, folder / name, train=6, val=4)
     return folder
 
 
@@ -381,4 +381,4 @@ def test_fetch_wants_names(root, monkeypatch, capsys):
     ],
 )
 def test_sizes_read_well(nbytes, text):
-    assert inventory.size_text(nbytes) == text
+    assert inventory.format_size(nbytes) == text

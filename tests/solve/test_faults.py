@@ -42,7 +42,7 @@ job = Job('faults', folder, [data / 'vgg.caffemodel'], iterations=iterations, st
           net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'), width=2, fc=8,
                    voc_dir=str(data / 'sample/pascal/VOC2011')),
           constants=dict(snapshot=2, random_seed=5, **constants))
-if snapshots.list_states(job.prefix):
+if retention.list_states(job.prefix):
     job.resume = LATEST
 voc_fcn32s.solve(job)
 """
@@ -58,7 +58,7 @@ CONFIGURATIONS = {
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    trees.draw('voc', folder / 'sample', train=4, val=2)
+    trees.draw_dataset('voc', folder / 'sample', train=4, val=2)
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 

@@ -271,12 +271,12 @@ def test_scores_of_as_many_classes_as_before_start_anew_too(tmp_path):
 
 
 def test_skips_learn_at_the_rates_of_their_stages():
-    param = finetune.Plan('voc_fcn8s', [*CLASSES], {}).make_net('train', 'lists')
+    param = finetune.Plan('voc_fcn8s', [*CLASSES], {}).make_net_param('train', 'lists')
     rates = {layer.name: [p.lr_mult for p in layer.param] for layer in param.layer}
     assert rates['score_fr'] == [1, 2]
     assert rates['score_pool4'] == pytest.approx([1e-2, 2e-2])
     assert rates['score_pool3'] == pytest.approx([1e-4, 2e-4])
-    atonce = finetune.Plan('voc_fcn8s_atonce', [*CLASSES], {}).make_net('train', 'lists')
+    atonce = finetune.Plan('voc_fcn8s_atonce', [*CLASSES], {}).make_net_param('train', 'lists')
     assert [layer.param[0].lr_mult for layer in atonce.layer if layer.name == 'score_pool3'] == [1]
 
 
@@ -348,7 +348,7 @@ def test_without_pictures_it_draws_its_own_and_trains(tmp_path, monkeypatch, cap
 
 def test_the_deploy_net_takes_a_picture(data):
     plan = finetune.Plan('voc_fcn8s', [*CLASSES], {}, arguments=WIDTHS)
-    prototxt.write(plan.make_net('deploy', data), data / 'deploy.prototxt')
+    prototxt.write(plan.make_net_param('deploy', data), data / 'deploy.prototxt')
     net = caffe.Net(str(data / 'deploy.prototxt'), caffe.TEST)
     net.blobs['data'].reshape(1, 3, 20, 28)
     net.reshape()
@@ -365,6 +365,6 @@ def test_lists_of_classes_that_are_none_are_refused(text, expected, tmp_path):
 
 
 def test_help_begins_with_an_example_and_fits_a_screen():
-    text = finetune.make_parser().format_help()
+    text = finetune._make_parser().format_help()
     assert text.startswith('usage: finetune.py --images') and 'exit status' in text
     assert len(text.splitlines()) <= 45

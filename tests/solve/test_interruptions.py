@@ -48,7 +48,8 @@ from nets import vgg16
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
 from solve.samples import classifiers, recipes
-classifiers.NETS = {'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), int(sys.argv.pop(1)))}
+net = vgg16.classifier, 193, dict(width=2, fc=8), int(sys.argv.pop(1))
+classifiers.CLASSIFIER_NETS = {'vgg16': net}
 classifiers.SCENES = 10
 entry = recipes.RECIPES['voc_fcn32s']
 few = functools.partial(entry.draw, train=2, val=1, size=(80, 80))
@@ -64,7 +65,7 @@ def data():
     # Not one of pytest's folders, which no other user may enter: some tests change theirs.
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
-    places = trees.draw('voc', folder / 'sample', train=4, val=2, size=(80, 80))
+    places = trees.draw_dataset('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     yield [
         *(f'--{name.replace("_", "-")}={path}' for name, path in places.items()),

@@ -37,7 +37,7 @@ TRAIN, VAL, SEED = 4, 3, 5
 def data(tmp_path_factory) -> Path:
     """Draw images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('data')
-    trees.draw('voc', folder / 'sample', train=TRAIN, val=VAL)
+    trees.draw_dataset('voc', folder / 'sample', train=TRAIN, val=VAL)
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
@@ -205,7 +205,7 @@ def test_rank_0_alone_writes_snapshots(ranks):
 
 def test_ranks_draw_each_from_a_stream_of_their_own(ranks):
     state = state_of(ranks[0] / 'straight', 2)
-    remembered = resume.load(resume.name_resume_file(state), 2)
+    remembered = resume.read(resume.name_resume_file(state), 2)
     (other,) = remembered['streams_of_other_ranks']
     assert not np.array_equal(remembered['streams']['key'], other['key'])
 
@@ -269,7 +269,7 @@ def run_command(data: str, folder: str) -> None:
     update = caffe.SGDSolver.apply_update
 
     def apply_update(solver):
-        if solver.iter == 3 and (os.environ['RANK'], parallel.restarted()) == ('1', False):
+        if solver.iter == 3 and (os.environ['RANK'], parallel.is_restarted()) == ('1', False):
             os.kill(os.getpid(), signal.SIGKILL)
         update(solver)
 

@@ -32,7 +32,7 @@ def places(tmp_path_factory):
     """Draw six images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('places')
     return (
-        trees.draw('voc', folder / 'data', train=4, val=2),
+        trees.draw_dataset('voc', folder / 'data', train=4, val=2),
         random_classifier(folder / 'vgg.caffemodel', WIDTH, FC),
     )
 
@@ -199,8 +199,8 @@ def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_
     )
     with pytest.raises(caffe.CaffeError, match='not the .caffemodel of this snapshot'):
         solver.restore(state)
-    kept = resume.load(resume.name_resume_file(state), 1)
-    resume.save(resume.name_resume_file(state), kept, digests={})  # as earlier versions wrote it
+    kept = resume.read(resume.name_resume_file(state), 1)
+    resume.write(resume.name_resume_file(state), kept, digests={})  # as earlier versions wrote it
     with pytest.raises(caffe.CaffeError, match='conv1_1: expected 2 blobs, found 0'):
         solver.restore(state)
     after = resume.collect(solver)
