@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from caffe_port.errors import CaffeError
 
+Shape = tuple[int, ...]
 MAX_COUNT = 2**31 - 1
 
 
@@ -21,7 +22,7 @@ def format_shape(shape: Iterable[int]) -> str:
     return ' x '.join(str(dim) for dim in shape) or 'scalar'
 
 
-def check_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
+def check_shape(shape: Sequence[int], what: str) -> Shape:
     """Return `shape` as ints; raise CaffeError where Caffe refuses it.
 
     Caffe counts elements in 32 bits, so more than 2**31 - 1 are refused, before
@@ -147,7 +148,7 @@ class Blob:
         self._diff: _Store | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return self._shape
 
     @property
@@ -277,7 +278,7 @@ class ParamBlob(Blob):
         self.parameter.grad = self.__dict__.pop('grad')
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return tuple(self.parameter.shape) if self._of is None else self._shape
 
     @property

@@ -112,9 +112,7 @@ def _export(
     net: Net, layers: Sequence[StoredLayer], options: argparse.Namespace, began: float
 ) -> None:
     """Write the net with the weights of `layers` for other engines."""
-    for layer in layers:
-        for stored, blob in zip(layer.blobs, net.params[layer.name]):
-            blob.load(stored)
+    net.load_layers(layers)
     least = export.export(net, options.target)
     sizes = 'sizes fixed, as in the net' if least is None else f'images from {least} x {least} on'
     print(f'{options.target}: {summarize(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
@@ -188,12 +186,7 @@ def _fitted(
         ):
             for line in lines:
                 print(f'{what}: {printable(line)}')
-    wrong = found.missing + found.mismatched
-    if wrong:
-        raise CaffeError(
-            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
-        )
+    found.check(path)
     return found.layers
 
 

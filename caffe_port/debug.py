@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.blob import Blob
-from caffe_port.module import Node
+from caffe_port.building import Node
 
 LOG = logging.getLogger('caffe_port')
 

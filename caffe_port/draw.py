@@ -13,8 +13,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from caffe_port.building import is_included
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.module import is_included
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, PoolingParameter
 
 COLORS = {

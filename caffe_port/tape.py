@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from caffe_port.module import Node
+from caffe_port.building import Node
 from caffe_port.ops.base import Shape
 
 

@@ -69,9 +69,7 @@ def draw_inputs(shapes: Mapping[str, Sequence[int]]) -> NamedTensors:
 
 def _computed(net: Net, layers: Sequence[StoredLayer], inputs: NamedTensors) -> NamedTensors:
     _forget(net)
-    for layer in layers:
-        for stored, blob in zip(layer.blobs, net.params[layer.name]):
-            blob.load(stored)
+    net.load_layers(layers)
     return _run(net, inputs)
 
 

@@ -75,15 +75,10 @@ def load_all(
     with a value that is not finite.
     """
     found = weights.fit(layers, net.layer_dict, fully_conv)
-    wrong = found.missing + found.mismatched
-    if wrong:
-        raise CaffeError(
-            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
-        )
+    found.check(path)
+    net.load_layers(found.layers)
     for layer in found.layers:
-        for number, (stored, blob) in enumerate(zip(layer.blobs, net.params[layer.name])):
-            blob.load(stored)
+        for number, blob in enumerate(net.params[layer.name]):
             bad = 0 if math.isfinite(blob.tensor.sum()) else int((~blob.tensor.isfinite()).sum())
             if bad:
                 raise CaffeError(

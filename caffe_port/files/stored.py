@@ -14,12 +14,11 @@ from typing import IO
 
 import numpy as np
 
-from caffe_port.blob import check_shape
+from caffe_port.blob import Shape, check_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 
 LayerArrays = Mapping[str, Sequence[np.ndarray]]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

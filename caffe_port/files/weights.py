@@ -247,6 +247,15 @@ class Fit:
     left_over: list[str] = field(default_factory=list)
     cast: list[str] = field(default_factory=list)
 
+    def check(self, path: str | os.PathLike) -> None:
+        """Raise CaffeError, naming file `path`, if it does not have all layers of the net."""
+        wrong = self.missing + self.mismatched
+        if wrong:
+            raise CaffeError(
+                f'{path}: does not fit the net: {len(self.missing)} layers missing, '
+                f'{len(self.mismatched)} mismatched, first {wrong[0]}'
+            )
+
 
 def fit(
     layers: Sequence[StoredLayer], net: Mapping[str, NetLayer], fully_conv: bool = False

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port.blob import Blob, ParamBlob, check_shape
+from caffe_port.blob import Blob, ParamBlob, Shape, check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TRAIN
 from caffe_port.ops import fillers
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
-Shape = tuple[int, ...]
 LAYER_TYPES: dict[str, type[Op]] = {}
 # The largest pad or stride that is laid out in memory; nets in use have less than 10.
 MAX_PAD = 1024

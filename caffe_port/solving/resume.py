@@ -60,8 +60,7 @@ def _layers(solver: Resumable) -> Iterator[tuple[str, Stateful]]:
     """Yield the layers that have a state of their own, by number of the net and name."""
     for number, net in enumerate([solver.net, *solver.test_nets]):
         for node in net.module.nodes:
-            layers: tuple[Any, ...] = node.op, getattr(node.op, 'layer', None)
-            for layer in layers:
+            for layer in (node.op, node.python_layer):
                 if hasattr(layer, 'set_state'):
                     yield f'{number}:{node.name}', layer
 

@@ -208,7 +208,7 @@ class SGDSolver:
 
     def _images(self) -> str:
         """Name the images in the net now, as far as its data layers tell."""
-        layers: list[Any] = [getattr(node.op, 'layer', None) for node in self.net.module.nodes]
+        layers = [node.python_layer for node in self.net.module.nodes]
         return ', '.join(str(layer.current) for layer in layers if hasattr(layer, 'current'))
 
     def rate(self) -> float:
@@ -348,60 +348,3 @@ class SGDSolver:
         self._update.restore(found.history)
         self._pace = display.Pace(self.iter, time.monotonic())
         LOG.info('Restored iteration %d from %s', self.iter, path)
-
-
-class NesterovSolver(SGDSolver):
-    """SGD with Nesterov's momentum."""
-
-    type = 'Nesterov'
-
-
-class AdaGradSolver(SGDSolver):
-    """AdaGrad: the rate is divided by the root of all squared gradients' sum."""
-
-    type = 'AdaGrad'
-
-
-class RMSPropSolver(SGDSolver):
-    """RMSProp: the rate is divided by the root of recent squared gradients' mean."""
-
-    type = 'RMSProp'
-
-
-class AdaDeltaSolver(SGDSolver):
-    """AdaDelta: steps as large as recent ones, by the gradient's part of recent gradients."""
-
-    type = 'AdaDelta'
-
-
-class AdamSolver(SGDSolver):
-    """Adam: means of the gradient and of its square, corrected for their start at 0."""
-
-    type = 'Adam'
-
-
-SOLVERS: dict[str, type[SGDSolver]] = {
-    each.type: each
-    for each in (
-        SGDSolver,
-        NesterovSolver,
-        AdaGradSolver,
-        RMSPropSolver,
-        AdaDeltaSolver,
-        AdamSolver,
-    )
-}
-
-
-def get_solver(solver: str | os.PathLike | SolverParameter) -> SGDSolver:
-    """Return a solver of the type that a solver prototxt names.
-
-    Raises CaffeError for another type than Caffe's.
-    """
-    if isinstance(solver, SolverParameter):
-        param, where = solver, 'solver'
-    else:
-        param, where = prototxt.read_solver(solver), os.fspath(solver)
-    if param.type not in SOLVERS:
-        raise CaffeError(f'{where}: no solver type "{param.type}"; there are {", ".join(SOLVERS)}')
-    return SOLVERS[param.type](solver)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from caffe_port import parallel
+from caffe_port.building import Learnable
 from caffe_port.errors import CaffeError
 from caffe_port.files.stored import StoredBlob
-from caffe_port.module import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving.rules import RULES, Step
 

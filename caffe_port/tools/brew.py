@@ -22,7 +22,7 @@ from caffe_port import mode, parallel, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.solving.solver import get_solver
+from caffe_port.solving.solver_types import get_solver
 
 LOG = logging.getLogger('caffe_port')
 FLAGS: dict[str, str | int] = dict(

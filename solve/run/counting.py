@@ -49,7 +49,7 @@ class Count:
 
 def find_data_layers(net: Net) -> list[SegDataLayer]:
     """Return the layers of solve/datasets that feed a net, in its order."""
-    layers = [getattr(node.op, 'layer', None) for node in net.module.nodes]
+    layers = [node.python_layer for node in net.module.nodes]
     return [layer for layer in layers if isinstance(layer, SegDataLayer)]
 
 

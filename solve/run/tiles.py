@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.building import Node
 from caffe_port.coord_map import UndefinedMapException, coord_map, window
 from caffe_port.errors import CaffeError
-from caffe_port.module import NetModule, Node
+from caffe_port.module import NetModule
 from caffe_port.net_spec import Function
 from caffe_port.proto.caffe_pb2 import LayerParameter, LRNParameter
 

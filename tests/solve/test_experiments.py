@@ -50,7 +50,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         classifiers,
-        'NETS',
+        'CLASSIFIER_NETS',
         {
             'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
             'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1),
