@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from caffe_port import export, plugins
-from caffe_port.errors import CaffeError, printable
+from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
 from caffe_port.files import weights
 from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredBlob, StoredLayer
@@ -287,13 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.info and (options.target is not None or options.net or options.prototxt):
             raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
-        with plugins.import_registered_only():
+        with ignore_closed_pipe(), plugins.import_registered_only():
             print_layers(options) if options.info else convert(options)
     except CaffeError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        sys.stdout = None  # the reader of the table left; nothing more is written
     return 0
 
 

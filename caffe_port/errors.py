@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,3 +75,14 @@ def make_folder(path: str | os.PathLike) -> Path:
     except ValueError as error:
         raise WriteError(f'{str(path)!r}: cannot be made: {error}') from error
     return Path(path)
+
+
+@contextmanager
+def ignore_closed_pipe() -> Iterator[None]:
+    """End the block without an error where the reader of standard output has left."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python would raise once more as it flushes standard output at its exit.
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from caffe_port.errors import CaffeError, make_folder, printable, replacing
+from caffe_port.errors import CaffeError, ignore_closed_pipe, make_folder, printable, replacing
 from caffe_port.files import caffemodel
-from solve.datasets import nyud, pascalcontext, siftflow, voc
+from caffe_port.files.checksum import compute_checksum
+from caffe_port.files.table import align_columns
 from solve.run import inventory
-from solve.run.fetch import digest, fetch
+from solve.run.experiments import ALL_PLACES, DATA
+from solve.run.fetch import fetch
 from solve.run.inventory import CLASSIFIERS, EXPERIMENTS, WEIGHTS, ImageSplit, Row, format_size
 from solve.run.options import ROOT, name_option
 from solve.run.scan import Scan, find_overlap, scan
 
-DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
-PLACES = tuple(dict.fromkeys(place for data in DATA.values() for place in data.PLACES))
 HELP = """\
 examples:
   doctor.py                      what all experiments need and what is here
@@ -53,19 +53,14 @@ def format_rows(title: str, rows: Sequence[Row]) -> str:
     """Rows as text, with a line below a row for its remark and one for its address."""
     shown = [(row.state, row.what, row.size, _short(row.path)) for row in rows]
     head = ('state', 'what', 'size', 'place')
-    widths = [max(map(len, column)) for column in zip(head, *shown)]
-    lines = [title, *(_line(cells, widths) for cells in (head, *shown))]
-    below = ' ' * (widths[0] + 4)
+    lines = [title, *(f'  {line}' for line in align_columns([head, *shown]))]
+    below = ' ' * (max(len(state) for state, *_ in (head, *shown)) + 4)
     number = 3
     for row in rows:
         extra = [row.remark] * bool(row.remark) + [f'from {row.url}'] * bool(row.url)
         lines[number:number] = [below + printable(text) for text in extra]
         number += 1 + len(extra)
     return '\n'.join(lines)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return '  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(cells, widths)).rstrip()
 
 
 def _short(path: Path) -> str:
@@ -142,7 +137,7 @@ def _twin(place: str) -> Path | None:
             other != place
             and published == WEIGHTS[place]
             and path.is_file()
-            and digest(path, wanted.partition(':')[0]) == wanted
+            and compute_checksum(path, wanted) == wanted
         ):
             return path
     return None
@@ -256,18 +251,16 @@ def main() -> None:
     )
     add('--fetch', action='store_true', help='download the weights that are missing')
     add('--scan', action='store_true', help='open every image and label and list what is wrong')
-    for place in PLACES:
+    for place in ALL_PLACES:
         add(name_option(place), type=Path, metavar='DIR', help=_default(place))
     args = parser.parse_args()
     try:
-        sys.exit(diagnose(args))
+        with ignore_closed_pipe():
+            sys.exit(diagnose(args))
     except CaffeError as error:
         parser.exit(2, f'error: {printable(str(error))}\n')
     except KeyboardInterrupt:
         parser.exit(130, 'stopped; the same command goes on with a download\n')
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; Python would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _default(place: str) -> str:

@@ -22,6 +22,7 @@ from caffe_port import TEST, Net, mode, parallel, prototxt
 from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError, WriteError, make_folder, printable
 from caffe_port.files import weights
+from caffe_port.files.checksum import digest_file, digest_text
 from caffe_port.zoo import load_all
 from solve.datasets import nyud, voc
 from solve.datasets.images import bgr_blob, check_exists
@@ -189,7 +190,7 @@ class Labelling:
         """Read a picture, unless its results are there."""
         for path in files:
             check_exists(path)
-        text = {**self.text, results.PICTURE: f'sha256 {results.digest_file(*files)}'}
+        text = {**self.text, results.PICTURE: f'sha256 {digest_file(*files)}'}
         picture = LoadedPicture(files, text, self.name_results(files))
         if self.force or not all(results.holds(path, text) for path in picture.paths.values()):
             picture.arrays = {
@@ -272,8 +273,8 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     text = {
         results.SOFTWARE: results.OURS,
         results.NET: f'{Path(args.net).name}, net and weights and mean sha256 '
-        + results.digest_text(
-            prototxt.to_text(net.module.param) + results.digest_file(args.weights) + repr([*mean])
+        + digest_text(
+            prototxt.to_text(net.module.param) + digest_file(args.weights) + repr([*mean])
         ),
     }
     kinds = ['labels', 'overlay'] if args.overlay else ['labels']

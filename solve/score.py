@@ -8,14 +8,15 @@ from __future__ import annotations
 if __name__ == '__main__':
     import _checkout
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from caffe_port import TEST, Net, parallel, prototxt
+from caffe_port import TEST, Net, parallel, plugins, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files import weights
+from caffe_port.files.checksum import digest_file, digest_text
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 from caffe_port.zoo import load_all
 from solve.datasets import voc
@@ -23,6 +24,7 @@ from solve.datasets.layer import Params, SegDataLayer
 from solve.run import experiments, options, workspace
 from solve.run.counting import compute_hist, do_seg_tests, find_data_layers, find_tasks, seg_tests
 from solve.run.evaluation import Evaluation
+from solve.run.experiments import ALL_PLACES
 from solve.run.metrics import fast_hist
 from solve.run.options import ROOT, name_option
 
@@ -30,7 +32,6 @@ __all__ = ['compute_hist', 'do_seg_tests', 'fast_hist', 'seg_tests']
 
 # The split that the release scores each experiment on.
 SPLITS = {'voc': 'seg11valid', 'nyud': 'test', 'siftflow': 'test', 'pascalcontext': 'val'}
-PLACES = tuple(dict.fromkeys(place for data in experiments.DATA.values() for place in data.PLACES))
 EXAMPLES = """examples:
   score.py voc_fcn8s fcn8s-heavy-pascal.caffemodel
   score.py siftflow_fcn16s siftflow.pth --siftflow-dir SiftFlow --predictions
@@ -53,7 +54,7 @@ def prepare(args: argparse.Namespace) -> Evaluation:
     split = args.split or (SPLITS[args.net.split('_')[0]] if data else None)
     param = experiments.make_net_param(args.net, split, layers)
     places = {place: ROOT / folder for place, folder in data.PLACES.items()} if data else {}
-    places |= {place: getattr(args, place) for place in PLACES if getattr(args, place)}
+    places |= {place: getattr(args, place) for place in ALL_PLACES if getattr(args, place)}
     set_data(param, split, places)
     net = make_test_net(param, places)
     load_all(net, args.weights, layers)
@@ -90,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Evaluation:
 def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) -> None:
     """Let the data layers of a net feed `split` in order, from the folders in `places`."""
     for layer, params in _parse_data_layers(param):
-        own = sys.modules[layer.python_param.module].PLACES
+        own = plugins.import_layer_module(layer.python_param.module).PLACES
         for place in places:
             if place not in own:
                 raise CaffeError(
@@ -108,7 +109,11 @@ def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) ->
 def _parse_data_layers(param: NetParameter) -> Iterator[tuple[LayerParameter, Params]]:
     """Yield the data layers of a net that solve/datasets has, with their parsed param_str."""
     for layer in param.layer:
-        if hasattr(sys.modules.get(layer.python_param.module), 'PLACES'):
+        module = None
+        with suppress(CaffeError):  # whatever is wrong with it, making the net says so
+            if layer.type == 'Python':
+                module = plugins.import_layer_module(layer.python_param.module)
+        if hasattr(module, 'PLACES'):
             yield layer, Params.parse(layer.name, layer.python_param.param_str)
 
 
@@ -130,21 +135,15 @@ def identify(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, 
     plain = NetParameter()
     plain.CopyFrom(param)
     for data, params in _parse_data_layers(plain):
-        kept = {key: params.values[key] for key in sorted({*params.values} - {'split', *PLACES})}
+        kept = {
+            key: params.values[key] for key in sorted({*params.values} - {'split', *ALL_PLACES})
+        }
         data.python_param.param_str = repr(kept)
-    checksum = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            checksum.update(chunk)
     return {
-        'net': _digest(prototxt.to_text(plain)),
-        'weights': f'{path.stat().st_size} bytes, sha256 {checksum.hexdigest()}',
-        'images': f'{len(layer.ids)} of {layer.split}, {_digest(repr(layer.ids))}',
+        'net': f'sha256 {digest_text(prototxt.to_text(plain))}',
+        'weights': f'{path.stat().st_size} bytes, sha256 {digest_file(path)}',
+        'images': f'{len(layer.ids)} of {layer.split}, sha256 {digest_text(repr(layer.ids))}',
     }
-
-
-def _digest(text: str) -> str:
-    return f'sha256 {hashlib.sha256(text.encode()).hexdigest()}'
 
 
 def score_net(args: argparse.Namespace) -> None:
@@ -160,7 +159,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add('--split', help="default: the published one; for a prototxt, the prototxt's")
-    for place in PLACES:
+    for place in ALL_PLACES:
         add(
             name_option(place),
             type=Path,

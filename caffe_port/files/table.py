@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,14 +54,19 @@ def format_layers(layers: Sequence[StoredLayer], read: ReadBlob) -> Iterator[str
             numbers = [f'{blob.count:,}', *[f'{value:.4g}' for value in values]]
             rows.append([*first, name, format_shape(blob.shape), *numbers, mark])
             first, mark = ['', ''], ''
+    yield from align_columns(rows, _NUMBERS)
+    yield summarize(layers)
+
+
+def align_columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    """Yield each row as a line whose cells stand in columns, those of `right` flush right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [
-            cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
+            cell.rjust(width) if i in right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths))
         ]
         yield '  '.join(cells).rstrip()
-    yield summarize(layers)
 
 
 def summarize(layers: Sequence[StoredLayer]) -> str:

@@ -6,7 +6,6 @@ digests of the snapshot's other two files, which ties the three together.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from caffe_port import mode, parallel, rng
 from caffe_port.errors import CaffeError, replacing
+from caffe_port.files.checksum import digest_file
 from caffe_port.net import Net
 
 LOG = logging.getLogger('caffe_port')
@@ -88,7 +88,7 @@ def collect(solver: Resumable) -> dict:
 def write(path: Path, content: dict, digests: dict[str, str] | None = None) -> None:
     """Write what `collect` has returned.
 
-    `digests` are the snapshot's files, as `digest` returns them; without them those in
+    `digests` are the snapshot's files, as `digest_file` returns them; without them those in
     the file at `path`, which is written anew, stay.
     """
     if digests is None:
@@ -108,18 +108,6 @@ def _stored_digests(path: Path) -> dict[str, str]:
         return json.loads(path.read_text())[_DIGESTS]
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-
-
-def digest(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file, in hexadecimal. Raises CaffeError if it cannot be read."""
-    found, block = hashlib.sha256(), bytearray(1 << 20)
-    try:
-        with open(path, 'rb', buffering=0) as file:
-            while count := file.readinto(block):
-                found.update(memoryview(block)[:count])
-    except OSError as error:
-        raise CaffeError(f'{path}: not read: {error.strerror}') from error
-    return found.hexdigest()
 
 
 def read(path: Path, iteration: int) -> dict | None:
@@ -207,7 +195,7 @@ def check_file(content: dict, where: Path, kind: str, path: Path) -> None:
     a digest, as earlier versions wrote it, every file passes.
     """
     expected = content[_DIGESTS].get(kind)
-    if expected is not None and digest(path) != expected:
+    if expected is not None and digest_file(path) != expected:
         raise CaffeError(
             f'{path}: not the .{kind} of this snapshot: its SHA-256 is not the one in {where}'
         )

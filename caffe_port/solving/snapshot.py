@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import caffemodel
+from caffe_port.files.checksum import digest_file
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving import resume
@@ -38,7 +39,7 @@ def write(
     write_state = caffemodel.write_state_hdf5 if hdf5 else caffemodel.write_state
     with replacing(state) as temporary:
         write_state(state, kept['iter'], model, update.arrays(), current_step)
-        digests = {'caffemodel': resume.digest(model), 'solverstate': resume.digest(temporary)}
+        digests = {'caffemodel': digest_file(model), 'solverstate': digest_file(temporary)}
         resume.write(resume.name_resume_file(state), kept, digests)
 
 

@@ -272,7 +272,7 @@ class SGDSolver:
         self.check_losses()
         if parallel.solver_rank():
             return
-        pace = self._pace.text(self.iter, time.monotonic())
+        pace = self._pace.format(self.iter, time.monotonic())
         LOG.info('Iteration %d%s, loss = %.6g', self.iter, pace, self.smoothed_loss)
         values = {name: self.net.blobs[name].data for name in self.net.outputs}
         display.log_outputs('Train', self.net, values)

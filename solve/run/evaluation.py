@@ -21,11 +21,10 @@ from solve.datasets.layer import SegDataLayer
 from solve.run import experiments, pictures
 from solve.run.counting import Count, Task, count_images, predict
 from solve.run.metrics import PRINTED, Scores, format_for_report, format_numbers, format_table
-from solve.run.report import Extremes, ScoredPicture, write_report
+from solve.run.report import SHOWN, Extremes, ScoredPicture, write_report
 
 STATE = 'state.json'
 SAVE_EVERY = 5  # seconds
-SHOWN = 6  # best and worst pictures in a report, each
 
 
 @dataclass(frozen=True)

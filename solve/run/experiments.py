@@ -17,6 +17,8 @@ from solve.datasets.images import VOID, check_exists
 # The names of own classes, beside the weights that were trained on them.
 CLASSES_FILE = 'classes.txt'
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
+# What nets call the folders of all data sets.
+ALL_PLACES = tuple(dict.fromkeys(place for data in DATA.values() for place in data.PLACES))
 
 
 def read_classes(path: Path) -> list[str]:

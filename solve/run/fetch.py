@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from caffe_port.errors import CaffeError, WriteError, make_folder
+from caffe_port.files.checksum import compute_checksum
 from caffe_port.files.table import printable
 from solve.run.progress import show_progress
 
@@ -92,15 +92,6 @@ def fetch(
                 partial.cut(0)
                 raise
         partial.publish()
-
-
-def digest(path: str | os.PathLike, algorithm: str) -> str:
-    """Return the checksum of a file as 'sha1:...' or 'sha256:...', in hexadecimal."""
-    found = hashlib.new(algorithm)
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return f'{algorithm}:{found.hexdigest()}'
 
 
 class _Partial:
@@ -325,7 +316,7 @@ class _Download:
         if self._nbytes not in (None, self.held):
             raise CaffeError(f'{self._url}: {self.held} bytes came, {self._nbytes} expected')
         if self._checksum:
-            found = digest(self._partial.path, self._checksum.partition(':')[0])
+            found = compute_checksum(self._partial.path, self._checksum)
             if found != self._checksum:
                 raise CaffeError(f'{self._url}: has {found}, {self._checksum} expected')
         if check:

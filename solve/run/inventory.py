@@ -10,9 +10,9 @@ from typing import Any
 
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
+from caffe_port.files.checksum import compute_checksum
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.datasets.layer import SegDataLayer
-from solve.run.fetch import digest
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def weight_row(place: str, what: str, root: Path) -> Row:
     remark = ''
     if published.checksum:
         algorithm = published.checksum.partition(':')[0]
-        same = digest(path, algorithm) == published.checksum
+        same = compute_checksum(path, published.checksum) == published.checksum
         remark = f'{algorithm} as published' if same else f'{algorithm} is not the published one'
     return Row(what, 'there', size, path, remark)
 

@@ -16,7 +16,7 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import parallel, plugins
-from caffe_port.errors import CaffeError, printable
+from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
 from solve.run import terminal, workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,19 +105,17 @@ def session(lasting: bool = False) -> Iterator[None]:
     """
     with terminal.drop_unwritable() if lasting else nullcontext(), _signals(lasting):
         try:
-            parallel.join()
-            with _silence_other_ranks():
-                yield
-            parallel.leave()
+            with ignore_closed_pipe():
+                parallel.join()
+                with _silence_other_ranks():
+                    yield
+                parallel.leave()
         except CaffeError as error:
             _fail(str(error))
         except KeyboardInterrupt as stop:
             print(str(stop) or 'stopped', file=sys.stderr)
             workspace.release()
             parallel.end(130, str(stop) or 'stopped')
-        except BrokenPipeError:
-            # Python would complain once more as it flushes stdout at its exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             if error.filename is None:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from caffe_port.errors import CaffeError
+from caffe_port.files.checksum import digest_file
 from solve.datasets.folder import MASKS, PICTURES, Pair, map_labels, read_mask
 from solve.datasets.images import VOID, check_exists, plain_name, read_rgb
 from solve.run.progress import show_progress
@@ -190,7 +190,7 @@ def _read(
     """Return a problem of a pair, how often each of 0..255 is in its mask, and a digest."""
     nothing = np.zeros(256, np.int64)
     try:
-        digest = hashlib.sha256(check_exists(pair.image).read_bytes()).hexdigest()
+        digest = digest_file(check_exists(pair.image))
         rgb = read_rgb(pair.image)
         with Image.open(pair.image) as image:
             mode, turned = image.mode, image.getexif().get(_ORIENTATION, 1)

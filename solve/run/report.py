@@ -117,15 +117,14 @@ def write_report(
     confusion: np.ndarray,
     pictures: Iterable[ScoredPicture] = (),
     curve: Sequence[Mapping[str, Any]] | None = None,
-    colours: np.ndarray | None = None,
 ) -> None:
     """Write a scoring as one HTML file that needs no other.
 
     `numbers` are shown in their order, floats to four digits and text as it is; `confusion` is
     n x n counts of pixels, rows labels, columns predictions, for the n `classes`. Of `pictures`
     the SHOWN worst and the SHOWN best are shown. `curve` is the lines of a run's log.jsonl
-    (iteration, loss, smoothed_loss, mean_iu and others that end in _mean_iu). `colours` are the
-    classes' colours, n or more x 3 uint8, RGB; VOC's without them.
+    (iteration, loss, smoothed_loss, mean_iu and others that end in _mean_iu).
+    Classes have VOC's colours.
 
     Raises CaffeError if `confusion` is not n x n, or for more than 254 classes; WriteError if
     the disk refuses the file.
@@ -136,7 +135,7 @@ def write_report(
         raise CaffeError(f'{path}: confusion of shape {confusion.shape}, {n} x {n} expected')
     if not 0 < n < VOID:
         raise CaffeError(f'{path}: {n} classes, 1 to {VOID - 1} expected')
-    colours = palette() if colours is None else np.asarray(colours, np.uint8)
+    colours = palette()
     parts = {
         'title': html.escape(title),
         'numbers': _numbers(numbers),

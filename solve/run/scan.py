@@ -74,7 +74,7 @@ class Scan:
         return lines
 
 
-def scan(name: str, layer: SegDataLayer, list_path: str, threads: int | None = None) -> Scan:
+def scan(name: str, layer: SegDataLayer, list_path: str) -> Scan:
     """Read every image and label of a data layer that is set up, in as many threads as cores.
 
     What the layer refuses is in `wrong`, and so are ids that come twice and labels that are
@@ -95,7 +95,7 @@ def scan(name: str, layer: SegDataLayer, list_path: str, threads: int | None = N
     found.wrong += [f'{list_path}: {each} is in it more than once' for each in twice]
     ids = list(dict.fromkeys(layer.ids))
     with (
-        ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
         show_progress(desc=name, unit='img', total=len(ids), leave=False) as bar,
     ):
         try:

@@ -11,6 +11,7 @@ import torch
 import caffe_port as caffe
 from caffe_port import parallel, rng
 from caffe_port.files import caffemodel
+from caffe_port.files.checksum import digest_file
 from caffe_port.solving import resume
 from tests.caffe_port.solving.test_snapshots import (
     VECTOR,
@@ -200,10 +201,10 @@ def test_a_snapshots_files_are_known_by_their_digests(tmp_path):
     state, path, content = snapshot(tmp_path)
     model = tmp_path / 'run_iter_2.caffemodel'
     assert content['sha256'] == {
-        'caffemodel': resume.digest(model),
-        'solverstate': resume.digest(state),
+        'caffemodel': digest_file(model),
+        'solverstate': digest_file(state),
     }
-    assert resume.digest(model) != resume.digest(state)
+    assert digest_file(model) != digest_file(state)
 
 
 @pytest.mark.parametrize('kind', ['caffemodel', 'solverstate'])
