@@ -119,13 +119,13 @@ def solve(job: Job, plan: Plan) -> None:
         layers = find_class_layers(find_net(plan.net), len(plan.classes))
         start_from(solver.net, job.weights[0], *layers, plan.keep_classes)
     parallel.call_on_first(lambda: write_nets(job, plan, fcn))
-    with job.watch(solver, rounds=1, step=solver.param.snapshot) as rounds:
+    with job.watch(solver, 1, step=solver.param.snapshot, prune=job.prune) as rounds:
         for iterations in rounds:
             solver.step(iterations)
             scores = score.seg_tests(solver, False, job.images, layer='score')
             job.record(solver, scores, plan.classes)
             job.prune(solver)  # --keep
-    job.finish(solver, data=own.MEAN)
+    job.save_and_report(solver, data=own.MEAN)
     best = job.prefix.with_name(f'{job.prefix.name}_iter_{solver.notes["best"]["iteration"]}')
     print(
         f'Best: mean IU {solver.notes["best"]["mean_iu"]:.4f} on val. To use it:\n'

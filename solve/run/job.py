@@ -131,11 +131,21 @@ class Job:
         return read_params(self.weights[0])
 
     @contextmanager
-    def watch(self, solver: caffe.SGDSolver, rounds: int, step: int) -> Iterator[list[int]]:
-        """Watch the run (see Watch); yield the iterations before each scoring still to come.
+    def watch(
+        self,
+        solver: caffe.SGDSolver,
+        rounds: int,
+        step: int,
+        prune: Callable[[caffe.SGDSolver], None] | None = None,
+    ) -> Iterator[list[int]]:
+        """Watch the run (see Watch); yield how many iterations come before each scoring.
 
-        As published they are `rounds` times `step`. The first is 0 where the run was
-        stopped after the snapshot of an iteration and before its scores were recorded.
+        The published run is `rounds` scorings, each after `step` iterations, whatever max_iter
+        is. A sample ends at its own max_iter, and --iterations ends any run. A resumed run has
+        the rounds that are left. Its first has 0 iterations if the run was stopped between a
+        snapshot and the scoring of the same iteration.
+
+        `prune(solver)` is called after each snapshot that is due between scorings.
         """
         end = self.iterations or self.constants.get('max_iter') or rounds * step
         step, start = self.step or step, solver.iter
@@ -145,7 +155,7 @@ class Job:
         if self.tensorboard and not caffe.solver_rank():
             self._events = Events(self.folder, start)
         try:
-            with watch.Watch(solver, stops, self._log, lambda: self.prune(solver)):
+            with watch.Watch(solver, stops, self._log, prune):
                 yield [0] * unscored + left
         finally:
             if self._events:
@@ -203,12 +213,15 @@ class Job:
             best = solver.notes.get('best') or {}
             retention.prune(self.prefix, self.keep, best.get('iteration'))
 
-    def finish(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
-        """Draw the learning curve and a panel of predictions, and print where all is; collective.
+    def save_and_report(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
+        """Make sure that the end is saved, then draw and print the results; collective.
 
-        `means` are the blobs with the pictures, by name, and what was subtracted from them.
+        If the disk has refused the last snapshot, this prunes and writes it once more. Drawn
+        are the learning curve, a panel of predictions and report.html; images that were
+        skipped are listed. `means` are the blobs with the pictures, by name, and what was
+        subtracted from them.
 
-        Raises WriteError where the last snapshot was refused and is refused once more.
+        Raises WriteError if the disk refuses the snapshot again.
         """
         if parallel.call_on_first(lambda: solver.iter not in retention.list_states(self.prefix)):
             self.prune(solver)

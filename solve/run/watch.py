@@ -71,13 +71,13 @@ def warn(text: str) -> None:
 
 
 class Watch:
-    """Watches a solver while the `with` lasts.
+    """Watch a solver within a `with` block.
 
-    Shows progress, calls `append` with a line for the log at each display, warns of a loss that
+    Shows progress, calls `append` with a line for the log at each display, warns if the loss
     stays at chance, and answers signals: SIGINT and SIGTERM stop after the iteration, with a
-    snapshot, SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
-    one its end; there a snapshot comes first, as scoring may take long. `prune` is called after
-    each snapshot that was due, written or refused.
+    snapshot; SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
+    one its end. A snapshot is written before each scoring, which may take long. `prune(solver)`
+    is called after each snapshot that was due, written or refused.
 
     Raises CaffeError, on entering, for a net whose trunk or upsampling is all zero.
     """
@@ -87,7 +87,7 @@ class Watch:
         solver: caffe.SGDSolver,
         stops: Sequence[int],
         append: Callable[..., None],
-        prune: Callable[[], None],
+        prune: Callable[[caffe.SGDSolver], None] | None = None,
     ):
         self._solver, self._stops, self._append, self._prune = solver, stops, append, prune
         self._action: str | None = None
@@ -124,8 +124,8 @@ class Watch:
 
     def _begin_iteration(self) -> None:
         every = self._solver.param.snapshot
-        if every and self._solver.iter % every == 0:
-            self._prune()
+        if self._prune and every and self._solver.iter % every == 0:
+            self._prune(self._solver)
         if self._solver.iter in self._stops:
             self._clock = time.monotonic(), self._solver.iter  # scoring does not count
 
