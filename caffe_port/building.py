@@ -1,4 +1,4 @@
-"""From a NetParameter to the layers of a net: which there are, their blobs and their params."""
+"""Build the layers of a net from a NetParameter."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Node:
 
 
 MULTIPLIERS = 'lr_mult', 'decay_mult'
-# More bottoms or tops than a layer of any real net has: a file must not ask for hours of work.
+# Most bottoms or tops of a layer, far above any real net: a forged file must not cost hours.
 MAX_ENDS = 1024
 
 
@@ -90,7 +90,7 @@ class Learnable:
     parameter: nn.Parameter
     lr_mult: float
     decay_mult: float
-    # The multipliers that a layer has set: all layers that share the parameter must agree.
+    # Multipliers that some layer sets; all layers that share the parameter must agree on them.
     declared: set[str] = field(default_factory=set)
 
 
@@ -114,9 +114,9 @@ def is_included(layer: LayerParameter, state: NetState) -> bool:
 
 
 class BuiltNet:
-    """The layers of a net in `state`, in order; `nodes`, `shapes` and `learnable` show them.
+    """The layers of a net in `state`: `nodes` in order, `shapes` of blobs, `learnable` params.
 
-    `param` is the net as built: its included layers alone, each with its phase.
+    `param` is the net as built: only the included layers, each with its phase.
 
     Raises CaffeError, naming the layer, if the net is not valid.
     """

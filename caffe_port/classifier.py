@@ -1,4 +1,4 @@
-"""Classifier and Detector: pycaffe's nets that take images as they are.
+"""Classifier and Detector: pycaffe's nets that preprocess images themselves.
 
 Source of names and behaviour: pycaffe's classifier.py and detector.py.
 """

@@ -1,4 +1,4 @@
-"""The command that converts weights from one kind of file to another.
+"""Convert weights from one kind of file to another (a command).
 
 The suffix says the kind (see weights.py): .caffemodel, .caffemodel.h5, .pth, .pt,
 .safetensors and .npz. Values stay the same bit for bit. An .onnx or .pt2 has the net too
@@ -45,28 +45,28 @@ BAR_FROM = 100_000_000
 EXAMPLES = """
 kinds of files, by suffix:
   .caffemodel .caffemodel.h5 .pth .pt .safetensors .npz
-  (.caffemodel.h5 needs h5py, .safetensors safetensors; in .pth and the others a blob is
-  called <layer>.weight and so on)
-DST may also be, net and all, with --net or --prototxt:
-  .onnx (needs onnxscript, to verify onnxruntime) or .pt2 (torch.export)
+  .caffemodel.h5 needs h5py, .safetensors needs safetensors; .pth, .pt, .safetensors and .npz
+  call a blob <layer>.weight, <layer>.bias and so on
+with --net or --prototxt, DST may also hold the net itself:
+  .onnx (needs onnxscript, and onnxruntime for --verify) or .pt2 (torch.export)
 
 examples:
-  show what is in a file:
+  print the layers of a file:
     convert.py fcn8s-heavy-pascal.caffemodel --info
-  Caffe to PyTorch, checked against the net, with proof that nothing changed:
+  Caffe to PyTorch, checked against the net and verified:
     convert.py fcn8s-heavy-pascal.caffemodel fcn8s.pth --net voc_fcn8s --verify
-  back again, for your own net:
+  PyTorch to Caffe, for your own net:
     convert.py trained.pth trained.caffemodel --prototxt deploy.prototxt
-  the net for another engine, for images of any size:
+  the net as ONNX, for images of any size:
     convert.py fcn8s-heavy-pascal.caffemodel fcn8s.onnx --net voc_fcn8s --verify
-  the VGG16 classifier for an FCN, with fc6 and fc7 made convolutional:
+  the VGG16 classifier with convolutional fc6 and fc7, for an FCN:
     convert.py VGG_ILSVRC_16_layers.caffemodel vgg16-conv.caffemodel \\
         --net vgg16 --fully-conv
-  torchvision's VGG16 in Caffe's names, BGR and 0 to 255:
+  torchvision's VGG16 with Caffe's names, for BGR images from 0 to 255:
     convert.py vgg16-397923af.pth vgg16.caffemodel --from-torchvision
 
-exit status: 0, or 2 after one line `error: ...`; then nothing was written, unless it is
---verify that failed.
+exit status: 0, or 2 with one line `error: ...`. DST is then not written, unless only --verify
+failed.
 """
 
 
@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     net.add_argument(
         '--net',
         metavar='NAME',
-        help='the same with a named net, as deployed and as narrow as SRC: voc_fcn8s, vgg16, ...',
+        help='the same with a named net at the widths of SRC: voc_fcn8s, vgg16, ...',
     )
     parser.add_argument(
         '--fully-conv',
@@ -266,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     colours.add_argument(
         '--from-torchvision',
         action='store_true',
-        help="SRC is torchvision's vgg16; fold its colours and scale in",
+        help="SRC is torchvision's vgg16; convert colours and scale in conv1_1",
     )
     colours.add_argument(
         '--to-torchvision', action='store_true', help="write DST as torchvision's vgg16"
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         '--mean',
         type=_mean,
         metavar='B,G,R',
-        help="the mean subtracted from Caffe's images, to print what it changes "
+        help='the mean you subtract from images; its effect is printed '
         f'(default: {_numbers(ZOO_MEAN_BGR)})',
     )
     return parser

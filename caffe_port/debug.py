@@ -1,4 +1,4 @@
-"""What a net logs of every layer while its debug_info is set, in Caffe's words."""
+"""Log the magnitudes of every layer for debug_info, in Caffe's words."""
 
 from __future__ import annotations
 

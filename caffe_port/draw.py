@@ -1,4 +1,4 @@
-"""Drawings of nets: layers as boxes, blobs as octagons, as pycaffe's draw makes them.
+"""Draw nets with layers as boxes and blobs as octagons, as pycaffe's draw makes them.
 
 `dot` of Graphviz lays them out where it is installed; else matplotlib draws the layers in
 the order of their distance from the data.
@@ -137,7 +137,7 @@ def _state(phase: int) -> NetState:
 
 
 def _label(layer: LayerParameter, rankdir: str, display_lrm: bool) -> str:
-    """The name and type of a layer, and the geometry of its windows."""
+    """Return the name and type of a layer, and the geometry of its windows."""
     parts = [f'{layer.name} ({layer.type})']
     if layer.type in ('Convolution', 'Deconvolution'):
         p = layer.convolution_param

@@ -1,4 +1,4 @@
-"""The one exception that this package raises for what a user can mend, and files written whole."""
+"""The exception for all that a user can mend, and files that are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A net with its weights as a file for other engines: ONNX, or PyTorch's exported program."""
+"""Export a net with its weights for other engines: ONNX, or PyTorch's exported program."""
 
 from __future__ import annotations
 

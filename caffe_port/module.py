@@ -21,8 +21,8 @@ class NetModule(nn.Module):
     A call takes input blobs as keywords, or in the order of `inputs`, and returns a dict of
     the output blobs, which are attributes too (see Outputs): all tensors, differentiable, on
     any device. state_dict keys are `<layer>.weight` and `<layer>.bias` in Caffe's shapes.
-    train() and eval() switch Dropout, BatchNorm and stochastic pooling; at first each layer
-    is as its phase says.
+    train() and eval() switch Dropout, BatchNorm and stochastic pooling; until then each layer
+    follows its phase.
 
     Raises CaffeError, naming the layer, if the net is not valid.
     """
@@ -83,7 +83,7 @@ class NetModule(nn.Module):
                 raise CaffeError(f'input {", ".join(missing)} is not given')
             blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
         found = {name: blobs[name] for name in self.outputs}
-        # An exported program's result is made of the plain containers that PyTorch knows.
+        # torch.export knows plain containers only.
         return found if torch.compiler.is_exporting() else Outputs(found)
 
     def _with_names(

@@ -1,4 +1,4 @@
-"""pycaffe's NCCL, for scripts written with it, over the processes of torchrun."""
+"""pycaffe's NCCL over torchrun's processes, for scripts that use it."""
 
 from __future__ import annotations
 

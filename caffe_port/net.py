@@ -189,7 +189,7 @@ class Net(NetWeights):
         self._tape.pop(i, None)
         bottoms = [self.blobs[name].tensor for name in node.bottoms]
         if recording and node.need_backward:
-            # What an in-place layer read must outlive what is written over it.
+            # Keep the input of an in-place layer: its output overwrites the blob.
             read = [
                 bottom.clone() if name in node.tops and self.blobs[name].is_shown() else bottom
                 for name, bottom in zip(node.bottoms, bottoms)
@@ -201,7 +201,7 @@ class Net(NetWeights):
             if name not in node.bottoms:
                 start = top.data_ptr()
                 if any(0 <= start - x.data_ptr() < x.nbytes for x in bottoms or node.op.blobs()):
-                    top = top.clone()  # each blob has memory of its own
+                    top = top.clone()  # blobs do not share memory
             self.blobs[name].tensor = top.detach()
 
     forward_all = batches.forward_all
@@ -312,7 +312,7 @@ class Net(NetWeights):
         return step
 
     def _seed_losses(self) -> None:
-        """Put each loss's weight into its diff, unless a diff is there."""
+        """Set the diff of each loss to its weight, unless it has a diff."""
         for node in self._nodes:
             for name, weight in zip(node.tops, node.loss_weights):
                 if weight and self.blobs[name].diff_tensor is None:
@@ -342,7 +342,7 @@ class Net(NetWeights):
     # Shapes.
 
     def reshape(self) -> None:
-        """Reshape every blob as follows from the shapes of the inputs."""
+        """Infer all shapes from those of the inputs, and reshape the blobs."""
         given = {
             top: self.blobs[top].shape
             for node in self._nodes

@@ -1,4 +1,4 @@
-"""The weights of a Net: out of files and into files, and shared with another net."""
+"""Copy, load, save and share the weights of a Net."""
 
 from __future__ import annotations
 

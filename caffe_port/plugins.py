@@ -1,4 +1,4 @@
-"""What other packages offer by name: Python layers, and nets that commands may name."""
+"""Find what packages register by name: Python layers, and nets for the commands."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from types import ModuleType
 
 from caffe_port.errors import CaffeError
 
-# Modules of Python layers, under the names that prototxts use for them.
+# Entry point group of the modules of Python layers, by the names that prototxts give them.
 LAYERS_GROUP = 'caffe_port.python_layers'
-# Modules with a net: fcn(split), or classifier() and fully_conv().
+# Entry point group of modules with a net: fcn(split), or classifier() and fully_conv().
 NETS_GROUP = 'caffe_port.nets'
 
 _SETUP = Path(__file__).resolve().parents[1] / 'setup.cfg'
@@ -23,9 +23,10 @@ _registered_only = ContextVar('registered_only', default=False)
 
 
 def find_entry_points(group: str) -> dict[str, EntryPoint]:
-    """List what a group of entry points offers, by name; `.load()` imports one.
+    """Return the entry points of a group by name; `.load()` imports one.
 
-    These are the installed packages' and, in a checkout that is not installed, its own.
+    They come from the installed packages, and from setup.cfg in a checkout that is not
+    installed.
     """
     found = {}
     if _SETUP.is_file():
@@ -40,9 +41,10 @@ def find_entry_points(group: str) -> dict[str, EntryPoint]:
 
 @contextmanager
 def import_registered_only() -> Iterator[None]:
-    """Import only registered modules of Python layers while this lasts: for strangers' files.
+    """Import only registered modules of Python layers within the block.
 
-    Elsewhere a python_param imports any module on the path, as in pycaffe.
+    Commands use this for files that may come from strangers. Elsewhere a python_param imports
+    any module on the path, as in pycaffe.
     """
     token = _registered_only.set(True)
     try:
@@ -52,9 +54,9 @@ def import_registered_only() -> Iterator[None]:
 
 
 def import_layer_module(name: str) -> ModuleType:
-    """Import the module that a python_param names: from the path, or else a registered one.
+    """Import the module that a python_param names, from the path or else by entry point.
 
-    Raises CaffeError if there is none, or if it cannot be imported.
+    Raises CaffeError if there is none, or if importing it fails.
     """
     point, only = find_entry_points(LAYERS_GROUP).get(name), _registered_only.get()
     if only and point is None:

@@ -1,4 +1,4 @@
-"""Proof that a converted file equals its source, by its values and by what a net computes."""
+"""Verify that a converted file equals its source: compare values and a net's outputs."""
 
 from __future__ import annotations
 

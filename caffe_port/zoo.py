@@ -1,4 +1,4 @@
-"""Nets by name, as the group `plugins.NETS_GROUP` offers them: as narrow as their weights."""
+"""Make nets by the names that plugins.NETS_GROUP registers, at the widths of their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say what the experiments need, what of it is here, and what this machine offers."""
+"""Show what the experiments need, how much of it is here, and what this machine offers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def list_rows(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
 
 
 def format_rows(title: str, rows: Sequence[Row]) -> str:
-    """Rows as text, with a line below a row for its remark and one for its address."""
+    """Format rows as a table; below a row stand its remark and its address."""
     shown = [(row.state, row.what, row.size, _short(row.path)) for row in rows]
     head = ('state', 'what', 'size', 'place')
     lines = [title, *(f'  {line}' for line in align_columns([head, *shown]))]
@@ -64,12 +64,12 @@ def format_rows(title: str, rows: Sequence[Row]) -> str:
 
 
 def _short(path: Path) -> str:
-    """A path as it is read best: from the project, if it is in it."""
+    """Return a path relative to the project if it is inside it."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def describe_machine() -> str:
-    """What there is to compute with: GPUs, cores, memory and disk, as text."""
+    """Describe what this machine offers: GPUs, cores, memory and disk."""
     lines = [('PyTorch', str(torch.__version__))]
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
@@ -95,7 +95,7 @@ def describe_machine() -> str:
 
 
 def _available() -> int | None:
-    """The bytes of memory that programs may still take; None where the system does not say."""
+    """Return how many bytes of memory are free; None if the system does not say."""
     try:
         for line in Path('/proc/meminfo').read_text().splitlines():
             if line.startswith('MemAvailable:'):
@@ -129,7 +129,7 @@ def fetch_weights(names: Sequence[str]) -> list[str]:
 
 
 def _twin(place: str) -> Path | None:
-    """Another place that holds the same published file, by its checksum."""
+    """Return another place in the project that has the same published file, by checksum."""
     wanted = WEIGHTS[place].checksum or ''
     for other, published in WEIGHTS.items():
         path = ROOT / other
@@ -144,7 +144,7 @@ def _twin(place: str) -> Path | None:
 
 
 class Scanner:
-    """Scans of splits, each made once though several experiments may share it."""
+    """Scans splits, each once even if several experiments share it."""
 
     def __init__(self) -> None:
         self._scans: dict[str, Scan | CaffeError] = {}
@@ -209,7 +209,7 @@ def diagnose(args: argparse.Namespace) -> int:
 
 
 def _places(name: str, args: argparse.Namespace) -> dict[str, Path]:
-    """The folders of an experiment's data: as given, or where its script looks for them."""
+    """Return the folders of an experiment's data: as given, or the script's defaults."""
     data = DATA.get(name.split('_')[0])
     return {
         place: getattr(args, place) or ROOT / folder
@@ -218,7 +218,7 @@ def _places(name: str, args: argparse.Namespace) -> dict[str, Path]:
 
 
 def format_verdict(name: str, rows: Sequence[Row]) -> str:
-    """One line: whether the experiment can be trained and scored with what is here."""
+    """Say in one line whether the experiment can be trained and scored with what is here."""
 
     def ready(counts: Callable[[Row], bool]) -> str:
         lacking = sum(row.state != 'there' for row in rows if counts(row))

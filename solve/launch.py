@@ -1,4 +1,4 @@
-"""From the command line of an experiment's script to its job."""
+"""Make the job of an experiment from its script's command line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(
 
 @contextmanager
 def _resumable(args: argparse.Namespace) -> Iterator[None]:
-    """Add to the message of a stop the command that goes on from there."""
+    """Add to the message of a stop the command that resumes the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -88,11 +88,11 @@ def _make_parser(
     example = f"""examples:
   {script}                     a small sample, without data and weights
   {script} 0 --keep 3          on GPU 0, from the default folders
-  {script} --resume latest     go on with the run used last"""
+  {script} --resume latest     resume the last run"""
     parser = make_parser(
         f'{name}.py',
         f'{example}\n\n{doc.strip()}',
-        f'{STATUS}\nSIGHUP, as a closed terminal sends it, writes a snapshot and the run goes on.',
+        f'{STATUS}\nOn SIGHUP (a closed terminal) the run writes a snapshot and goes on.',
         usage='%(prog)s [GPU] [options]',
     )
     add = parser.add_argument
@@ -104,10 +104,15 @@ def _make_parser(
         type=Path,
         metavar='FILE',
         nargs=len(weights),
-        help=f'to start from (default: {", ".join(weights)})',
+        help=f'weights to start from (default: {", ".join(weights)})',
     )
     add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
-    add('--resume', type=Path, metavar='FILE', help='a .solverstate, or `latest`: the newest one')
+    add(
+        '--resume',
+        type=Path,
+        metavar='FILE',
+        help='a .solverstate, or `latest` for the newest snapshot',
+    )
     add(
         '--keep',
         type=int,
@@ -115,7 +120,11 @@ def _make_parser(
         metavar='N',
         help='keep the newest N snapshots and the best one (default: all)',
     )
-    add('--skip-bad-images', action='store_true', help='train on, and list them at the end')
+    add(
+        '--skip-bad-images',
+        action='store_true',
+        help='skip unreadable images, list them at the end',
+    )
     add('--tensorboard', action='store_true', help="write TensorBoard's event files too")
     add(
         '--output', type=Path, metavar='DIR', help=f'for logs and pictures (default: output/{name})'
@@ -124,7 +133,7 @@ def _make_parser(
         '--snapshot-prefix',
         type=Path,
         metavar='PREFIX',
-        help='of snapshots (default: snapshot/train in the output folder)',
+        help='prefix of snapshots (default: snapshot/train in the output folder)',
     )
     return parser
 

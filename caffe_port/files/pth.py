@@ -1,4 +1,4 @@
-"""PyTorch's .pth: an index of a state_dict's tensors, made without unpickling.
+"""Read and write PyTorch's .pth: index a state_dict's tensors without unpickling.
 
 torch.load builds whatever a pickle describes, and a hundred bytes can describe gigabytes.
 Here the few opcodes that torch.save writes for a state_dict act on plain values, one by

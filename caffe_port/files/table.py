@@ -1,4 +1,4 @@
-"""What a weight file holds, as a table: a row for each blob."""
+"""Show what a weight file holds, as a table with a row for each blob."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files of every kind as layers with their blobs in Caffe's order; fitted to a net.
+"""Read and write weight files of every kind as layers of blobs, and fit them to a net.
 
 The suffix says the kind. Files of named tensors (.pth, .pt, .safetensors, .npz) call a
 blob `<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance and

@@ -1,4 +1,4 @@
-"""The WindowData layer: windows of images, of objects and of background, as R-CNN is trained."""
+"""The WindowData layer: windows on objects and background, as for training R-CNN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a solver logs of its nets, in Caffe's words."""
+"""Log a solver's outputs and tests, in Caffe's words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The resume file beside a solver state: what Caffe's snapshots forget.
+"""The resume file beside a solver state, for what Caffe's snapshots do not hold.
 
 These are data order, random streams, recent losses and a script's notes. It also holds the
 digests of the snapshot's other two files, which ties the three together.

@@ -1,4 +1,4 @@
-"""The three files of a snapshot: weights, solver state and resume file, written and read."""
+"""Write and read the three files of a snapshot: weights, solver state and resume file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nets that a solver's parameters name."""
+"""Make the nets that a solver's parameters name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caffe's other types of solvers, and the choice of one by name."""
+"""Caffe's other solver types, and get_solver, which chooses by name."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def _signals(flags: dict[str, Any]):
 
 
 def _now() -> float:
-    """Milliseconds; waits for the GPU first."""
+    """Wait for the GPU and return the time in milliseconds."""
     if mode.device().type == 'cuda':
         torch.cuda.synchronize()
     return clock.perf_counter() * 1000

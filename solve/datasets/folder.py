@@ -1,4 +1,4 @@
-"""Own pictures and masks: pictures in one folder, masks of the same stem in another."""
+"""Own data: pictures in one folder, masks of the same stems in another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data layer that all data sets share: the order of images, and reading one ahead."""
+"""The data layer that all data sets share: it orders the images and reads one ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The release's way to train, scaled to other data: the rate, the iterations, the first weights."""
+"""Adapt the release's training to other data: learning rate, iterations, initial weights."""
 
 from __future__ import annotations
 

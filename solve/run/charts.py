@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Points of a line; of more, every so many-th is drawn.
+# Most points of a line; of a longer log only every n-th is drawn.
 MOST_POINTS = 600
 _WIDTH, _HEIGHT, _LEFT, _ABOVE, _BELOW = 360, 200, 56, 30, 22
 
 
 def format_number(value: str | float) -> str:
-    """Text as it is; a number with thousands apart or four digits, a dash for NaN."""
+    """Return a number with separated thousands or four digits, a dash for NaN; text as it is."""
     if isinstance(value, str):
         return value
     if not math.isfinite(value):
@@ -22,7 +22,7 @@ def format_number(value: str | float) -> str:
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and mean IU over iterations, as far as the lines have them."""
+    """Draw loss and mean IU over iterations as HTML; the empty string if the lines have neither."""
     lines = [line for line in lines if _finite(line.get('iteration'))]
     scored = dict.fromkeys(key for line in lines for key in line if key.endswith('mean_iu'))
     charts = [
@@ -50,7 +50,7 @@ def _points(
 
 
 def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log: bool) -> str:
-    """Lines over iterations as SVG; those of many points as lines, of few with dots."""
+    """Draw lines over iterations as SVG, with dots if a line has few points."""
     series = {
         key: [(x, y) for x, y in points if y > 0 or not log] for key, points in series.items()
     }
@@ -107,7 +107,7 @@ def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log:
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers, about `count` steps of 1, 2 or 5 times a power of ten, around low..high."""
+    """Return about `count` round numbers around low..high: steps of 1, 2 or 5 times 10 ** n."""
     raw = (high - low) / count or 1
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
@@ -116,7 +116,7 @@ def _ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around low..high; of less than two decades 1, 2 and 5 times these."""
+    """Return powers of ten around low..high; within two decades 1, 2 and 5 times these."""
     begin, end = math.floor(math.log10(low)), math.ceil(math.log10(high))
     if end - begin > 2:
         step = math.ceil((end - begin) / 6)

@@ -1,4 +1,4 @@
-"""A scoring that can be stopped and goes on: its state on disk and what it writes."""
+"""Score a net so that a stopped scoring can resume: its state on disk, and its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's log as TensorBoard's event files. They need tensorboard."""
+"""Write a run's log as TensorBoard's event files; needs tensorboard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command line may name as NET: an experiment, with its data set, or a prototxt."""
+"""Find what a command line names as NET: an experiment with its data set, or a prototxt."""
 
 from __future__ import annotations
 

@@ -59,8 +59,9 @@ def fetch(
     Until then the bytes are in `<path>.part`, where the next call resumes. `nbytes` and
     `checksum` ('sha1:...' or 'sha256:...') are what the file must have, where that is known;
     `check` is called with the whole file before the rename and raises CaffeError to refuse it.
-    An attempt that brings no new byte is followed by at most `attempts` - 1 others, with waits
-    that double from `wait` seconds; `timeout`, in seconds, ends a silent connection.
+    After an attempt that brings no new byte, at most `attempts` - 1 more are made; the waits
+    between them start at `wait` seconds and double. A connection that is silent for `timeout`
+    seconds counts as broken.
 
     Raises CaffeError if `path` exists, if the server refuses, answers with an HTML page or
     offers another length, if the checksum differs, or if all attempts fail; WriteError if the
@@ -84,7 +85,7 @@ def fetch(
             partial.cut(0)
             if not resumed:
                 raise
-            bar.write(f'{error}; begins anew')
+            bar.write(f'{error}; starts over')
             download.complete(attempts, wait)
             try:
                 download.verify(check)
@@ -171,7 +172,7 @@ class _Partial:
 
 
 class _Download:
-    """What is asked of one server, and how far it has come."""
+    """A download from one server, and its progress."""
 
     def __init__(
         self,
@@ -329,6 +330,6 @@ def _content_length(headers: Message) -> int | None:
 
 
 def _validator(headers: Message) -> str | None:
-    """What tells one state of a file from another: a strong ETag, or the time of its change."""
+    """Return what identifies a version of the file: a strong ETag, or its Last-Modified time."""
     etag = headers.get('ETag', '')
     return etag if etag and not etag.startswith('W/') else headers.get('Last-Modified')

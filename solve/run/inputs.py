@@ -1,4 +1,4 @@
-"""The pictures that a command line names: files, folders, patterns and lists; read as RGB."""
+"""Find the pictures that a command line names (files, folders, lists), and read them as RGB."""
 
 from __future__ import annotations
 

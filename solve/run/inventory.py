@@ -1,4 +1,4 @@
-"""What each experiment needs: weights and images, where they come from, and what is there."""
+"""List what each experiment needs: weights and images, their sources, and what is there."""
 
 from __future__ import annotations
 
@@ -226,10 +226,10 @@ EXPERIMENTS = {
 
 
 def list_weights(name: str) -> dict[str, str]:
-    """The weight files of an experiment or classifier, with what each is for.
+    """List the weight files of an experiment or classifier, with what each is for.
 
-    An experiment has those it starts from and, if the release publishes them, those it leads
-    to, which serve to score and to label images without training.
+    An experiment has those it starts from and, if the release publishes them, the trained
+    ones, to score and to label images without training.
     """
     if name in CLASSIFIERS:
         return {CLASSIFIERS[name]: 'the classifier'}
@@ -298,7 +298,7 @@ def data_rows(split: ImageSplit, places: Mapping[str, Path]) -> list[Row]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The bytes of the files of a folder, by name; none if there is no such folder."""
+    """Return the bytes of the files of a folder by name; nothing if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -323,7 +323,7 @@ def open_layer(split: ImageSplit, places: Mapping[str, Path]) -> SegDataLayer:
 
 
 def format_size(nbytes: float) -> str:
-    """A number of bytes for people: 553.4 MB."""
+    """Return a number of bytes as text: 553.4 MB."""
     if nbytes < 1000:
         return f'{nbytes:.0f} bytes'
     for unit in ('kB', 'MB', 'GB'):

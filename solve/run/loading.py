@@ -1,4 +1,4 @@
-"""Weights to start from, out of a file into a net."""
+"""Load the weights to start from into a net."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all command lines share: where they run, how they report errors, NET and WEIGHTS."""
+"""What all command lines share: devices, errors, and the arguments NET and WEIGHTS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of labels, predictions, confusion and learning: arrays and logs in, files out."""
+"""Draw labels, predictions, confusion and learning curves from arrays and logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read own pictures and masks before a training, and say what is wrong with which file."""
+"""Check own pictures and masks before training, and say which file is wrong and why."""
 
 from __future__ import annotations
 

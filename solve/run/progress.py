@@ -1,4 +1,4 @@
-"""The progress line: often renewed on a terminal, seldom in a log."""
+"""Show a progress line: refreshed often on a terminal, seldom in a log."""
 
 from __future__ import annotations
 

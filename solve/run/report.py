@@ -1,4 +1,4 @@
-"""A scoring as one HTML file: numbers, classes, confusion, learning curve and pictures.
+"""Write the scores of a net as one HTML file: numbers, classes, confusion, curve, pictures.
 
 The file loads nothing from anywhere, and its Content-Security-Policy forbids it to.
 """
@@ -25,7 +25,7 @@ from solve.datasets.images import VOID
 from solve.datasets.voc import palette
 from solve.run.charts import draw_curves, format_number
 
-# Of the best pictures, and of the worst, as many are shown.
+# How many of the best pictures are shown, and how many of the worst.
 SHOWN = 6
 # Pixels on the longer side of a picture in the report.
 LONGEST = 500
@@ -88,7 +88,7 @@ class ScoredPicture:
 
 
 class Extremes:
-    """The best and the worst of the pictures that are added, by mean IU; all others are let go."""
+    """Keeps the best and the worst of the pictures that are added, by mean IU."""
 
     def __init__(self, count: int = SHOWN):
         self._count = count
@@ -169,7 +169,7 @@ def _swatch(colour: np.ndarray) -> str:
 
 
 def _classes(classes: Sequence[str], confusion: np.ndarray, colours: np.ndarray) -> str:
-    """The table of classes: IU as a bar, accuracy, and the share of the labelled pixels."""
+    """Return the table of classes: IU as a bar, accuracy, share of the labelled pixels."""
     right, labelled, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(divide='ignore', invalid='ignore'):
         iu = right / (labelled + predicted - right)
@@ -213,12 +213,12 @@ def _classes(classes: Sequence[str], confusion: np.ndarray, colours: np.ndarray)
 
 
 def _value(share: float) -> str:
-    """What a table sorts by: six digits, or nothing where there is no value."""
+    """Return what a table sorts by: six digits, or nothing if there is no value."""
     return f'{share:.6g}' if math.isfinite(share) else ''
 
 
 def _confusion(classes: Sequence[str], confusion: np.ndarray) -> str:
-    """The confusion matrix as SVG, rows as shares of their class, and its largest entries."""
+    """Return the confusion matrix as SVG, rows as shares of a class, and its largest entries."""
     n = len(classes)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = 20 if n <= 24 else 13
@@ -269,7 +269,7 @@ def _confusion(classes: Sequence[str], confusion: np.ndarray) -> str:
 
 
 def _most_confused(classes: Sequence[str], confusion: np.ndarray, shares: np.ndarray) -> str:
-    """The wrong predictions that take the largest shares of a label."""
+    """List the wrong predictions that take the largest shares of a label."""
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, shares)
     order = np.argsort(-wrong, axis=None, kind='stable')[:_CONFUSED]
     lines = ''.join(
@@ -290,7 +290,7 @@ def _most_confused(classes: Sequence[str], confusion: np.ndarray, shares: np.nda
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """H x W x 3 uint8 of a picture that may be grey, whose values are then stretched."""
+    """Return H x W x 3 uint8 of a picture; stretch the values of a grey one."""
     if image.ndim == 3:
         return image.astype(np.uint8)
     low, high = float(image.min()), float(image.max())
@@ -373,7 +373,7 @@ def _jpeg(image: np.ndarray) -> str:
 
 
 def _png(labels: np.ndarray, colours: np.ndarray, background: int | None) -> str:
-    """Labels as a palette PNG in the classes' colours, void hatched, background clear."""
+    """Encode labels as a palette PNG in the classes' colours, void hatched, background clear."""
     rows, columns = np.indices(labels.shape)
     stripe = ((rows + columns) // 4 % 2).astype(np.uint8)
     image = Image.fromarray(np.where(labels == VOID, VOID - stripe, labels))

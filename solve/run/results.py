@@ -1,4 +1,4 @@
-"""Results that a command knows again: PNGs that name what made them, and of what."""
+"""Recognise results of earlier calls: PNGs that name their net, settings and picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The snapshots of a run: find the newest whole one, keep no more than asked."""
+"""Find the newest whole snapshot of a run, and delete those that --keep does not keep."""
 
 from __future__ import annotations
 

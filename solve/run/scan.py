@@ -45,7 +45,7 @@ class Scan:
     LINE: ClassVar[str] = '  {:24} {}'
 
     def lines(self) -> list[str]:
-        """The scan as text: sizes, and per kind of label the void share and the classes."""
+        """Return the scan as text: sizes and, for each kind of label, classes and share of void."""
         lines = [f'{self.name}: {sum(self.sizes.values())} of {len(set(self.ids))} images read']
         if self.sizes:
             small, large = min(self.sizes, key=np.prod), max(self.sizes, key=np.prod)
@@ -77,8 +77,7 @@ class Scan:
 def scan(name: str, layer: SegDataLayer, list_path: str) -> Scan:
     """Read every image and label of a data layer that is set up, in as many threads as cores.
 
-    What the layer refuses is in `wrong`, and so are ids that come twice and labels that are
-    void all over.
+    `wrong` then has what the layer refuses, ids that come twice and labels that are all void.
     """
     module = type(layer).__module__
     kinds = {
@@ -140,7 +139,7 @@ def _reader(layer: SegDataLayer, kinds: dict[int, str]) -> Callable[[str], Resul
 def find_overlap(
     train: Sequence[str], test: Sequence[str], train_path: str, test_path: str
 ) -> list[str]:
-    """One line for each image that is in both lists."""
+    """Return a line for each image that is in both lists."""
     both = set(train) & set(test)
     return [
         f'{test_path}: {each} is in {train_path} too, so it would be trained on and scored on'

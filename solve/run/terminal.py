@@ -1,4 +1,4 @@
-"""Standard output and error of a command that outlives its terminal."""
+"""Let a command outlive its terminal: drop output that cannot be written."""
 
 from __future__ import annotations
 

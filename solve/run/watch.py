@@ -1,4 +1,4 @@
-"""Keep an eye on a run: progress, logs, signals, and signs that it does not learn."""
+"""Watch a run: progress, logs, signals, and signs that it does not learn."""
 
 from __future__ import annotations
 

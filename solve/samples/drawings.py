@@ -1,4 +1,4 @@
-"""Draw what the samples show: five of VOC's objects, and places to put them.
+"""Draw what the samples show: five of VOC's objects, and backgrounds for them.
 
 Everything is drawn larger than shown and then reduced, for smooth edges. Coordinates run
 from 0 to 1, right and down; an object has a square of its own.

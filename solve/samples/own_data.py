@@ -1,4 +1,4 @@
-"""Draw pictures and masks of three classes as one's own data would lie, to train on at once."""
+"""Draw pictures and masks of three classes in the layout of own data, to try finetune.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samples: data drawn on the spot, narrow nets, and what else is not as published."""
+"""The samples: drawn data, narrow nets, and all else that differs from the published runs."""
 
 from __future__ import annotations
 
