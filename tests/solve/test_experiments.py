@@ -75,7 +75,7 @@ def small(monkeypatch, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Draw no pictures at the end of a job: they take half of a small job's time."""
-    monkeypatch.setattr(job.Job, 'finish', lambda *_, **__: None)
+    monkeypatch.setattr(job.Job, 'save_and_report', lambda *_, **__: None)
 
 
 def run(monkeypatch, name, *arguments):
