@@ -154,7 +154,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _net(options: argparse.Namespace, layers: Sequence[StoredLayer]) -> Net | None:
-    """Make the net of --prototxt, or of --net as narrow as the weights, if one is given."""
+    """Make the net of --prototxt, or of --net at the widths of the weights, if one is given."""
     if options.net:
         try:
             param = make_deploy(options.net, layers, options.fully_conv)
@@ -211,7 +211,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 @contextmanager
 def _bar(layers: Sequence[StoredLayer]) -> Iterator[ReadBlob]:
-    """Yield the function that reads a blob; with many bytes it moves a bar on stderr."""
+    """Yield the function that reads a blob; it moves a progress bar if there are many bytes."""
     total = weights.count_bytes(layers)
     with tqdm(total=total, unit='B', unit_scale=True, disable=total < BAR_FROM) as bar:
 

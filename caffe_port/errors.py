@@ -13,7 +13,7 @@ _temporaries: dict[Path, Path] = {}
 
 
 def printable(text: str) -> str:
-    """Put text of a file on one line, with what would steer a terminal as escapes."""
+    """Put text of a file on one line, and escape what would control a terminal."""
     return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -29,7 +29,7 @@ class CaffeError(ValueError):
 
 
 class WriteError(CaffeError):
-    """The disk refused a file; what stood in its place is still there."""
+    """The disk refused a file; the file that was at its path is unchanged."""
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file so that it is there whole or not at all.
 
     Yields a temporary name beside `path`; on leaving, the file is flushed to the disk and
-    renamed to `path`. When the body raises, the temporary file is removed and whatever stood
-    at `path` stays. A function that the body calls may write the same file by `replacing`; it
+    renamed to `path`. If the body raises, the temporary file is removed and `path` stays as it
+    was. A function that the body calls may write the same file by `replacing`; it
     is renamed when the body is done.
 
     Raises WriteError if the folder is missing or the disk refuses the write.

@@ -25,7 +25,7 @@ _STEP = 32
 
 
 def is_export(path: str | os.PathLike) -> bool:
-    """Say whether the suffix of a path is one of SUFFIXES."""
+    """Say whether the suffix of a path is one of EXPORT_SUFFIXES."""
     return os.fspath(path).endswith(EXPORT_SUFFIXES)
 
 
@@ -140,7 +140,7 @@ def _squares(shapes: dict[str, Shape], side: int) -> dict[str, Shape]:
 
 
 def _moved(shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """Return shapes of images of another width."""
+    """Return the shapes for images of another width."""
     return {name: (*shape[:3], shape[3] + _STEP) for name, shape in shapes.items()}
 
 
@@ -157,7 +157,7 @@ def _takes(net: Net, shapes: dict[str, Shape]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' notes on themselves from the screen."""
+    """Silence the exporters' own messages."""
     log = logging.getLogger('torch.onnx')
     level = log.level
     log.setLevel(logging.ERROR)

@@ -44,7 +44,7 @@ def format_header() -> str:
 
 
 class GlogFile(logging.FileHandler):
-    """A log file in glog's form; goes on where an earlier run has left it."""
+    """A log file in glog's form; appends to that of an earlier run."""
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path, encoding='utf-8')

@@ -169,7 +169,7 @@ class Net(NetWeights):
     def forward_range(self, first: int = 0, last: int | None = None) -> None:
         """Run the layers from number `first` up to `last`, both included (default: all).
 
-        This is `forward` without arrays in and out: it reads and sets the blobs, on the
+        This is `forward` without arrays in and out: it reads and sets the blobs on the
         device, and keeps what backward needs unless PyTorch's gradients are off.
         """
         self.follow_device()
@@ -292,12 +292,12 @@ class Net(NetWeights):
                 parameter.grad = diff
 
     def _fits(self, node: Node, step: tape.Trace) -> bool:
-        """Say whether the blobs still have the shapes that the step was recorded on."""
+        """Say whether the blobs still have the shapes that the trace was recorded on."""
         then = [*(tuple(bottom.shape) for bottom in step.bottoms), *step.shapes]
         return then == [self.blobs[name].shape for name in (*node.bottoms, *node.tops)]
 
     def _retrace(self, node: Node) -> tape.Trace:
-        """Record a layer on the blobs as they stand, and change no blob."""
+        """Record a layer on the current values of its blobs, without changing a blob."""
         bottoms, tops = (
             [self.blobs[name].tensor for name in names] for names in (node.bottoms, node.tops)
         )

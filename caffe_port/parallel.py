@@ -136,7 +136,7 @@ def _first_sentence(error: Exception) -> str:
 
 @contextmanager
 def _others_there() -> Iterator[None]:
-    """Turn what PyTorch raises when a rank has ended into one line, with that rank's reason."""
+    """Turn PyTorch's error for a rank that has ended into one line with that rank's reason."""
     try:
         yield
     except RuntimeError as error:

@@ -182,7 +182,7 @@ def write_blob(path: str | os.PathLike, array: np.ndarray) -> None:
 
 @contextmanager
 def _expecting(source: wire.WireFile, due: str) -> Iterator[None]:
-    """Let an error say what the file is, if it is not what is `due`."""
+    """Add to an error what the file is, if it is not what is `due`."""
     try:
         if source.size > MAX_BYTES:
             raise CaffeError(
@@ -316,7 +316,7 @@ def _blob(array: np.ndarray, diff: np.ndarray | None) -> list[Piece]:
 
 
 def _message(number: int, pieces: list[Piece]) -> list[Piece]:
-    """Make the pieces of a message those of field `number` of the one around it."""
+    """Wrap the pieces of a message as field `number` of another."""
     return [wire.encode_header(number, _length(pieces)), *pieces]
 
 

@@ -120,7 +120,7 @@ def write_state_hdf5(
 
 @contextmanager
 def _open(path: str | os.PathLike) -> Iterator[tuple[wire.WireFile, Any]]:
-    """Open an HDF5 file twice: to read values from, and as h5py sees it, closed at the end."""
+    """Open an HDF5 file twice: to read values in place, and by h5py; close both at the end."""
     h5py, source = import_library('h5py', path, 'hdf5'), wire.WireFile(path)
     with (
         translate_errors(path, "damaged, or not one of Caffe's HDF5 files"),

@@ -40,7 +40,7 @@ _FLOATS: dict[str, np.dtype] = {
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which zipfile cannot read a directory of unbounded size at once."""
+    """A file that bounds how much zipfile reads at once, as for its directory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_INDEX:
@@ -146,7 +146,7 @@ def _fill_npy(
     reversed_shape: Shape | None,
     out: np.ndarray,
 ) -> None:
-    """Fill `out`; `reversed_shape` is given where the order is Fortran's."""
+    """Fill `out`; `reversed_shape` is given for Fortran order."""
     with translate_errors(where, 'damaged'), file.open(info) as member, np.errstate(over='ignore'):
         dtype = _npy_header(member)[2]
         for first in range(0, out.size, _CHUNK):

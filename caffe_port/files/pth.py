@@ -60,7 +60,7 @@ class _Name(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """The values that a tensor looks at: their kind (Float, ...), key in the file and count."""
+    """The values behind a tensor: their kind (Float, ...), key in the file and count."""
 
     kind: str
     key: str
@@ -111,7 +111,7 @@ def read_torch(path: str | os.PathLike) -> Named:
 def write_torch(
     path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
 ) -> None:
-    """Write a state_dict of float32 tensors that torch.load(weights_only=True) takes."""
+    """Write a state_dict of float32 tensors that torch.load(weights_only=True) reads."""
     state = {key: torch.from_numpy(read(blob)) for key, blob in blobs}
     with open_to_write(path) as out:
         try:

@@ -1,4 +1,4 @@
-"""What weight files hold: layers' blobs that stay on the disk until they are read."""
+"""What weight files hold: layers, whose blobs stay on the disk until they are read."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def payload(array: np.ndarray) -> memoryview:
 
 @contextmanager
 def open_to_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Open a file to write whole or not at all; raise CaffeError for whatever fails."""
+    """Open a file that is written whole or not at all; raise CaffeError for any failure."""
     with (
         translate_errors(path, 'not written'),
         replacing(path) as temporary,
@@ -138,7 +138,7 @@ def open_to_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def translate_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """Turn whatever a library raises within into a CaffeError `path: what: ...`.
+    """Turn any exception of a library within the block into a CaffeError `path: what: ...`.
 
     On damaged files zipfile, numpy, h5py and the others raise nearly every exception.
     """

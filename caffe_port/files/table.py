@@ -20,7 +20,7 @@ _NUMBERS = range(4, 9)  # columns set flush right
 
 
 class Statistics(NamedTuple):
-    """Of all values; nan where there are none."""
+    """Statistics of all values; nan if there are none."""
 
     min: float
     mean: float
@@ -29,7 +29,7 @@ class Statistics(NamedTuple):
 
 
 def compute_statistics(values: np.ndarray) -> Statistics:
-    """Return minimum, mean, maximum and standard deviation, added up in float64."""
+    """Return minimum, mean, maximum and standard deviation, summed in float64."""
     flat = values.reshape(-1)
     if not flat.size:
         return Statistics(*[math.nan] * 4)

@@ -104,7 +104,7 @@ def read_layers(path: str | os.PathLike) -> list[StoredLayer]:
 
 
 def read_net(path: str | os.PathLike) -> NetParameter | None:
-    """Return the net that a weight file holds, None where it holds none."""
+    """Return the net that a weight file holds; None if it holds none."""
     if kind_of(path) in READERS or wire.WireFile(path).is_hdf5():
         return None
     return caffemodel.read_net(path)
@@ -182,7 +182,7 @@ def _layers(path: str | os.PathLike, tensors: Named) -> list[StoredLayer]:
 
 
 def _without_prefix(path: str | os.PathLike, tensors: Named) -> Named:
-    """Take off what wrappers of a module put before the key of every tensor."""
+    """Remove the prefixes that wrappers of a module put before every key."""
     taken = ''
     for _ in _WRAPPERS:  # a key can be all prefixes: no more rounds than there are wrappers
         prefix = next((each for each in _WRAPPERS if _all_have(tensors, each)), '')
@@ -201,7 +201,7 @@ def _all_have(tensors: Named, prefix: str) -> bool:
 
 
 def _place(name: str) -> int | None:
-    """Return which blob of its layer a name means, None where it means none."""
+    """Return which blob of its layer a name means; None if it means none."""
     number = _NUMBERED.fullmatch(name)
     return int(number[1]) if number else _PLACES.get(name)
 
@@ -234,7 +234,7 @@ class NetLayer(Protocol):
 
 @dataclass
 class Fit:
-    """The layers of a net that a file has, in the net's order and shapes; the rest in words.
+    """The layers of a net that a file has, in the net's order and shapes; the rest as text.
 
     missing: layers that only the net has. mismatched: layers whose blobs differ.
     left_over: layers that only the file has. cast: fully connected layers that were made
@@ -296,7 +296,7 @@ def fit(
 
 
 def _castable(found: Sequence[Shape], shapes: Sequence[Shape]) -> bool:
-    """Return whether blobs of a fully connected layer can do what a convolution does."""
+    """Return whether blobs of a fully connected layer have the counts of a convolution."""
     if len(found) != len(shapes):
         return False
     outputs, *window = shapes[0]

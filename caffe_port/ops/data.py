@@ -82,7 +82,7 @@ class DummyData(Op):
 
 
 class MemoryData(Op):
-    """Feed arrays of the program, a batch after the other, as memory_data_layer.cpp.
+    """Feed arrays from memory, one batch after the other, as memory_data_layer.cpp.
 
     They come from set_arrays, which Net.set_input_arrays calls, and begin anew after their
     end; a forward sees what has been written to them. As in Caffe transform_param does not
@@ -103,7 +103,7 @@ class MemoryData(Op):
         self.position = 0
 
     def set_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
-        """Feed data (N x channels x height x width) and N labels, float32, from their begin.
+        """Feed data (N x channels x height x width) and N labels, float32, from their start.
 
         Raises CaffeError for another type or shape, and where N is no multiple of batch_size.
         """
@@ -144,7 +144,7 @@ class MemoryData(Op):
         return tuple(torch.from_numpy(array).to(self.device) for array in batch)
 
     def state(self) -> dict:
-        """Return the place in the arrays, which belong to the program."""
+        """Return the position in the arrays; the arrays themselves are not saved."""
         return {'position': self.position}
 
     def set_state(self, state: dict) -> None:

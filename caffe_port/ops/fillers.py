@@ -23,7 +23,7 @@ _spent: ContextVar[list[int] | None] = ContextVar('spent', default=None)
 
 @contextmanager
 def limit_draws() -> Iterator[None]:
-    """Make all params filled in the block, those of a net, share the bound of MAX_DRAWN values."""
+    """Count all params filled in the block, those of a net, against one bound, MAX_DRAWN."""
     token = _spent.set([0])
     try:
         yield

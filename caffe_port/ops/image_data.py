@@ -65,7 +65,7 @@ def read_entries(path: str) -> list[tuple[str, int]]:
 class ImageData(ImageSource):
     """Feed image files and labels from a list, as image_data_layer.cpp.
 
-    With shuffle the order is drawn anew for every pass. With rand_skip the first pass begins
+    With shuffle a new order is drawn for every pass. With rand_skip the first pass begins
     up to so many images later. As in Caffe many ranks do not share a list: those that
     train shuffle it each in its own way, or feed the same images.
     """

@@ -29,7 +29,7 @@ SAVE_EVERY = 5  # seconds
 
 @dataclass(frozen=True)
 class EvaluationState:
-    """How far a scoring has come: images done, their counts by task, and what it scores.
+    """The progress of a scoring: images done, their counts by task, and what is scored.
 
     `mean_iu` has, for each image done, its mean IU by task (None where all is void), and
     `files` a digest of the image's pictures and labels, as its files hold them.
@@ -102,11 +102,11 @@ class Evaluation:
     weights: Path | None = None  # a classes.txt beside them names the classes
 
     def suffix(self, task: Task) -> str:
-        """Return what tells the files of one task from those of another."""
+        """Return the suffix of a task's files; empty if there is one task."""
         return f'_{task.gt}' if len(self.tasks) > 1 else ''
 
     def count(self, predictions: bool, force: bool) -> EvaluationState:
-        """Score all images, or those that an earlier scoring into the same folder has left."""
+        """Score all images, or the rest if an earlier scoring into the same folder was stopped."""
         state = self._begin(predictions, force)
         images = len(self.layer.ids)
         if state.done == images:
@@ -165,7 +165,7 @@ class Evaluation:
         return digest.hexdigest()[:16]
 
     def _begin(self, predictions: bool, force: bool) -> EvaluationState:
-        """Return the state to go on from: that in the folder, or one of no image."""
+        """Return the state to resume from: the one in the folder, or an empty one."""
         fresh = EvaluationState(
             self.of, predictions, [Count.zero(self.net, task) for task in self.tasks]
         )
@@ -273,12 +273,12 @@ def take_picture(net: Net, layer: SegDataLayer, task: Task) -> ScoredPicture:
 
 
 def to_json_number(value: float) -> float | None:
-    """Return what JSON can hold of a number: None for one that is not finite."""
+    """Return a number for JSON; None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
 def to_json(scores: Scores, names: Sequence[str]) -> dict[str, Any]:
-    """Return all scores as what JSON can hold, null for those without a value."""
+    """Return all scores for JSON, null for those without a value."""
     return {
         **{what: to_json_number(getattr(scores, what)) for what in (*PRINTED, 'mean_iu_labelled')},
         'absent_from_ground_truth': [

@@ -300,7 +300,7 @@ def show_images(
 
 
 def _check_notes(notes: dict) -> None:
-    """Raise CaffeError unless `scored` and `best`, where there, are what `record` writes."""
+    """Raise CaffeError unless `scored` and `best`, if present, are as `record` writes them."""
     best = notes.get('best', {'iteration': 0, 'mean_iu': 0.0})
     if type(notes.get('scored', 0)) is not int:
         raise CaffeError(f'notes of the snapshot: scored is {notes["scored"]!r:.40}, no iteration')

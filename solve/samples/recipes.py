@@ -41,7 +41,7 @@ class Recipe:
 
 
 def _summed(base_lr: float, iterations: int, step: int) -> dict[str, Any]:
-    """Return constants for a loss that is a sum over some 30,000 pixels: rates are small.
+    """Return constants for a loss summed over some 30,000 pixels, hence with small rates.
 
     Gradients are clipped: the score layer starts at 0 and would overshoot.
     """

@@ -102,7 +102,7 @@ def shuffle_evenly(names: Sequence[str], count: int, rng: Random) -> list[str]:
 def draw_series(
     settings: Mapping[str, Any], objects: Sequence[str], places: Sequence[str] = (*BACKGROUNDS,)
 ) -> tuple[list[str], list[str], Iterator[tuple[str, Scene]]]:
-    """Return the ids of settings' train and val images, and each id with its scene, drawn in turn.
+    """Return the ids of train and of val, and an iterator that draws each id's scene.
 
     `settings` has train and val (numbers of images), size and seed.
     """
