@@ -13,7 +13,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.files.stored import StoredLayer, translate_errors
 from caffe_port.net import Net
 
-SEED = 1337
+_SEED = 1337
 # How far the outputs of whole nets may differ, relative to the largest.
 TOLERANCE = 1e-4
 
@@ -60,7 +60,7 @@ def _inputs(net: Net) -> NamedTensors:
 
 def draw_inputs(shapes: Mapping[str, Sequence[int]]) -> NamedTensors:
     """Return seeded normal numbers times 50 for each name and shape."""
-    random = np.random.RandomState(SEED)
+    random = np.random.RandomState(_SEED)
     return {
         name: torch.from_numpy((random.randn(*shape) * 50).astype(np.float32)).to(mode.device())
         for name, shape in shapes.items()

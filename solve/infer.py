@@ -178,14 +178,14 @@ def report(
         sys.exit(1)
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f'{text}: a finite number expected')
     return value
 
 
-def _memory(text: str) -> int:
+def _parse_memory(text: str) -> int:
     try:
         return memory.parse_bytes(text)
     except ValueError as error:
@@ -214,14 +214,14 @@ def main() -> None:
     add('--force', action='store_true', help='compute anew; replace files of others')
     add(
         '--mean',
-        type=_finite,
+        type=_parse_finite,
         nargs=3,
         metavar=('B', 'G', 'R'),
         help="to subtract (default: the experiment's; for a prototxt, VOC's)",
     )
     add(
         '--max-memory',
-        type=_memory,
+        type=_parse_memory,
         metavar='SIZE',
         help='as 2G; larger pictures go in tiles (default: half of the free)',
     )

@@ -191,7 +191,7 @@ def _expecting(source: wire.WireFile, due: str) -> Iterator[None]:
             )
         yield
     except CaffeError as error:
-        found = wire.identify(source)
+        found = wire.describe_file(source)
         if found in (due, wire.UNKNOWN):
             raise
         raise CaffeError(f'{source.path}: expected {due}, found {found}') from error

@@ -280,7 +280,7 @@ def known_fields(kind: type[Message]) -> dict[int, tuple[str, tuple[int, ...]]]:
     return found
 
 
-def identify(source: WireFile) -> str:
+def describe_file(source: WireFile) -> str:
     """Say what a file is: by its first bytes, else by the message it would fit."""
     head = source.head()
     for magic, words in _MAGIC:

@@ -96,7 +96,7 @@ def _read_text(path: str | os.PathLike) -> str:
         if wire.is_text(source.head()):
             line = data.count(b'\n', 0, error.start) + 1
             raise CaffeError(f'{source.path}:{line}: not UTF-8 text') from error
-    raise CaffeError(f'{source.path}: expected a prototxt, found {wire.identify(source)}')
+    raise CaffeError(f'{source.path}: expected a prototxt, found {wire.describe_file(source)}')
 
 
 def _parse(text: str, message: M, name: str) -> M:

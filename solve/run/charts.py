@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from solve.run.log import is_finite
+
 # Most points of a line; of a longer log only every n-th is drawn.
 MOST_POINTS = 600
 _WIDTH, _HEIGHT, _LEFT, _ABOVE, _BELOW = 360, 200, 56, 30, 22
@@ -23,7 +25,7 @@ def format_number(value: str | float) -> str:
 
 def draw_curves(lines: Sequence[Mapping[str, Any]]) -> str:
     """Draw loss and mean IU over iterations as HTML; the empty string if the lines have neither."""
-    lines = [line for line in lines if _finite(line.get('iteration'))]
+    lines = [line for line in lines if is_finite(line.get('iteration'))]
     scored = dict.fromkeys(key for line in lines for key in line if key.endswith('mean_iu'))
     charts = [
         _chart('loss', {key: _points(lines, key) for key in ('loss', 'smoothed_loss')}, log=True),
@@ -37,14 +39,10 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _points(
     lines: Sequence[Mapping[str, Any]], key: str, factor: float = 1
 ) -> list[tuple[float, float]]:
-    points = [(line['iteration'], factor * line[key]) for line in lines if _finite(line.get(key))]
+    points = [(line['iteration'], factor * line[key]) for line in lines if is_finite(line.get(key))]
     step = math.ceil(len(points) / MOST_POINTS) or 1
     return points[::step] + (points[-1:] if (len(points) - 1) % step else [])
 

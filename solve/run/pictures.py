@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +89,9 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
             (below, 'mean_iu', dict(ls='--', marker='o'), 'mean IU'),
             (below, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
         ):
-            points = [(line['iteration'], line[key]) for line in lines if _is_finite(line.get(key))]
+            points = [
+                (line['iteration'], line[key]) for line in lines if log.is_finite(line.get(key))
+            ]
             if points:
                 axis.plot(
                     *zip(*points),
@@ -107,10 +108,6 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     _save(figure, path)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _find_logs(run: Path) -> list[tuple[str, Path]]:

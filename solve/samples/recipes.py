@@ -11,12 +11,10 @@ from types import ModuleType
 from typing import Any
 
 from caffe_port.errors import make_folder
+from nets.data import SEED
 from solve.run import retention
 from solve.run.job import LATEST, Job
 from solve.samples import classifiers, trees
-
-SEED = 1337
-
 
 _draw_voc = functools.partial(trees.draw_dataset, 'voc', train=150, val=40)
 _draw_nyud = functools.partial(trees.draw_dataset, 'nyud')
