@@ -42,10 +42,10 @@ def name_of(module):
 
 
 def room_of(module):
-    """Return the number of a module's room in ORDER, None for a file that is in none."""
+    """Return the number of a module's room in ORDER, from 1; 0 for a file that is in none."""
     file = Path(name_of(module)).with_suffix('')
     rooms = [str(file), f'{file.parent}/*', *map(str, file.parents)]
-    return next((ORDER.index(room) for room in rooms if room in ORDER), None)
+    return next((ORDER.index(room) + 1 for room in rooms if room in ORDER), 0)
 
 
 def imports_of(module):
@@ -99,15 +99,15 @@ def report(faults):
 
 
 def test_files_import_only_from_rooms_above():
+    rooms = {module: room_of(module) for module in FILES}
+    faults = [f'{name_of(module)}:1: in no room of ORDER' for module in FILES if not rooms[module]]
     report(
-        [f'{name_of(module)}:1: in no room of ORDER' for module in FILES if room_of(module) is None]
-    )
-    report(
-        [
+        faults
+        + [
             f'{name_of(module)}:{line}: imports {name}, which stands below'
             for module in FILES
             for name, line in imports_of(module)
-            if room_of(name) > room_of(module)
+            if rooms[name] and rooms[module] and rooms[name] > rooms[module]
         ]
     )
 
@@ -117,12 +117,11 @@ def test_no_files_import_each_other_in_a_circle():
     while free := [module for module, needs in left.items() if not needs & set(left)]:
         for module in free:
             del left[module]
-    report(
-        [
-            f'{name_of(module)}:1: in a circle with {min(left[module] & set(left))}'
-            for module in left
-        ]
-    )
+    path = [*left][:1]
+    while path and path[-1] not in path[:-1]:
+        path.append(min(left[path[-1]] & set(left)))
+    circle = path[path.index(path[-1]) :] if path else []
+    report([f'{name_of(circle[0])}:1: in a circle: {" > ".join(circle)}'] if circle else [])
 
 
 def test_imports_stand_at_the_top_and_name_modules():
