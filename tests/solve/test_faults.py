@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -23,6 +22,7 @@ from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.solve.feeding import random_classifier, save_sbd
+from tests.starting import Started, start
 from tests.vectors import load
 
 RUN = """
@@ -58,18 +58,13 @@ CONFIGURATIONS = {
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    trees.draw('voc', folder / 'sample', train=4, val=2)
+    trees.draw('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
 
-def started(data, folder, *settings) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, '-c', RUN, str(data), str(folder), repr(settings)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-    )
+def started(data, folder, *settings) -> Started:
+    return start(RUN, data, folder, repr(settings), stdout=subprocess.DEVNULL)
 
 
 def finished(run):

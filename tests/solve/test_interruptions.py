@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from solve import launch, score, voc_fcn32s
 from solve.datasets import voc
 from solve.run import folders, snapshots, terminal
 from solve.samples import trees
+from tests import starting
 from tests.solve.feeding import random_classifier
 from tests.solve.scored import call
 
@@ -79,16 +78,7 @@ def start(tmp_path):
     started = []
 
     def begin(code, *arguments, **streams):
-        streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **streams}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, '-c', code, *map(str, arguments)],
-                cwd=tmp_path,
-                text=True,
-                env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-                **streams,
-            )
-        )
+        started.append(starting.start(code, *arguments, cwd=tmp_path, **streams))
         return started[-1]
 
     yield begin

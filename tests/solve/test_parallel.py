@@ -37,7 +37,7 @@ TRAIN, VAL, SEED = 4, 3, 5
 def data(tmp_path_factory) -> Path:
     """Draw images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('data')
-    trees.draw('voc', folder / 'sample', train=TRAIN, val=VAL)
+    trees.draw('voc', folder / 'sample', train=TRAIN, val=VAL, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
