@@ -22,10 +22,14 @@ from typing import IO
 
 ROOT = pathlib.Path(__file__).parents[1]
 SERVER = """
-import json, os, signal, socket, sys
-import torch
+import gc, json, os, signal, socket, sys
 import caffe_port, nets, surgery
-from solve import launch, voc_fcn32s
+from nets import voc_fcn32s
+from solve import launch, score
+
+# With the first net PyTorch imports more of itself.
+caffe_port.Net(voc_fcn32s.fcn('deploy', width=1, fc=1), caffe_port.TEST)
+gc.freeze()  # what is never collected stays one copy
 
 def fork_as_asked(requests):
     # Return in each new process, with its code; a keeper waits for it and tells its end.
