@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from caffe_port import batches, debug, mode, prototxt, tape
+from caffe_port.aliases import CALLBACKS, Aliases, notify
 from caffe_port.blob import Blob, ParamBlob, shape_text
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5
@@ -34,11 +35,11 @@ class LayerFace:
     blobs: list[ParamBlob]
 
 
-class Net:
+class Net(Aliases):
     """A network over blobs, as pycaffe's Net.
 
-    Net(proto, phase), Net(proto, weights, phase) or Net(proto, phase, weights=file),
-    where proto is a prototxt file or a NetParameter. It computes on the device that
+    Net(file, phase), Net(file, weights, phase) or Net(file, phase, weights=weights), where
+    the first is a prototxt file or a NetParameter. It computes on the device that
     caffe_port.mode has at the time of the call.
 
     blobs, params and layer_dict are dicts by name, in the net's order; params has lists of
@@ -50,7 +51,7 @@ class Net:
 
     def __init__(
         self,
-        proto: str | os.PathLike | NetParameter,
+        network_file: str | os.PathLike | NetParameter,
         phase: int | str | os.PathLike | None = None,
         level: int = 0,
         stages: Sequence[str] | None = None,
@@ -60,10 +61,10 @@ class Net:
             weights, phase, level = phase, level, 0
         if phase not in (mode.TRAIN, mode.TEST):
             raise CaffeError(f'Net: phase is {phase!r}, must be caffe.TRAIN or caffe.TEST')
-        if isinstance(proto, NetParameter):
-            param, where = prototxt.upgrade_net(proto, 'NetParameter'), None
+        if isinstance(network_file, NetParameter):
+            param, where = prototxt.upgrade_net(network_file, 'NetParameter'), None
         else:
-            param, where = prototxt.read_net(proto), os.fspath(proto)
+            param, where = prototxt.read_net(network_file), os.fspath(network_file)
         state = NetState()
         state.CopyFrom(param.state)
         state.phase, state.level = cast(Phase, phase), level or state.level
@@ -73,6 +74,7 @@ class Net:
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}' if where else str(error)) from error
         self.debug_info = False
+        self._reset_callbacks()
         self._show_module()
         if weights is not None:
             self.copy_from(weights)
@@ -103,7 +105,12 @@ class Net:
         self._seed_losses()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        state = {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        return {name: value for name, value in state.items() if name not in CALLBACKS}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._reset_callbacks()
 
     @property
     def name(self) -> str:
@@ -192,8 +199,10 @@ class Net:
         with torch.no_grad():
             for i in range(first, len(self._nodes) if last is None else last + 1):
                 node = self._nodes[i]
+                notify(self._before_forward, i)
                 if node.type != 'Input':
                     self._run(i, node, recording)
+                notify(self._after_forward, i)
                 if self.debug_info:
                     debug.log_forward(node, self.blobs)
         self._seed_losses()
@@ -269,11 +278,13 @@ class Net:
         arrived: dict[int, Tensor] = {}
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
+            notify(self._before_backward, i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 self._step_back(node, step, arrived, keep)
                 if self.debug_info:
                     debug.log_backward(node, self.blobs)
+            notify(self._after_backward, i)
         if self.debug_info and (first, last) == (end, 0):
             debug.log_params([item.parameter for item in self.module.learnable])
 
@@ -440,9 +451,17 @@ class Net:
         )
 
     def share_with(self, net: Net) -> None:
-        """Use the memory of `net`'s parameters for layers of the same name."""
-        for name, own in self.params.items():
-            for i, (blob, other) in enumerate(zip(own, net.params.get(name, ()))):
+        """Use the memory of `net`'s parameters for layers of the same name.
+
+        Raises CaffeError, and shares nothing, if such layers differ in their blobs.
+        """
+        for name, others in net.params.items():
+            own = self.params.get(name, [])
+            if name in self.layer_dict and len(own) != len(others):
+                raise CaffeError(
+                    f'share_with: {name}: expected {len(own)} blobs, found {len(others)}'
+                )
+            for i, (blob, other) in enumerate(zip(own, others)):
                 if blob.shape != other.shape:
                     raise CaffeError(
                         f'share_with: {name}: blob {i}: expected {blob.shape}, found {other.shape}'

@@ -11,12 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # not named themselves; those come in the order in which they import each other.
 ORDER = """
 caffe_port/_checkout caffe_port/version caffe_port/errors caffe_port/plugins caffe_port/mode
+caffe_port/timer
 caffe_port/proto caffe_port/parallel caffe_port/rng
 caffe_port/blob caffe_port/net_spec caffe_port/coord_map
 caffe_port/files caffe_port/prototxt
 caffe_port/ops caffe_port/outputs caffe_port/module caffe_port/plan caffe_port/tape caffe_port/debug
-caffe_port/batches caffe_port/net caffe_port/glog caffe_port/solving caffe_port/pyio
-caffe_port/classifier caffe_port/draw caffe_port/verify caffe_port/export
+caffe_port/aliases caffe_port/batches caffe_port/net caffe_port/glog caffe_port/solving
+caffe_port/pyio caffe_port/classifier caffe_port/detector caffe_port/draw caffe_port/verify
+caffe_port/export
 caffe_port caffe_port/convert
 nets surgery
 solve/datasets solve/run solve/samples solve
