@@ -13,7 +13,8 @@ def pytest_addoption(parser):
     parser.addoption(
         '--thorough',
         action='store_true',
-        help='run only the tests with drawn input, and draw twenty times as many examples, others in each run',
+        help='run only the tests with drawn input, and draw twenty times as many examples, '
+        'others in each run',
     )
     parser.addoption(
         '--thorough-seed', type=int, metavar='N', help='the seed of --thorough, to draw it again'
