@@ -172,5 +172,8 @@ def start(
         os.close(fd)
     pid = b''
     while not pid.endswith(b'\n'):
-        pid += os.read(pipe, 1)
+        byte = os.read(pipe, 1)
+        if not byte:
+            raise RuntimeError('the server of tests/starting.py has died; see standard error')
+        pid += byte
     return Started(int(pid), pipe, *reads)
