@@ -449,7 +449,7 @@ def test_a_huge_file_is_refused_unread(tmp_path):
     assert 'a prototxt has at most' in file_refused(path)
 
 
-@examples(500)
+@examples(250)
 @given(damaged([LEGACY.read_bytes(), V0.encode(), V0_UPGRADED.encode()]))
 def test_damaged_prototxts_give_a_net_or_caffe_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / 'damaged.prototxt'
@@ -462,7 +462,7 @@ def test_damaged_prototxts_give_a_net_or_caffe_error(tmp_path_factory, data):
         prototxt.to_text(net)
 
 
-@examples(300)
+@examples(150)
 @given(st.text(st.sampled_from('layernm{}<>[]:;,"\'\\#-.0159e \n\x00é'), max_size=60))
 def test_any_text_gives_a_net_or_caffe_error(text):
     for parse in (prototxt.parse_net, prototxt.parse_solver):
