@@ -428,13 +428,12 @@ def table(
 
 def arithmetic(size: tuple[int, int]) -> float:
     """Return the multiply-adds of FCN-8s, layer by layer."""
-    from caffe_port import summary
-    from caffe_port.module import NetModule
-    from caffe_port.proto.caffe_pb2 import NetState
+    import caffe_port as caffe
+    from caffe_port.plan.layout import Layout
     from nets import voc_fcn8s
 
-    module = NetModule(voc_fcn8s.fcn('deploy', width=64), NetState(phase='TEST'))
-    return sum(row.multiply_adds for row in summary.rows(module, {'data': (1, 3, *size)}))
+    net = caffe.Net(voc_fcn8s.fcn('deploy'), caffe.TEST)
+    return Layout(net.module, {'data': (1, 3, *size)}, net.outputs).work
 
 
 def isolated(function: Callable, *args) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from caffe_port.module import NetModule, Node
-from caffe_port.ops.base import Shape
+from caffe_port.blob import Shape
+from caffe_port.building import Node
+from caffe_port.module import NetModule
 from caffe_port.plan import lines
 from caffe_port.plan.areas import Area, around, intersection, slices, union, whole
 from caffe_port.plan.frames import Frame

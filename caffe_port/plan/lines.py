@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.module import Node
-from caffe_port.ops.base import Op, Shape
+from caffe_port.blob import Shape
+from caffe_port.building import Node
+from caffe_port.ops.base import Op
 from caffe_port.plan import products, upsampling, winograd
 from caffe_port.plan.areas import Area, Window, common, intersection, moved, slices, union, whole
 from caffe_port.plan.kept import Kept

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from caffe_port.blob import Shape
+from caffe_port.building import Node
 from caffe_port.errors import CaffeError
-from caffe_port.module import NetModule, Node
-from caffe_port.ops.base import LAYER_TYPES, Shape
+from caffe_port.module import NetModule
+from caffe_port.ops.base import LAYER_TYPES
 from caffe_port.plan.faster import Faster
 from caffe_port.plan.kept import Kept
 from caffe_port.plan.layout import Layout

@@ -60,7 +60,5 @@ def is_untouched(op: Op) -> bool:
         and not op._forward_pre_hooks
         and not op._backward_hooks
         and not op._backward_pre_hooks
-        and all(
-            op._parameters.get(name) is blob for name, blob in zip(op.blob_names, op.blobs())
-        )
+        and all(op._parameters.get(name) is blob for name, blob in zip(op.blob_names, op.blobs()))
     )

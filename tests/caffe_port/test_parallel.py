@@ -4,7 +4,6 @@ import atexit
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,13 +14,15 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import parallel
+from tests import starting
 from tests.caffe_port.solving.test_solver import solver_of
+from tests.starting import Started
 from tests.vectors import assert_close, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(function: str, count: int, *arguments) -> list[subprocess.Popen]:
+def start(function: str, count: int, *arguments) -> list[Started]:
     """Run `module.function(*arguments)` on `count` ranks, as torchrun would start them."""
     module, name = function.rsplit('.', 1)
     with socket.socket() as free:
@@ -33,22 +34,14 @@ def start(function: str, count: int, *arguments) -> list[subprocess.Popen]:
         'WORLD_SIZE': str(count),
         'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': str(port),
-        'OMP_NUM_THREADS': '1',
-        'PYTHONPATH': str(ROOT),
     }
     return [
-        subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, arguments)],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
-        )
+        starting.start(code, *arguments, env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
         for rank in range(count)
     ]
 
 
-def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[int, str]]:
+def ends(processes: list[Started], seconds: float = 60) -> list[tuple[int, str]]:
     """Exit status and standard error of each; none may take longer than `seconds`."""
     try:
         end = time.monotonic() + seconds
@@ -79,7 +72,7 @@ def collect_sums(folder: str) -> None:
     means, copies = drawn(rank), drawn(rank)
     parallel.average(means)
     parallel.broadcast(copies)
-    alone = parallel.first(lambda: (os.getpid(), caffe.solver_count()))
+    alone = parallel.call_on_first(lambda: (os.getpid(), caffe.solver_count()))
     torch.save(
         {
             'means': means,
@@ -88,7 +81,7 @@ def collect_sums(folder: str) -> None:
             'gathered': parallel.gather({'rank': rank}),
             'first': alone,
             'own': os.getpid(),
-            'agreed': [parallel.agree(rank), parallel.agree(-rank)],
+            'agreed': [parallel.take_largest(rank), parallel.take_largest(-rank)],
         },
         Path(folder) / f'{rank}.pt',
     )
@@ -141,8 +134,8 @@ def test_a_single_process_is_all_ranks():
     parallel.broadcast(tensors)
     assert all(map(torch.equal, tensors, drawn(0)))
     assert (caffe.solver_rank(), caffe.solver_count()) == (0, 1)
-    assert parallel.gather('x') == ['x'] and parallel.agree(2) == 2
-    assert parallel.first(lambda: 7) == 7
+    assert parallel.gather('x') == ['x'] and parallel.take_largest(2) == 2
+    assert parallel.call_on_first(lambda: 7) == 7
 
 
 # The solver.
