@@ -377,31 +377,34 @@ def work(kind: str, name: str, folder: Path) -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
             print(json.dumps({'peak': peak}), flush=True)
             return
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         scores = run()
-        seconds = time.perf_counter() - started
+        answer = {
+            'seconds': time.perf_counter() - started,
+            'busy': time.process_time() - busy,
+        }
         np.save(folder / f'{name}.npy', scores)
-        print(json.dumps({'seconds': seconds}), flush=True)
+        print(json.dumps(answer), flush=True)
 
 
 def compare(
     kind: str, folder: Path, repeats: int, threads: int, only: list[str]
-) -> Iterator[tuple[str, list[float], float]]:
-    """Run the engines in turn; yield each one's name, seconds and peak memory."""
+) -> Iterator[tuple[str, list[dict], float]]:
+    """Run the engines in turn; yield each one's name, times and peak memory."""
     names = [
         name
         for name, (needs, _) in ALL[kind].items()
         if (needs is None or importlib.util.find_spec(needs)) and (not only or name in only)
     ]
     workers = {name: Worker(kind, name, folder, threads) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[dict]] = {name: [] for name in names}
     for turn in range(repeats + 1):
         for name, worker in workers.items():
             answer = worker.ask('run')
             if turn:  # the first run chooses kernels and takes memory
-                seconds[name].append(answer['seconds'])
+                times[name].append(answer)
     for name, worker in workers.items():
-        yield name, seconds[name], worker.end()
+        yield name, times[name], worker.end()
 
 
 def table(
@@ -411,10 +414,14 @@ def table(
     found = list(compare(kind, folder, options.repeats, options.threads, options.only))
     own = found[0][1]
     reference = folder / 'PyTorch module.npy'
-    for name, seconds, peak in found:
-        median = statistics.median(seconds)
-        ratio = statistics.median(mine / other for mine, other in zip(own, seconds))
-        line = f'{name:15} {median:8.3f} s  ours / it {ratio:5.2f}  {peak:5.2f} GB'
+    for name, times, peak in found:
+        median = statistics.median(each['seconds'] for each in times)
+        ratio, busy = (
+            statistics.median(mine[what] / other[what] for mine, other in zip(own, times))
+            for what in ('seconds', 'busy')
+        )
+        line = f'{name:15} {median:8.3f} s  ours / it {ratio:5.2f}, in CPU time {busy:5.2f}'
+        line += f'  {peak:5.2f} GB'
         if work_done:
             line += f'  {2 * work_done / median / top:6.1%} of the matrix rate'
         if kind == 'infer' and reference.exists():
@@ -466,8 +473,8 @@ def main() -> int:
         folder = Path(name)
         if options.forward:
             return face(folder, options)
-        ((_, seconds, _),) = compare('rate', folder, options.repeats, options.threads, [])
-        top = 2 * 2048**3 / statistics.median(seconds)
+        ((_, times, _),) = compare('rate', folder, options.repeats, options.threads, [])
+        top = 2 * 2048**3 / statistics.median(each['seconds'] for each in times)
         print(
             f'{platform.processor() or platform.machine()}, {options.threads} threads, '
             f'{top / 1e9:.0f} GFLOP/s in products of 2048 x 2048'
@@ -491,8 +498,8 @@ def face(folder: Path, options: argparse.Namespace) -> int:
     """Print what Net.forward costs over net.module; the exit status says whether it is much."""
     isolated(prepare, folder, (256, 256), False)
     found = {
-        name: seconds
-        for name, seconds, _ in compare('face', folder, options.repeats, options.threads, [])
+        name: [each['seconds'] for each in times]
+        for name, times, _ in compare('face', folder, options.repeats, options.threads, [])
     }
     ratio = statistics.median(
         one / other for one, other in zip(found['Net.forward'], found['net.module'])
