@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
 from solve.run import events, log, retention, workspace
@@ -19,6 +20,7 @@ from solve.run.options import (
     ROOT,
     STATUS,
     add_gpu,
+    add_plan,
     choose_device,
     make_parser,
     name_option,
@@ -50,6 +52,7 @@ def run(
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True), _resumable(args):
         choose_device(args.gpu)
+        caffe.set_plan(args.plan)
         solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after)))
 
 
@@ -97,6 +100,7 @@ def _make_parser(
     )
     add = parser.add_argument
     add_gpu(parser, positional=True)
+    add_plan(parser)
     for place, folder in data.PLACES.items():
         add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
     add(
