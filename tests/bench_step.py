@@ -2,7 +2,9 @@
 
 python tests/bench_step.py [GPU] [--net voc_fcn32s] [--width 64] [--fc 4096] [--iterations 6]
 
---net caffenet reads 32 images at a time from an LMDB, cropped and mirrored.
+--net caffenet reads 32 images at a time from an LMDB, cropped and mirrored. Its steps take turns
+with those of the same net on arrays in memory: what reading costs is the difference, beside
+which stands that of two runs of steps in memory, the noise.
 """
 
 if __name__ == '__main__':
@@ -74,23 +76,29 @@ def solver_on_drawn_images(folder: str, width: int, fc: int) -> caffe.SGDSolver:
     return solver
 
 
-def solver_on_a_database(folder: str, width: int, fc: int) -> caffe.SGDSolver:
+def solver_on_a_database(
+    folder: str, width: int, fc: int, in_memory: bool = False
+) -> caffe.SGDSolver:
     """A solver of CaffeNet over an LMDB of drawn images, 256 x 256, in batches of 32."""
     random = np.random.RandomState(0)
-    Path(folder).mkdir()
-    with new_database('lmdb', f'{folder}/lmdb') as database:
-        for i in range(256):
-            image = random.randint(0, 256, (3, 256, 256)).astype(np.uint8)
-            datum = caffe.io.array_to_datum(image, i % 1000)
-            database.put(b'%05d' % i, datum.SerializeToString())
     n = caffe.NetSpec()
-    n.data, n.label = L.Data(
-        source=f'{folder}/lmdb',
-        backend=P.Data.LMDB,
-        batch_size=32,
-        transform_param=dict(mirror=True, crop_size=227, mean_value=[104, 117, 123]),
-        ntop=2,
-    )
+    if in_memory:
+        shape = dict(batch_size=32, channels=3, height=227, width=227)
+        n.data, n.label = L.MemoryData(**shape, ntop=2)
+    else:
+        Path(folder).mkdir()
+        with new_database('lmdb', f'{folder}/lmdb') as database:
+            for i in range(256):
+                image = random.randint(0, 256, (3, 256, 256)).astype(np.uint8)
+                datum = caffe.io.array_to_datum(image, i % 1000)
+                database.put(b'%05d' % i, datum.SerializeToString())
+        n.data, n.label = L.Data(
+            source=f'{folder}/lmdb',
+            backend=P.Data.LMDB,
+            batch_size=32,
+            transform_param=dict(mirror=True, crop_size=227, mean_value=[104, 117, 123]),
+            ntop=2,
+        )
     learnt = functools.partial(caffenet.conv_relu, weight_filler=dict(type='xavier'))
     n.conv1, n.relu1 = learnt(n.data, width, ks=11, stride=4)
     top = caffenet.trunk(n, n.relu1, width, learnt)
@@ -103,7 +111,34 @@ def solver_on_a_database(folder: str, width: int, fc: int) -> caffe.SGDSolver:
     n.loss = L.SoftmaxWithLoss(n.fc8, n.label)
     param = SolverParameter(base_lr=1e-6, lr_policy='fixed', momentum=0.9, weight_decay=0.0005)
     param.train_net_param.CopyFrom(n.to_proto())
-    return caffe.SGDSolver(param)
+    solver = caffe.SGDSolver(param)
+    if in_memory:
+        images = random.randint(-128, 128, (32, 3, 227, 227)).astype(np.float32)
+        solver.net.set_input_arrays(images, np.arange(32, dtype=np.float32))
+    return solver
+
+
+def compare_with_memory(solver: caffe.SGDSolver, width: int, fc: int, rounds: int) -> None:
+    """Print what reading adds to a step, and how far two steps in memory are apart."""
+    other = solver_on_a_database('', width, fc, in_memory=True)
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    solver.step(2)
+    other.step(2)
+    ratios: dict[str, list[float]] = {'reading adds': [], 'noise': []}
+    for _ in range(rounds):
+        spent = []
+        for one in (other, solver, other):
+            wait()
+            start = time.perf_counter()
+            one.step(1)
+            wait()
+            spent.append(time.perf_counter() - start)
+        first, read, second = spent
+        ratios['reading adds'].append(2 * read / (first + second) - 1)
+        ratios['noise'].append(second / first - 1)
+    for name, found in ratios.items():
+        low, middle, high = np.quantile(found, (0.25, 0.5, 0.75))
+        print(f'{name}: {middle:+.2%} of a step (quartiles {low:+.2%} to {high:+.2%})')
 
 
 SOLVERS = {'voc_fcn32s': (solver_on_drawn_images, 64), 'caffenet': (solver_on_a_database, 96)}
@@ -139,6 +174,8 @@ def main() -> None:
         ):
             clock.part(name, owner, method)
         solver.step(args.iterations)
+        if args.net == 'caffenet':
+            compare_with_memory(solver, args.width or width, args.fc, args.iterations)
     total = sum(clock.spent.values())
     print(f'{total / args.iterations:.3f} s per iteration, of which')
     for name in ('load', 'forward', 'backward', 'update', 'other'):

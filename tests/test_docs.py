@@ -168,7 +168,8 @@ def write_what_the_tools_need(folder):
     (folder / 'train_val.prototxt').write_text(
         ''.join(
             'layer { name: "d" type: "Data" top: "data" top: "label" '
-            f'include {{ phase: {phase} }} data_param {{ source: "{name}_lmdb" backend: LMDB batch_size: 2 }} '
+            f'include {{ phase: {phase} }} data_param {{ source: "{name}_lmdb" '
+            'backend: LMDB batch_size: 2 } '
             'transform_param { mean_file: "mean.binaryproto" scale: 0.01 } }'
             for phase, name in (('TRAIN', 'train'), ('TEST', 'test'))
         )
