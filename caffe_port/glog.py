@@ -12,6 +12,7 @@ import os
 import socket
 import time
 
+LOG = logging.getLogger('caffe_port')
 _LETTERS = {
     logging.DEBUG: 'I',
     logging.INFO: 'I',
@@ -32,6 +33,22 @@ class GlogFormatter(logging.Formatter):
             f'{_LETTERS.get(record.levelno, "I")}{when}.{micros:06d} {thread:5d} '
             f'{record.filename}:{record.lineno}] {super().format(record)}'
         )
+
+
+def init_log(level: int = 0, stderr: bool = True) -> None:
+    """Log in glog's form from `level` on: 0 info, 1 warning, 2 error, 3 fatal; as pycaffe's.
+
+    Deviates: without `stderr` pycaffe logs to files in the temporary folder; here GlogFile
+    makes files, and standard error stays.
+    """
+    LOG.setLevel((logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)[min(level, 3)])
+    for handler in LOG.handlers:
+        handler.setFormatter(GlogFormatter())
+
+
+def log(message: str) -> None:
+    """Log a message, as pycaffe's log."""
+    LOG.info('%s', message)
 
 
 def header() -> str:

@@ -19,6 +19,32 @@ def has_nccl() -> bool:
     return torch.cuda.is_available() and dist.is_available() and dist.is_nccl_available()
 
 
+def set_solver_count(count: int) -> None:
+    """Accept the number of processes that train together.
+
+    Deviates: torchrun decides it. Raises CaffeError for another number than torchrun's.
+    """
+    _check('solver_count', count, parallel.solver_count())
+
+
+def set_solver_rank(rank: int) -> None:
+    """Accept the number of this process; torchrun decides it, as with set_solver_count."""
+    _check('solver_rank', rank, parallel.solver_rank())
+
+
+def set_multiprocess(value: bool) -> None:
+    """Do nothing: here each solver of a training always has a process of its own."""
+
+
+def _check(what: str, asked: int, found: int) -> None:
+    if asked != found:
+        raise CaffeError(
+            f'set_{what}: {asked}, but it is {found} here: start the processes by torchrun, and '
+            'call caffe_port.parallel.join() in each, or run `python -m caffe_port train '
+            '--gpu=...`'
+        )
+
+
 class NCCL:
     """The processes that train with a solver, as pycaffe's NCCL(solver, uid).
 

@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import logging
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -411,6 +412,42 @@ def test_the_version_is_read_without_importing_the_package():
     code = (ROOT / 'caffe_port/version.py').read_text()
     assert 'import' not in code.split('"""')[2]
     assert f"__version__ = '{caffe.__version__}'" in code
+
+
+def test_a_timer_measures_from_start_to_stop(monkeypatch):
+    clock = iter([1.0, 1.25, 2.0, 2.5])
+    monkeypatch.setattr('time.perf_counter', lambda: next(clock))
+    timer = caffe.Timer()
+    assert timer.ms == 0
+    timer.start()
+    timer.start()
+    timer.stop()
+    timer.stop()
+    assert timer.ms == timer.ms == 250
+    timer.start()
+    assert timer.ms == 500  # as in Caffe, to read it is to stop it
+
+
+def test_scripts_log_in_glogs_form_and_set_what_torchrun_has_set(caplog, monkeypatch):
+    logger = logging.getLogger('caffe_port')
+    monkeypatch.setattr(logger, 'level', logger.level)
+    before = [(handler, handler.formatter) for handler in logger.handlers]
+    try:
+        caffe.init_log(0, True)
+        caffe.log('Using devices [0]')
+        caffe.init_log(1)
+        caffe.log('nothing')
+    finally:
+        logger.setLevel(logging.INFO)
+        for handler, formatter in before:
+            handler.setFormatter(formatter)
+    assert [record.getMessage() for record in caplog.records] == ['Using devices [0]']
+    caffe.set_solver_count(1)
+    caffe.set_solver_rank(0)
+    caffe.set_multiprocess(True)
+    for set_value in (caffe.set_solver_count, caffe.set_solver_rank):
+        with pytest.raises(caffe.CaffeError, match=r'set_solver_\w+: 2, but it is \d here: start'):
+            set_value(2)
 
 
 def test_nccl_makes_uids_and_starts_from_rank_0(files):
