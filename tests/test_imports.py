@@ -30,6 +30,8 @@ WHERE_NEEDED = {
     ('caffe_port/ops/hdf5_data.py', '_h5py'): 'h5py',
     ('caffe_port/ops/databases.py', '_Lmdb'): 'lmdb',
     ('caffe_port/ops/databases.py', '_LevelDb'): 'plyvel',
+    ('caffe_port/tools/new_database.py', '_Lmdb'): 'lmdb',
+    ('caffe_port/tools/new_database.py', '_LevelDb'): 'plyvel',
 }
 BY_NAME = {('caffe_port/plugins.py', '_import'), ('caffe_port/files/stored.py', 'import_library')}
 FILES = {
