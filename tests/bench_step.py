@@ -26,7 +26,7 @@ import surgery
 from caffe_port.net_spec import layers as L
 from caffe_port.net_spec import params as P
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.tools.new_database import new_database
+from caffe_port.tools.new_database import create_database
 from nets import caffenet, voc_fcn32s
 from nets.atoms import dropout
 from solve.samples import trees
@@ -61,7 +61,7 @@ class Clock:
 
 def solver_on_drawn_images(folder: str, width: int, fc: int) -> caffe.SGDSolver:
     """The official solver of FCN-32s over a few images of VOC's size, weights drawn."""
-    places = trees.draw('voc', Path(folder), train=6, val=2, size=(375, 500))
+    places = trees.draw_dataset('voc', Path(folder), train=6, val=2, size=(375, 500))
     param = SolverParameter(**{**SOLVER, 'base_lr': 1e-14})  # drawn weights: no step may blow up
     for field in ('train_net', 'test_net', 'test_iter'):
         param.ClearField(field)
@@ -87,7 +87,7 @@ def solver_on_a_database(
         n.data, n.label = L.MemoryData(**shape, ntop=2)
     else:
         Path(folder).mkdir()
-        with new_database('lmdb', f'{folder}/lmdb') as database:
+        with create_database('lmdb', f'{folder}/lmdb') as database:
             for i in range(256):
                 image = random.randint(0, 256, (3, 256, 256)).astype(np.uint8)
                 datum = caffe.io.array_to_datum(image, i % 1000)

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from caffe_port import parallel
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST
 from caffe_port.ops import images
@@ -190,7 +190,7 @@ class Records:
         self.seek(self.key)
 
 
-def pixels_of(datum: Datum, color: bool | None, where: str) -> np.ndarray:
+def read_pixels(datum: Datum, color: bool | None, where: str) -> np.ndarray:
     """Return the image of a Datum, channels x H x W: uint8, or float32 if it has float_data.
 
     An encoded image is decoded in colour, in grey or, with None, as it is. Raises CaffeError,
@@ -204,7 +204,7 @@ def pixels_of(datum: Datum, color: bool | None, where: str) -> np.ndarray:
         values = np.array(datum.float_data, np.float32)
     if min(shape) <= 0 or values.size != math.prod(shape):
         raise CaffeError(
-            f'{where}: expected {shape_text(shape)} values, found {values.size}; a Datum '
+            f'{where}: expected {format_shape(shape)} values, found {values.size}; a Datum '
             'with an image file in it must say encoded'
         )
     return values.reshape(shape)
@@ -248,7 +248,7 @@ class Data(ImageSource):
     def _image(self) -> tuple[np.ndarray, float, str]:
         """Return the image, the label and the place of the current record."""
         datum, where = self.records.datum(), self.records.where()
-        return pixels_of(datum, self.transform.color, where), datum.label, where
+        return read_pixels(datum, self.transform.color, where), datum.label, where
 
     def position(self) -> dict:
         return {

@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.ops.databases import Records, pixels_of
+from caffe_port.ops.databases import Records, read_pixels
 from caffe_port.proto.caffe_pb2 import BlobProto, DataParameter
 from caffe_port.tools import command, flags
 from caffe_port.tools.new_database import BACKENDS
@@ -31,13 +31,13 @@ def main(arguments: list[str]) -> int:
     """
     values, plain = flags.parse(arguments, dict(FLAGS, help=False))
     if values['help'] or len(plain) not in (1, 2):
-        print(flags.usage(USAGE, FLAGS))
+        print(flags.format_usage(USAGE, FLAGS))
         return 1
     if values['backend'] not in BACKENDS:
         raise CaffeError(
             f'Unknown database backend "{values["backend"]}"; there are {", ".join(BACKENDS)}'
         )
-    mean = mean_image(Records(DataParameter.DB.Value(values['backend'].upper()), plain[0]))
+    mean = compute_mean(Records(DataParameter.DB.Value(values['backend'].upper()), plain[0]))
     if len(plain) == 2:
         LOG.info('Write to %s', plain[1])
         channels, height, width = mean.shape
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def mean_image(records: Records) -> np.ndarray:
+def compute_mean(records: Records) -> np.ndarray:
     """Return the mean of all images, channels x H x W, added up in float32 as in Caffe.
 
     Raises CaffeError, naming file and key, for a record that has no image of the first's size.
@@ -59,7 +59,7 @@ def mean_image(records: Records) -> np.ndarray:
     total, count = np.empty(0, np.float32), 0
     for datum in records.walk():
         where = records.where()
-        image = pixels_of(datum, None, where)
+        image = read_pixels(datum, None, where)
         if not count:
             if datum.encoded:
                 LOG.info('Decoding Datum')
@@ -67,8 +67,8 @@ def mean_image(records: Records) -> np.ndarray:
             LOG.info('Starting Iteration')
         if image.shape != total.shape:
             raise CaffeError(
-                f'{where}: Incorrect data field size: expected {shape_text(total.shape)} as the '
-                f'first record has, found {shape_text(image.shape)}'
+                f'{where}: Incorrect data field size: expected {format_shape(total.shape)} as the '
+                f'first record has, found {format_shape(image.shape)}'
             )
         total += image
         count += 1

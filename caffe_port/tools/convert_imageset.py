@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from caffe_port import rng
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import images
-from caffe_port.ops.image_data import read_list, shuffle
+from caffe_port.ops.image_data import read_entries, shuffle
 from caffe_port.proto.caffe_pb2 import Datum
 from caffe_port.tools import command, flags
-from caffe_port.tools.new_database import new_database
+from caffe_port.tools.new_database import create_database
 
 LOG = logging.getLogger('caffe_port')
 FLAGS: dict[str, flags.Value] = dict(
@@ -46,10 +46,10 @@ def main(arguments: list[str]) -> int:
     """
     values, plain = flags.parse(arguments, dict(FLAGS, help=False))
     if values['help'] or len(plain) < 3:
-        print(flags.usage(USAGE, FLAGS))
+        print(flags.format_usage(USAGE, FLAGS))
         return 1
     root, listing, target = plain[:3]
-    entries = read_list(listing)
+    entries = read_entries(listing)
     if values['shuffle']:
         LOG.info('Shuffling data')
         shuffle(entries, rng.Stream())
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         LOG.info('encode_type specified, assuming encoded=true.')
     size = values['resize_height'], values['resize_width']
     first: tuple[int, ...] | None = None
-    with new_database(values['backend'], target) as database:
+    with create_database(values['backend'], target) as database:
         for number, (name, label) in enumerate(entries):
             try:
                 pixels = images.read_image(
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
             if values['check_size'] and pixels.size != np.prod(first):
                 raise CaffeError(
                     f'{root + name}: Incorrect data field size: expected that of '
-                    f'{shape_text(first)}, found {shape_text(pixels.shape)}'
+                    f'{format_shape(first)}, found {format_shape(pixels.shape)}'
                 )
             datum = _encoded(pixels, root + name, values) or _raw(pixels)
             datum.label = label

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from caffe_port import mode
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import Datum
 from caffe_port.tools import command
-from caffe_port.tools.new_database import NewDatabase, new_database
+from caffe_port.tools.new_database import NewDatabase, create_database
 
 LOG = logging.getLogger('caffe_port')
 USAGE = """This program takes in a trained network and an input data layer, and then extracts \
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         opened = {}
         for name, target in zip(names, targets):
             LOG.info('Opening dataset %s', target)
-            opened[target] = name, stack.enter_context(new_database(backend, target))
+            opened[target] = name, stack.enter_context(create_database(backend, target))
         LOG.info('Extracting Features')
         for _ in range(batches):
             with torch.no_grad():
@@ -88,7 +88,7 @@ def _number(what: str, text: str) -> int:
 def _put_rows(values: np.ndarray, name: str, database: NewDatabase) -> None:
     """Put each row of a blob, which counts as N x channels x height x width, as a Datum."""
     if values.ndim > 4:
-        raise CaffeError(f'{name}: expected at most 4 axes, found {shape_text(values.shape)}')
+        raise CaffeError(f'{name}: expected at most 4 axes, found {format_shape(values.shape)}')
     rows = values.reshape(*values.shape, *(1,) * (4 - values.ndim))
     _, channels, height, width = rows.shape
     for row in rows:

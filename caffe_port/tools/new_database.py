@@ -29,7 +29,7 @@ class _Database(Protocol):
     def close(self) -> None: ...
 
 
-class _Lmdb:
+class _NewLmdb:
     def __init__(self, folder: str, name: str):
         try:
             import lmdb
@@ -51,7 +51,7 @@ class _Lmdb:
         self._environment.close()
 
 
-class _LevelDb:
+class _NewLevelDb:
     def __init__(self, folder: str, name: str):
         try:
             import plyvel
@@ -93,7 +93,7 @@ class NewDatabase:
 
 
 @contextmanager
-def new_database(backend: str, path: str) -> Iterator[NewDatabase]:
+def create_database(backend: str, path: str) -> Iterator[NewDatabase]:
     """Write a database, which is at `path` once the body is done.
 
     Until then it has a temporary name beside it. When the body raises, nothing is left.
@@ -114,7 +114,7 @@ def new_database(backend: str, path: str) -> Iterator[NewDatabase]:
     except OSError as error:
         raise WriteError(f'{path}: not written: {error.strerror}') from error
     try:
-        database = (_Lmdb if backend == 'lmdb' else _LevelDb)(str(temporary), path)
+        database = (_NewLmdb if backend == 'lmdb' else _NewLevelDb)(str(temporary), path)
         try:
             yield NewDatabase(database, path)
             database.commit()
