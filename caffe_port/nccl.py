@@ -59,6 +59,9 @@ class NCCL:
             raise CaffeError(f'NCCL: uid must be {_UID_BYTES} bytes from NCCL.new_uid()')
         self._solver = solver
 
+    def __call__(self, layer: int | None = None) -> None:
+        """Do nothing, where a script gives this object to add_callback or after_backward."""
+
     @staticmethod
     def new_uid() -> bytes:
         """Return bytes that no other call returns."""

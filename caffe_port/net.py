@@ -16,12 +16,13 @@ from caffe_port.blob import Blob, format_shape
 from caffe_port.building import Node
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
+from caffe_port.net_callbacks import NetCallbacks, no_callbacks
 from caffe_port.net_weights import LayerFace, NetWeights
 from caffe_port.ops.data import MemoryData
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, Phase
 
 
-class Net(NetWeights):
+class Net(NetCallbacks, NetWeights):
     """A network over blobs, as pycaffe's Net.
 
     Net(proto, phase), Net(proto, weights, phase) or Net(proto, phase, weights=file),
@@ -70,6 +71,7 @@ class Net(NetWeights):
         self._nodes: list[Node] = module.nodes
         self._device = device
         self._tape: dict[int, tape.Trace] = {}
+        self._callbacks = no_callbacks()
         self.blobs = OrderedDict(
             (name, Blob(shape, device)) for name, shape in module.shapes.items()
         )
@@ -90,7 +92,8 @@ class Net(NetWeights):
         self._seed_losses()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        # PyTorch's graphs cannot be copied, and functions belong to the original.
+        return {**self.__dict__, '_tape': {}, '_callbacks': no_callbacks()}
 
     @property
     def name(self) -> str:
@@ -179,8 +182,10 @@ class Net(NetWeights):
         with torch.no_grad():
             for i in range(first, len(self._nodes) if last is None else last + 1):
                 node = self._nodes[i]
+                self._announce('before_forward', i)
                 if node.type != 'Input':
                     self._run(i, node, recording)
+                self._announce('after_forward', i)
                 if self.debug_info:
                     debug.log_forward(node, self.blobs)
         self._seed_losses()
@@ -256,11 +261,13 @@ class Net(NetWeights):
         arrived: dict[int, Tensor] = {}
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
+            self._announce('before_backward', i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 self._step_back(node, step, arrived, keep)
                 if self.debug_info:
                     debug.log_backward(node, self.blobs)
+            self._announce('after_backward', i)
         if self.debug_info and (first, last) == (end, 0):
             debug.log_params([item.parameter for item in self.module.learnable])
 

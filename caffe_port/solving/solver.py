@@ -129,7 +129,9 @@ class SGDSolver:
 
     # Stepping.
 
-    def add_callback(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+    def add_callback(
+        self, before: Callable[[], None], after: Callable[[], None] = _no_action
+    ) -> None:
         """Call `before` ahead of each iteration's forward, `after` once gradients are there."""
         self._callbacks.append((before, after))
 

@@ -4,6 +4,7 @@ import gc
 import inspect
 import logging
 from configparser import ConfigParser
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -448,6 +449,28 @@ def test_scripts_log_in_glogs_form_and_set_what_torchrun_has_set(caplog, monkeyp
     for set_value in (caffe.set_solver_count, caffe.set_solver_rank):
         with pytest.raises(caffe.CaffeError, match=r'set_solver_\w+: 2, but it is \d here: start'):
             set_value(2)
+
+
+def test_layers_are_announced_by_number_before_and_after(files):
+    net = caffe.Net(fcn(), caffe.TRAIN)
+    found = []
+    for name in ('before_forward', 'after_forward', 'before_backward', 'after_backward'):
+        getattr(net, name)(lambda layer, name=name: found.append((name, layer)))
+    last = len(net.layers) - 1
+    net.forward()
+    net.backward()
+    expected = [(f'{when}_forward', i) for i in range(last + 1) for when in ('before', 'after')]
+    expected += [
+        (f'{when}_backward', i) for i in range(last, -1, -1) for when in ('before', 'after')
+    ]
+    assert found == expected
+    deepcopy(net).forward()
+    assert found == expected
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    nccl = caffe.NCCL(solver, caffe.NCCL.new_uid())
+    solver.add_callback(nccl)
+    solver.net.after_backward(nccl)
+    solver.step(1)
 
 
 def test_nccl_makes_uids_and_starts_from_rank_0(files):
