@@ -26,7 +26,7 @@ import surgery
 from caffe_port.net_spec import layers as L
 from caffe_port.net_spec import params as P
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.tools.new_database import new_database
+from caffe_port.tools.new_database import create_database
 from nets import caffenet, voc_fcn32s
 from nets.atoms import dropout
 from solve.samples import trees
@@ -87,7 +87,7 @@ def solver_on_a_database(
         n.data, n.label = L.MemoryData(**shape, ntop=2)
     else:
         Path(folder).mkdir()
-        with new_database('lmdb', f'{folder}/lmdb') as database:
+        with create_database('lmdb', f'{folder}/lmdb') as database:
             for i in range(256):
                 image = random.randint(0, 256, (3, 256, 256)).astype(np.uint8)
                 datum = caffe.io.array_to_datum(image, i % 1000)

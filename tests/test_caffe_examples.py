@@ -14,7 +14,7 @@ from caffe_port.net_spec import NetSpec
 from caffe_port.net_spec import layers as L
 from caffe_port.net_spec import params as P
 from caffe_port.proto.caffe_pb2 import Datum
-from caffe_port.tools.new_database import new_database
+from caffe_port.tools.new_database import create_database
 from nets import caffenet, googlenet
 from nets.atoms import LEARNT, lrn, max_pool
 from tests.formulas import RANDOM
@@ -146,7 +146,7 @@ def test_cifar_quick_with_the_mean_that_compute_image_mean_makes(tmp_path, caplo
 
 def test_siamese_towers_share_their_weights_and_learn_what_is_alike(tmp_path):
     random = RANDOM(1)
-    with new_database('leveldb', str(tmp_path / 'pairs')) as database:
+    with create_database('leveldb', str(tmp_path / 'pairs')) as database:
         for i in range(64):
             pair = [int(label) for label in random.randint(0, CLASSES, 2)]
             images = np.stack([draw(label, 16, random) for label in pair])

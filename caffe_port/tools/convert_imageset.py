@@ -19,7 +19,7 @@ from caffe_port.ops import images
 from caffe_port.ops.image_data import read_entries, shuffle
 from caffe_port.proto.caffe_pb2 import Datum
 from caffe_port.tools import command, flags
-from caffe_port.tools.new_database import new_database
+from caffe_port.tools.new_database import create_database
 
 LOG = logging.getLogger('caffe_port')
 FLAGS: dict[str, flags.Value] = dict(
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         LOG.info('encode_type specified, assuming encoded=true.')
     size = values['resize_height'], values['resize_width']
     first: tuple[int, ...] | None = None
-    with new_database(values['backend'], target) as database:
+    with create_database(values['backend'], target) as database:
         for number, (name, label) in enumerate(entries):
             try:
                 pixels = images.read_image(

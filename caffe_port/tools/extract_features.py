@@ -18,7 +18,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import Datum
 from caffe_port.tools import command
-from caffe_port.tools.new_database import NewDatabase, new_database
+from caffe_port.tools.new_database import NewDatabase, create_database
 
 LOG = logging.getLogger('caffe_port')
 USAGE = """This program takes in a trained network and an input data layer, and then extracts \
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         opened = {}
         for name, target in zip(names, targets):
             LOG.info('Opening dataset %s', target)
-            opened[target] = name, stack.enter_context(new_database(backend, target))
+            opened[target] = name, stack.enter_context(create_database(backend, target))
         LOG.info('Extracting Features')
         for _ in range(batches):
             with torch.no_grad():

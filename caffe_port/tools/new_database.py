@@ -93,7 +93,7 @@ class NewDatabase:
 
 
 @contextmanager
-def new_database(backend: str, path: str) -> Iterator[NewDatabase]:
+def create_database(backend: str, path: str) -> Iterator[NewDatabase]:
     """Write a database, which is at `path` once the body is done.
 
     Until then it has a temporary name beside it. When the body raises, nothing is left.

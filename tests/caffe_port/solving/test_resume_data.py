@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import caffe_port as caffe
-from caffe_port.tools.new_database import new_database
+from caffe_port.tools.new_database import create_database
 from tests.formulas import RANDOM
 
 COUNT, SIZE = 7, 6
@@ -15,7 +15,7 @@ TRANSFORM = 'transform_param { crop_size: 4 mirror: true scale: 0.01 }'
 
 def data(folder, backend='lmdb'):
     pytest.importorskip('lmdb')
-    with new_database(backend, str(folder / 'db')) as database:
+    with create_database(backend, str(folder / 'db')) as database:
         for i, image in enumerate(IMAGES):
             database.put(b'%d' % i, caffe.io.array_to_datum(image, i).SerializeToString())
     return (

@@ -182,14 +182,14 @@ def test_a_missing_package_is_named_and_nothing_is_left(
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_records_are_committed_by_the_thousand_and_at_the_end(tmp_path, backend):
     path = str(tmp_path / 'db')
-    with new_database.new_database(backend, path) as database:
+    with new_database.create_database(backend, path) as database:
         committed = [i for i in range(1001) if database.put(b'%04d' % i, b'')]
         assert not (tmp_path / 'db').exists()
     assert committed == [999]
     assert len(records(tmp_path, backend=backend)) == 1001
     with (
         pytest.raises(KeyboardInterrupt),
-        new_database.new_database(backend, path + '2') as database,
+        new_database.create_database(backend, path + '2') as database,
     ):
         database.put(b'a', b'')
         raise KeyboardInterrupt
@@ -199,7 +199,7 @@ def test_records_are_committed_by_the_thousand_and_at_the_end(tmp_path, backend)
 def test_a_key_that_the_database_does_not_take_is_named(tmp_path):
     with (
         pytest.raises(caffe.CaffeError, match=f'{tmp_path}/db: record x+ not written'),
-        new_database.new_database('lmdb', str(tmp_path / 'db')) as database,
+        new_database.create_database('lmdb', str(tmp_path / 'db')) as database,
     ):
         database.put(b'x' * 1000, b'')
     assert not list(tmp_path.iterdir())
@@ -237,7 +237,7 @@ def test_what_has_no_mean_is_named_by_file_and_key(folder, caplog):
     assert main(['compute_image_mean', f'{folder}/db', f'{folder}/mean']) == 1
     assert f'{folder}/db: record 00000002_image 2.png: Incorrect data field size: ' in said(caplog)
     assert not (folder / 'mean').exists()
-    with new_database.new_database('lmdb', str(folder / 'bad')) as database:
+    with new_database.create_database('lmdb', str(folder / 'bad')) as database:
         database.put(b'a', Datum(data=b'no image', encoded=True).SerializeToString())
     assert main(['compute_image_mean', f'{folder}/bad']) == 1
     assert f'{folder}/bad: record a: expected an image, found 8 bytes' in said(caplog)
