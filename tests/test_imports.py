@@ -17,7 +17,7 @@ caffe_port/files caffe_port/prototxt
 caffe_port/ops caffe_port/outputs caffe_port/module caffe_port/plan caffe_port/tape caffe_port/debug
 caffe_port/batches caffe_port/net caffe_port/glog caffe_port/solving caffe_port/pyio
 caffe_port/classifier caffe_port/draw caffe_port/verify caffe_port/export
-caffe_port caffe_port/convert
+caffe_port caffe_port/convert caffe_port/summary
 nets surgery
 solve/datasets solve/run solve/samples solve
 """.split()
