@@ -20,7 +20,7 @@ from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.run import inventory
 from solve.run.fetch import digest, fetch
 from solve.run.inventory import CLASSIFIERS, EXPERIMENTS, WEIGHTS, Row, Split, size_text
-from solve.run.options import ROOT, option
+from solve.run.options import ROOT, ROOT_NAME, make_parser, option
 from solve.run.scan import Scan, overlap, scan
 
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
@@ -237,12 +237,8 @@ def verdict(name: str, rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog='doctor.py',
-        usage='doctor.py [EXPERIMENT...] [--fetch] [--scan] [folders]',
-        description=HELP,
-        epilog=STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        'doctor.py', HELP, STATUSES, 'doctor.py [EXPERIMENT...] [--fetch] [--scan] [folders]'
     )
     add = parser.add_argument
     add(
@@ -269,7 +265,7 @@ def main() -> None:
 
 def _default(place: str) -> str:
     folders = dict.fromkeys(data.PLACES[place] for data in DATA.values() if place in data.PLACES)
-    return f'default: {" or ".join(folders)} in the project'
+    return f'default: {" or ".join(folders)} in {ROOT_NAME}'
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from nets.data import SEED
 from solve import launch, score, voc_fcn32s, voc_fcn_alexnet
 from solve.datasets import folder as own
 from solve.datasets.images import VOID
-from solve.run import experiments, options, preflight, snapshots
+from solve.run import commands, experiments, options, preflight, snapshots
 from solve.run.job import LATEST, Job
 from solve.run.recipe import FINER, find_class_layers, scale_recipe, start_from
 from solve.samples import classifiers, folders, recipes
@@ -128,9 +128,11 @@ def solve(job: Job, plan: Plan) -> None:
     job.finish(solver, data=own.MEAN)
     best = job.prefix.with_name(f'{job.prefix.name}_iter_{solver.notes["best"]["iteration"]}')
     print(
-        f'Best: mean IU {solver.notes["best"]["mean_iu"]:.4f} on val. To use it:\n'
-        f'  infer.py {plan.net} {best}.caffemodel PICTURE... --overlay\n'
-        f'  score.py {job.folder}/val.prototxt {best}.caffemodel'
+        f'Best: mean IU {100 * solver.notes["best"]["mean_iu"]:.2f} % on val. To use it:\n'
+        + commands.as_called(
+            f'  python solve/infer.py {plan.net} {best}.caffemodel PICTURE... --overlay\n'
+            f'  python solve/score.py {job.folder}/val.prototxt {best}.caffemodel'
+        )
     )
 
 

@@ -13,9 +13,18 @@ from types import ModuleType
 
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve.run import events, folders, log, snapshots
+from solve.run import commands, events, folders, log, snapshots
 from solve.run.job import LATEST, Job
-from solve.run.options import ROOT, STATUS, add_gpu, choose_device, make_parser, option, session
+from solve.run.options import (
+    ROOT,
+    ROOT_NAME,
+    STATUS,
+    add_gpu,
+    choose_device,
+    make_parser,
+    option,
+    session,
+)
 from solve.samples import recipes
 
 # Marks an output folder as that of one call of torchrun, which may restart the script.
@@ -68,9 +77,11 @@ def _name_command(folder: Path, resume: bool) -> str:
             next(given, None)
         elif not argument.startswith(('--resume=', '--output=')):
             left.append(argument)
-    start = ['torchrun', '...'] if parallel.run_id() else ['python']
+    start = commands.list_start()
+    if parallel.run_id():
+        start[:1] = ['torchrun', '...'] + ['--no-python', *start[:1]] * commands.is_installed()
     resumed = ['--resume', str(LATEST)] if resume else []
-    return shlex.join([*start, sys.argv[0], *left, *resumed, '--output', str(folder)])
+    return shlex.join([*start, *left, *resumed, '--output', str(folder)])
 
 
 def _make_parser(
@@ -90,7 +101,7 @@ def _make_parser(
     add = parser.add_argument
     add_gpu(parser, positional=True)
     for place, folder in data.PLACES.items():
-        add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
+        add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in {ROOT_NAME}')
     add(
         '--weights',
         type=Path,

@@ -17,9 +17,13 @@ import torch
 import caffe_port as caffe
 from caffe_port import parallel, plugins
 from caffe_port.errors import CaffeError, printable
-from solve.run import folders, terminal
+from solve.run import commands, folders, terminal
 
-ROOT = Path(__file__).resolve().parents[2]
+_CHECKOUT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (_CHECKOUT / 'setup.cfg').is_file()
+# Default places are in here, and help texts say so.
+ROOT = _CHECKOUT if IS_CHECKOUT else Path.cwd()
+ROOT_NAME = 'the project' if IS_CHECKOUT else 'the working directory'
 STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM'
 GPU_HELP = 'number of the GPU (default: 0 if there is one, else the CPU)'
 
@@ -33,8 +37,8 @@ def make_parser(
     name: str, description: str, epilog: str = '', usage: str | None = None
 ) -> argparse.ArgumentParser:
     """Make a parser whose help keeps its line breaks and has a line for most options."""
-    return argparse.ArgumentParser(
-        prog=name,
+    return commands.Parser(
+        prog=commands.as_called(name),
         usage=usage,
         description=description,
         epilog=epilog,
