@@ -68,7 +68,6 @@ def test_an_experiment_is_named_with_its_command(monkeypatch, capsys):
 def test_all_experiments_are_there_and_no_other(monkeypatch, capsys):
     scripts = {path.stem for path in (ROOT / 'solve').glob('*_*.py')} - {'__init__', '_checkout'}
     assert set(console.list_scripts()) == scripts
-    assert set(scripts) - {'voc_chain'} < set(launch.recipes.RECIPES) | {'voc_chain'}
     assert call(monkeypatch, capsys, 'fcn-solve', 'voc_fcn') == (
         2,
         'error: voc_fcn: no such experiment; see fcn-solve --help\n',
