@@ -191,10 +191,10 @@ def draw_panel(
 
     Beneath a row with labels stand the names of the classes in it.
     """
-    ratio = np.mean([np.divide(*_image_of(row[0]).shape[:2]) for row in rows]) if rows else 1
-    size = 2.7 * len(titles), (2.6 * float(np.clip(ratio, 0.4, 2)) + 0.75) * max(len(rows), 1)
-    figure = Figure(figsize=size, layout='constrained')
-    parts = np.atleast_1d(figure.subfigures(len(rows), 1, squeeze=False).ravel())
+    ratios = [float(np.divide(*_image_of(row[0]).shape[:2])) for row in rows]
+    heights = [2.6 * min(max(ratio, 0.4), 1.3) + 0.75 for ratio in ratios]
+    figure = Figure(figsize=(2.7 * len(titles), sum(heights)), layout='constrained')
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights).ravel()
     for number, (part, row) in enumerate(zip(parts, rows)):
         axes = part.subplots(1, len(titles), squeeze=False)[0]
         for axis, title, shown in zip(axes, titles, row):
