@@ -41,8 +41,8 @@ where it was.
 """
 FILES = """
 The output folder then holds scores.json, confusion.npy (rows are labels, columns predictions),
-confusion.png and what the options add. SIFT Flow has two tasks: each has its own files, with
-_sem or _geo behind their names.
+confusion.png, classes.png (bars of IU and accuracy) and what the options add. SIFT Flow has two
+tasks: each has its own files, with _sem or _geo behind their names.
 """
 
 
@@ -151,7 +151,7 @@ def score(args: argparse.Namespace) -> None:
     """Score the net that a command line names and report its scores."""
     scoring = prepare(args)
     state = scoring.count(args.predictions, args.force)
-    parallel.first(lambda: scoring.report(state, args.report))
+    parallel.first(lambda: scoring.report(state, args.report, args.errors))
 
 
 def main() -> None:
@@ -167,6 +167,9 @@ def main() -> None:
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
     add('--report', action='store_true', help='write report.html, with best and worst pictures')
+    add(
+        '--errors', action='store_true', help='write errors.png: where the worst pictures are wrong'
+    )
     add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
     options.run_net_command(parser, score)
 

@@ -93,14 +93,16 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     for number, (name, file) in enumerate(logs):
         lines = log.read(file)
-        for axis, key, style, label in (
-            (above, 'loss', dict(ls='-', lw=0.6, alpha=0.3), None),
-            (above, 'smoothed_loss', dict(ls='-'), 'loss'),
-            (above, 'test_loss', dict(ls='none', marker='x'), 'loss, test'),
-            (below, 'mean_iu', dict(ls='--', marker='o'), 'mean IU'),
-            (below, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
+        for axis, unit, key, style, label in (
+            (above, 1, 'loss', dict(ls='-', lw=0.6, alpha=0.3), None),
+            (above, 1, 'smoothed_loss', dict(ls='-'), 'loss'),
+            (above, 1, 'test_loss', dict(ls='none', marker='x'), 'loss, test'),
+            (below, 100, 'mean_iu', dict(ls='--', marker='o'), 'mean IU'),
+            (below, 100, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
         ):
-            points = [(line['iteration'], line[key]) for line in lines if _is_finite(line.get(key))]
+            points = [
+                (line['iteration'], unit * line[key]) for line in lines if _is_finite(line.get(key))
+            ]
             if points:
                 axis.plot(
                     *zip(*points),
@@ -110,7 +112,7 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
     above.set(ylabel='loss', yscale='log')
     above.yaxis.set_major_formatter(LogFormatter())
     above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    below.set(xlabel='iteration', ylabel='mean IU', ylim=(0, 1))
+    below.set(xlabel='iteration', ylabel='mean IU, %', ylim=(0, 100))
     for axis in (above, below):
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
@@ -173,7 +175,7 @@ class Labelled:
         known = self.truth != VOID
         if self.errors:
             wrong = (self.truth != self.labels)[known].mean() if known.any() else math.nan
-            return f'{wrong:.1%} wrong' if known.any() else 'all void'
+            return f'{100 * wrong:.1f} % wrong' if known.any() else 'all void'
         if not known.any():
             return 'all void'
         hist = fast_hist(
@@ -181,7 +183,7 @@ class Labelled:
             self.labels.ravel().astype(np.int64),
             len(self.names),
         )
-        return f'mean IU {100 * Scores(hist).mean_iu:.1f}'
+        return f'mean IU {100 * Scores(hist).mean_iu:.1f} %'
 
 
 def draw_panel(
@@ -268,22 +270,22 @@ def draw_class_scores(scores: Scores, names: Sequence[str], path: Path) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     if math.isfinite(scores.mean_iu):
         mean = 100 * scores.mean_iu
-        axes.axvline(mean, color='C3', lw=1, ls='--', zorder=0, label=f'mean IU {mean:.1f}')
+        axes.axvline(mean, color='C3', lw=1, ls='--', zorder=0, label=f'mean IU {mean:.1f} %')
     axes.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     _save(figure, path)
 
 
 def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draw a confusion matrix, every row as shares of the labelled class."""
-    shares = hist / np.maximum(hist.sum(1, keepdims=True), 1)
+    shares = 100 * hist / np.maximum(hist.sum(1, keepdims=True), 1)
     size = 3 + 0.2 * len(names)
     figure = Figure(figsize=(size + 1, size), layout='constrained')
     axes = figure.subplots()
-    shown = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    shown = axes.imshow(shares, cmap='Blues', vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel='predicted', ylabel='labelled')
-    figure.colorbar(shown, label='share of the labelled class')
+    figure.colorbar(shown, label='share of the labelled class, %')
     _save(figure, path)
 
 
