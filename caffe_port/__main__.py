@@ -13,11 +13,17 @@ from caffe_port.tools import brew, flags
 USAGE = """command line brew
 usage: python -m caffe_port <command> <args>
 
+examples:
+  python -m caffe_port train --solver=solver.prototxt --weights=vgg16.caffemodel
+  python -m caffe_port test --model=val.prototxt --weights=trained.caffemodel --iterations=100
+
 commands:
   train           train or finetune a model
   test            score a model
   device_query    show GPU diagnostic information
   time            benchmark model execution time
+
+exit status: 0; 1 with one line of the log that says what is wrong
 
 flags, with one dash or two, as --solver=x or --solver x:
 """

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from caffe_port import export, plugins
+from caffe_port import command, export, plugins
 from caffe_port.errors import CaffeError, printable
 from caffe_port.files import weights
 from caffe_port.files.named import Read
@@ -59,7 +59,8 @@ Kinds of files, by suffix: .caffemodel .caffemodel.h5 .pth .pt .safetensors .npz
 .onnx or .pt2 (torch.export), for images of any size. .caffemodel.h5 needs h5py, .safetensors
 safetensors, .onnx onnxscript and, to verify, onnxruntime.
 
-exit status: 0; 2 with one line `error: ...`: then nothing was written, unless --verify failed
+exit status: 0; 2 with one line `error: ...`, then nothing was written unless --verify failed;
+130 if stopped by Ctrl-C
 """
 
 
@@ -290,20 +291,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert or look at a weight file; return the exit status: 0, or 2 after one line of error."""
+    """Convert or look at a weight file; return the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.info and (options.target is not None or options.net or options.prototxt):
-            raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
-        with plugins.registered_only():
-            info(options) if options.info else convert(options)
-    except CaffeError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader has left; Python would complain as it flushes stdout at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return command.run(lambda: _act(options), 'stopped; nothing was written')
+
+
+def _act(options: argparse.Namespace) -> None:
+    if options.info and (options.target is not None or options.net or options.prototxt):
+        raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
+    with plugins.registered_only():
+        info(options) if options.info else convert(options)
 
 
 if __name__ == '__main__':

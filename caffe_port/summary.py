@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,11 +17,11 @@ from typing import NamedTuple
 if __name__ == '__main__' and not __package__:
     import _checkout  # noqa: F401
 
-from caffe_port import plugins, prototxt
+from caffe_port import command, plugins, prototxt
 from caffe_port.blob import shape_text
 from caffe_port.coord_map import PASS_THROUGH_LAYERS
 from caffe_port.draw import get_pydot_graph
-from caffe_port.errors import CaffeError, printable
+from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST
 from caffe_port.module import NetModule, Node
 from caffe_port.ops.base import Op, Shape
@@ -34,12 +33,12 @@ examples:
   python -m caffe_port.summary voc_fcn8s --size 500x334
   python -m caffe_port.summary deploy.prototxt --dot | dot -Tpdf > net.pdf
 """
-COLUMNS = """\
+COLUMNS = f"""\
 Columns: the shape of the layer's first top; its parameters; megabytes of its tops (- in place);
 millions of multiply-adds; and for a pixel of the top, in pixels of the input: how many it sees
 (field), how far the next pixel is (stride), where the first one's centre is (offset).
 
-exit status: 0; 2 with one line `error: ...`
+{command.STATUS}
 """
 
 
@@ -259,7 +258,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the summary of a net; return the exit status: 0, or 2 after one line of error."""
+    """Print the summary of a net; return the exit status."""
     parser = argparse.ArgumentParser(
         prog='python -m caffe_port.summary',
         usage='python -m caffe_port.summary NET [--size HxW] [--dot]',
@@ -271,18 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--size', type=_size, metavar='HxW', help='height and width of the inputs')
     parser.add_argument('--dot', action='store_true', help='print the graph for Graphviz instead')
     options = parser.parse_args(arguments)
-    try:
-        with plugins.registered_only():
-            for line in summarize(options.net, options.size, options.dot):
-                print(line)
-        sys.stdout.flush()
-    except CaffeError as error:
-        print(f'error: {printable(str(error))}', file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader has left; Python would complain as it flushes stdout at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return command.run(lambda: _act(options))
+
+
+def _act(options: argparse.Namespace) -> None:
+    with plugins.registered_only():
+        for line in summarize(options.net, options.size, options.dot):
+            print(line)
 
 
 if __name__ == '__main__':

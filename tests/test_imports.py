@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # As DESIGN lists the rooms, from the foundation up. A folder stands for its files that are
 # not named themselves; those come in the order in which they import each other.
 ORDER = """
-caffe_port/_checkout caffe_port/version caffe_port/errors caffe_port/plugins caffe_port/mode
+caffe_port/_checkout caffe_port/version caffe_port/errors caffe_port/command
+caffe_port/plugins caffe_port/mode
 caffe_port/proto caffe_port/parallel caffe_port/rng
 caffe_port/blob caffe_port/net_spec caffe_port/coord_map
 caffe_port/files caffe_port/prototxt

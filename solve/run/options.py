@@ -50,14 +50,14 @@ def make_parser(
 
 def add_gpu(parser: argparse.ArgumentParser, positional: bool) -> None:
     """Add the option --gpu, and with `positional` the argument GPU, which says the same."""
-    parser.add_argument('--gpu', type=int, metavar='N', action=_OneGpu, help=GPU_HELP)
+    parser.add_argument('--gpu', type=int, metavar='N', action=OneGpu, help=GPU_HELP)
     if positional:
         parser.add_argument(
-            'gpu', nargs='?', type=int, metavar='GPU', action=_OneGpu, help='as --gpu'
+            'gpu', nargs='?', type=int, metavar='GPU', action=OneGpu, help='as --gpu'
         )
 
 
-class _OneGpu(argparse.Action):
+class OneGpu(argparse.Action):
     """Take a GPU's number from --gpu or from its place, not two numbers that differ."""
 
     def __call__(self, parser, namespace, value, option=None) -> None:

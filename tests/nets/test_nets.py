@@ -142,7 +142,7 @@ def test_a_script_runs_from_any_folder_and_tells_what_is_wrong(tmp_path):
     subprocess.run([*command, '../out'], cwd=tmp_path / 'here', check=True)
     assert_written(tmp_path / 'out', 'voc-fcn32s')
     failed = subprocess.run([*command, 'nowhere'], cwd=tmp_path, capture_output=True, text=True)
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert 'nowhere' in failed.stderr and 'Traceback' not in failed.stderr
 
 
@@ -150,7 +150,7 @@ def test_a_script_replaces_files_with_force_alone(tmp_path):
     command = [sys.executable, str(ROOT / 'nets/voc_fcn32s.py'), str(tmp_path)]
     (tmp_path / 'val.prototxt').write_text('mine')
     refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 1 and refused.stderr.endswith('--force replaces it\n')
+    assert refused.returncode == 2 and refused.stderr.endswith('--force replaces it\n')
     assert str(tmp_path / 'val.prototxt') in refused.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
     subprocess.run([*command, '--force'], check=True)
