@@ -15,13 +15,13 @@ from caffe_port.net_spec import NetSpec, layers, params, to_proto
 from caffe_port.ops.python import Layer
 from caffe_port.parallel import solver_count, solver_rank
 from caffe_port.rng import set_random_seed
-from caffe_port.solving.solver import (
+from caffe_port.solving.solver import SGDSolver
+from caffe_port.solving.solver_types import (
     AdaDeltaSolver,
     AdaGradSolver,
     AdamSolver,
     NesterovSolver,
     RMSPropSolver,
-    SGDSolver,
     get_solver,
 )
 from caffe_port.version import __version__

@@ -1,4 +1,4 @@
-"""Classifier and Detector: pycaffe's nets that take images as they are.
+"""Classifier and Detector: pycaffe's nets that preprocess images themselves.
 
 Source of names and behaviour: pycaffe's classifier.py and detector.py.
 """
@@ -111,7 +111,7 @@ class Detector(_ImageNet):
         self.configure_crop(context_pad)
 
     def configure_crop(self, context_pad: int | None) -> None:
-        """Set how much context a window gets, and the image mean that fills what is missing."""
+        """Set the context around windows, and the mean that fills pixels outside the image."""
         name = self.inputs[0]
         size = self.blobs[name].shape[2:]
         self.context_pad = context_pad or 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
-from caffe_port.errors import CaffeError, printable
+from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
 
 STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C'
 
@@ -18,15 +17,13 @@ def run(act: Callable[[], None], stopped: str = 'stopped') -> int:
     head does, ends the command without an error.
     """
     try:
-        act()
-        sys.stdout.flush()
+        with ignore_closed_pipe():
+            act()
+            sys.stdout.flush()
     except CaffeError as error:
         print(f'error: {printable(str(error))}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Python would complain as it flushes stdout at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

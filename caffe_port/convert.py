@@ -1,4 +1,4 @@
-"""The command that converts weights from one kind of file to another.
+"""Convert weights from one kind of file to another (a command).
 
 The suffix says the kind (see weights.py): .caffemodel, .caffemodel.h5, .pth, .pt,
 .safetensors and .npz. Values stay the same bit for bit. An .onnx or .pt2 has the net too
@@ -24,9 +24,9 @@ from tqdm import tqdm
 from caffe_port import command, export, plugins
 from caffe_port.errors import CaffeError, printable
 from caffe_port.files import weights
-from caffe_port.files.named import Read
+from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredBlob, StoredLayer
-from caffe_port.files.table import summary, table
+from caffe_port.files.table import format_layers, summarize
 from caffe_port.files.torchvision import (
     TORCHVISION_MEAN_BGR,
     ZOO_MEAN_BGR,
@@ -91,7 +91,7 @@ def convert(options: argparse.Namespace) -> None:
         names = {node.name: node.op.blob_names for node in net.module.nodes}
     with _bar(written) as read:
         weights.write(target, written, param, names, read)
-    print(f'{target}: {summary(written)}, {time.monotonic() - began:.1f} s')
+    print(f'{target}: {summarize(written)}, {time.monotonic() - began:.1f} s')
     if net and options.verify:
         back = weights.read(target)
         back = from_torchvision(back) if options.to_torchvision else back
@@ -106,22 +106,20 @@ def _export(
     net: Net, layers: Sequence[StoredLayer], options: argparse.Namespace, began: float
 ) -> None:
     """Write the net with the weights of `layers` for other engines."""
-    for layer in layers:
-        for stored, blob in zip(layer.blobs, net.params[layer.name]):
-            blob.load(stored)
+    net.load_layers(layers)
     least = export.export(net, options.target)
     sizes = 'sizes fixed, as in the net' if least is None else f'images from {least} x {least} on'
-    print(f'{options.target}: {summary(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
+    print(f'{options.target}: {summarize(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
     if options.verify:
         for line in export.verify_export(net, options.target, least):
             print(line)
 
 
-def info(options: argparse.Namespace) -> None:
+def print_layers(options: argparse.Namespace) -> None:
     """Print the table of a file's layers. Raises CaffeError if it cannot be read."""
     layers = weights.read(options.source)
     with _bar(layers) as read:
-        for line in table(layers, read):
+        for line in format_layers(layers, read):
             print(line)
 
 
@@ -150,7 +148,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _net(options: argparse.Namespace, layers: Sequence[StoredLayer]) -> Net | None:
-    """Make the net of --prototxt, or of --net as narrow as the weights, if one is given."""
+    """Make the net of --prototxt, or of --net at the widths of the weights, if one is given."""
     if options.net:
         try:
             param = make_deploy(options.net, layers, options.fully_conv)
@@ -182,12 +180,7 @@ def _fitted(
         ):
             for line in lines:
                 print(f'{what}: {printable(line)}')
-    wrong = found.missing + found.mismatched
-    if wrong:
-        raise CaffeError(
-            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
-        )
+    found.check(path)
     return found.layers
 
 
@@ -211,9 +204,9 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def _bar(layers: Sequence[StoredLayer]) -> Iterator[Read]:
-    """Yield the function that reads a blob; with many bytes it moves a bar on stderr."""
-    total = weights.nbytes(layers)
+def _bar(layers: Sequence[StoredLayer]) -> Iterator[ReadBlob]:
+    """Yield the function that reads a blob; it moves a progress bar if there are many bytes."""
+    total = weights.count_bytes(layers)
     with tqdm(total=total, unit='B', unit_scale=True, disable=total < BAR_FROM) as bar:
 
         def read(blob: StoredBlob) -> np.ndarray:
@@ -276,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     colours.add_argument(
         '--from-torchvision',
         action='store_true',
-        help="SRC is torchvision's vgg16; fold its colours and scale in",
+        help="SRC is torchvision's vgg16; convert colours and scale in conv1_1",
     )
     colours.add_argument(
         '--to-torchvision', action='store_true', help="write DST as torchvision's vgg16"
@@ -299,8 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _act(options: argparse.Namespace) -> None:
     if options.info and (options.target is not None or options.net or options.prototxt):
         raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
-    with plugins.registered_only():
-        info(options) if options.info else convert(options)
+    with plugins.import_registered_only():
+        print_layers(options) if options.info else convert(options)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ class GlogFormatter(logging.Formatter):
         )
 
 
-def header() -> str:
+def format_header() -> str:
     """Return the lines that a glog file begins with."""
     now = time.strftime('%Y/%m/%d %H:%M:%S')
     return (
@@ -44,10 +44,10 @@ def header() -> str:
 
 
 class GlogFile(logging.FileHandler):
-    """A log file in glog's form; goes on where an earlier run has left it."""
+    """A log file in glog's form; appends to that of an earlier run."""
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path, encoding='utf-8')
         self.setFormatter(GlogFormatter())
         if self.stream and not self.stream.tell():
-            self.stream.write(header())
+            self.stream.write(format_header())

@@ -1,4 +1,4 @@
-"""pycaffe's NCCL, for scripts written with it, over the processes of torchrun."""
+"""pycaffe's NCCL over torchrun's processes, for scripts that use it."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ class NCCL:
         net = self._solver.net
         net.follow_device()
         parallel.broadcast([item.parameter.data for item in net.module.learnable])
-        net.params_written()
+        net.mark_params_stale()

@@ -18,12 +18,13 @@ if __name__ == '__main__' and not __package__:
     import _checkout  # noqa: F401
 
 from caffe_port import command, plugins, prototxt
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
+from caffe_port.building import Node
 from caffe_port.coord_map import PASS_THROUGH_LAYERS
 from caffe_port.draw import get_pydot_graph
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST
-from caffe_port.module import NetModule, Node
+from caffe_port.module import NetModule
 from caffe_port.ops.base import Op, Shape
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
 from caffe_port.zoo import make_deploy
@@ -185,7 +186,7 @@ def table(found: Sequence[Row]) -> Iterator[str]:
         yield form.format(
             row.name,
             row.type,
-            shape_text(row.shape),
+            format_shape(row.shape),
             f'{row.parameters:,}' if row.parameters else '-',
             f'{row.nbytes / 1e6:.2f}' if row.nbytes else '-',
             f'{row.multiply_adds / 1e6:.1f}' if row.multiply_adds else '-',
@@ -212,7 +213,7 @@ def dot(param: NetParameter, module: NetModule, shapes: dict[str, Shape]) -> str
     for name in module.shapes:
         key = f'{name}_blob'
         node = graph.nodes[key]
-        graph.nodes[key] = replace(node, label=f'{node.label}\n{shape_text(shapes[name])}')
+        graph.nodes[key] = replace(node, label=f'{node.label}\n{format_shape(shapes[name])}')
     return graph.to_string()
 
 
@@ -221,7 +222,7 @@ def read(net: str) -> NetParameter:
 
     Raises CaffeError if there is neither.
     """
-    offered = plugins.offered(plugins.NETS)
+    offered = plugins.find_entry_points(plugins.NETS_GROUP)
     if net in offered:
         return make_deploy(net)
     if not Path(net).is_file():
@@ -274,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _act(options: argparse.Namespace) -> None:
-    with plugins.registered_only():
+    with plugins.import_registered_only():
         for line in summarize(options.net, options.size, options.dot):
             print(line)
 

@@ -52,7 +52,7 @@ class Clock:
 
 def solver_on_drawn_images(folder: str, width: int, fc: int) -> caffe.SGDSolver:
     """The official solver of FCN-32s over a few images of VOC's size, weights drawn."""
-    places = trees.draw('voc', Path(folder), train=6, val=2, size=(375, 500))
+    places = trees.draw_dataset('voc', Path(folder), train=6, val=2, size=(375, 500))
     param = SolverParameter(**{**SOLVER, 'base_lr': 1e-14})  # drawn weights: no step may blow up
     for field in ('train_net', 'test_net', 'test_iter'):
         param.ClearField(field)

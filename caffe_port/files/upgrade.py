@@ -159,7 +159,7 @@ def v0_type(word: str) -> str:
 
 
 def _check_strings(message: Message, name: str) -> None:
-    """Refuse strings beyond MAX_STRING, and those not UTF-8, which protobuf returns as bytes."""
+    """Raise CaffeError for strings beyond MAX_STRING or not UTF-8 (protobuf returns bytes)."""
     for field, value in message.ListFields():
         values = [value] if field.has_presence else value
         if field.type == field.TYPE_MESSAGE:

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from caffe_port import parallel
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST
 from caffe_port.ops import images
@@ -224,7 +224,7 @@ class Data(ImageSource):
             values = np.array(datum.float_data, np.float32)
         if min(shape) <= 0 or values.size != math.prod(shape):
             raise CaffeError(
-                f'{where}: expected {shape_text(shape)} values, found {values.size}; a Datum '
+                f'{where}: expected {format_shape(shape)} values, found {values.size}; a Datum '
                 'with an image file in it must say encoded'
             )
         return values.reshape(shape)

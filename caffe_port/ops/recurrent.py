@@ -193,7 +193,7 @@ class _Recurrent(Op, abstract=True):
 
     @staticmethod
     def _carries(x: Tensor) -> bool:
-        """Whether this is a forward whose states go on to the next."""
+        """Say whether this forward hands its states on to the next."""
         return not (x.is_meta or torch.compiler.is_compiling())
 
     def _tops(self, top: Tensor, x: Tensor, last: list[Tensor]) -> tuple[Tensor, ...]:

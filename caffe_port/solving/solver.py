@@ -19,7 +19,7 @@ from torch import Tensor
 from caffe_port import mode, parallel, prototxt, rng
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.solving import display, nets, resume, snapshot
+from caffe_port.solving import display, resume, snapshot, solver_nets
 from caffe_port.solving.losses import Pass, Unchecked
 from caffe_port.solving.rules import RULES
 from caffe_port.solving.schedule import learning_rate
@@ -68,8 +68,8 @@ class SGDSolver:
         self._check()
         if self.param.random_seed >= 0:
             rng.set_random_seed(self.param.random_seed + parallel.solver_rank())
-        self.net = nets.train_net(self.param, folder, self.where)
-        self.test_nets = nets.test_nets(self.param, folder, self.where)
+        self.net = solver_nets.make_train_net(self.param, folder, self.where)
+        self.test_nets = solver_nets.make_test_nets(self.param, folder, self.where)
         for weights in self.param.weights:
             for name in filter(None, (part.strip() for part in weights.split(','))):
                 self.net.copy_from(name)
@@ -189,13 +189,13 @@ class SGDSolver:
         if not self._in_step and parallel.solver_count() > 1:
             self.net.follow_device()
             parallel.broadcast([item.parameter.data for item in self.net.module.learnable])
-            self.net.params_written()
+            self.net.mark_params_stale()
         self._in_step = True
 
     def _agreed_action(self) -> str | None:
         """Return what requested_action() of any rank asks for."""
         actions = (None, 'snapshot', 'stop')
-        return actions[parallel.agree(actions.index(self.requested_action()))]
+        return actions[parallel.take_largest(actions.index(self.requested_action()))]
 
     def _forward_backward(self) -> list[Pass]:
         """Run iter_size passes, which add up gradients."""
@@ -209,7 +209,7 @@ class SGDSolver:
 
     def _images(self) -> str:
         """Name the images in the net now, as far as its data layers tell."""
-        layers: list[Any] = [getattr(node.op, 'layer', None) for node in self.net.module.nodes]
+        layers = [node.python_layer for node in self.net.module.nodes]
         return ', '.join(str(layer.current) for layer in layers if hasattr(layer, 'current'))
 
     def rate(self) -> float:
@@ -235,7 +235,7 @@ class SGDSolver:
         self._advance_step()
         self.net.module.flush()
         self._update.apply(self.rate(), self.iter)
-        self.net.params_written()
+        self.net.mark_params_stale()
 
     # Losses, display and tests.
 
@@ -273,10 +273,10 @@ class SGDSolver:
         self.check_losses()
         if parallel.solver_rank():
             return
-        pace = self._pace.text(self.iter, time.monotonic())
+        pace = self._pace.format(self.iter, time.monotonic())
         LOG.info('Iteration %d%s, loss = %.6g', self.iter, pace, self.smoothed_loss)
         values = {name: self.net.blobs[name].data for name in self.net.outputs}
-        display.outputs('Train', self.net, values)
+        display.log_outputs('Train', self.net, values)
         LOG.info('Iteration %d, lr = %.6g', self.iter, self.rate())
 
     def test_all(self) -> None:
@@ -286,7 +286,7 @@ class SGDSolver:
         for number, (net, passes) in enumerate(zip(self.test_nets, self.param.test_iter)):
             LOG.info('Iteration %d, Testing net (#%d)', self.iter, number)
             net.share_with(self.net)
-            display.test(net, passes, self.param.test_compute_loss)
+            display.test_and_log(net, passes, self.param.test_compute_loss)
 
     # Snapshots.
 
@@ -349,60 +349,3 @@ class SGDSolver:
         self._update.restore(found.history)
         self._pace = display.Pace(self.iter, time.monotonic())
         LOG.info('Restored iteration %d from %s', self.iter, path)
-
-
-class NesterovSolver(SGDSolver):
-    """SGD with Nesterov's momentum."""
-
-    type = 'Nesterov'
-
-
-class AdaGradSolver(SGDSolver):
-    """AdaGrad: the rate is divided by the root of all squared gradients' sum."""
-
-    type = 'AdaGrad'
-
-
-class RMSPropSolver(SGDSolver):
-    """RMSProp: the rate is divided by the root of recent squared gradients' mean."""
-
-    type = 'RMSProp'
-
-
-class AdaDeltaSolver(SGDSolver):
-    """AdaDelta: steps as large as recent ones, by the gradient's part of recent gradients."""
-
-    type = 'AdaDelta'
-
-
-class AdamSolver(SGDSolver):
-    """Adam: means of the gradient and of its square, corrected for their start at 0."""
-
-    type = 'Adam'
-
-
-SOLVERS: dict[str, type[SGDSolver]] = {
-    each.type: each
-    for each in (
-        SGDSolver,
-        NesterovSolver,
-        AdaGradSolver,
-        RMSPropSolver,
-        AdaDeltaSolver,
-        AdamSolver,
-    )
-}
-
-
-def get_solver(solver: str | os.PathLike | SolverParameter) -> SGDSolver:
-    """Return a solver of the type that a solver prototxt names.
-
-    Raises CaffeError for another type than Caffe's.
-    """
-    if isinstance(solver, SolverParameter):
-        param, where = solver, 'solver'
-    else:
-        param, where = prototxt.read_solver(solver), os.fspath(solver)
-    if param.type not in SOLVERS:
-        raise CaffeError(f'{where}: no solver type "{param.type}"; there are {", ".join(SOLVERS)}')
-    return SOLVERS[param.type](solver)

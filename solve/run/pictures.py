@@ -1,4 +1,4 @@
-"""Pictures of labels, predictions, confusion and learning: arrays and logs in, files out."""
+"""Draw labels, predictions, confusion and learning curves from arrays and logs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
 
     Raises CaffeError where there is no log, or for another suffix.
     """
-    kind_of(path)
+    check_kind(path)
     logs = [(name, file) for run in runs for name, file in _find_logs(run)]
     figure = Figure(figsize=(9, 5.5), layout='constrained')
     above, below = figure.subplots(2, 1, sharex=True)
@@ -101,7 +101,9 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
             (below, 100, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
         ):
             points = [
-                (line['iteration'], unit * line[key]) for line in lines if _is_finite(line.get(key))
+                (line['iteration'], unit * line[key])
+                for line in lines
+                if log.is_finite(line.get(key))
             ]
             if points:
                 axis.plot(
@@ -121,10 +123,6 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
     _save(figure, path)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _find_logs(run: Path) -> list[tuple[str, Path]]:
     """Return the logs of a run by name: of a log file, a run's folder, or a chain's."""
     if not run.is_dir():
@@ -141,7 +139,7 @@ def _first_time(file: Path) -> float:
     return lines[0].get('time', 0) if lines else 0
 
 
-def kind_of(path: Path) -> str:
+def check_kind(path: Path) -> str:
     """Return the format that the suffix of a file names; raise CaffeError for an unknown one."""
     if path.suffix.lower() not in KINDS:
         raise CaffeError(f'{path}: the suffix must be one of {", ".join(KINDS)}')
@@ -155,7 +153,7 @@ def kind_of(path: Path) -> str:
 class Labelled:
     """Labels (H x W) to show in a panel: in colours, with the classes' names beneath the row.
 
-    Of a prediction `truth` is the label that it is compared with; its IU stands above it.
+    Of a prediction `truth` is the label that it is compared with; its IU stands below it.
     With `errors`, it is shown where the prediction is wrong.
     """
 
@@ -173,11 +171,10 @@ class Labelled:
         if self.truth is None:
             return ''
         known = self.truth != VOID
-        if self.errors:
-            wrong = (self.truth != self.labels)[known].mean() if known.any() else math.nan
-            return f'{100 * wrong:.1f} % wrong' if known.any() else 'all void'
         if not known.any():
             return 'all void'
+        if self.errors:
+            return f'{100 * (self.truth != self.labels)[known].mean():.1f} % wrong'
         hist = fast_hist(
             self.truth.ravel().astype(np.int64),
             self.labels.ravel().astype(np.int64),
@@ -290,7 +287,7 @@ def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    kind = kind_of(path)
+    kind = check_kind(path)
     metadata = {'Software' if kind == 'png' else 'Creator': _DRAWN}
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)

@@ -113,7 +113,7 @@ def test_names_without_a_net_are_those_of_the_module(name):
     )
     for node in net.module.nodes:
         layer = StoredLayer(node.name, node.op.param.type, node.op.blobs())
-        assert weights.blob_names(layer) == list(node.op.blob_names)
+        assert weights.name_blobs(layer) == list(node.op.blob_names)
 
 
 def test_third_blob_has_a_number_and_order_is_caffes_whatever_the_files(tmp_path):
@@ -467,5 +467,5 @@ def test_a_module_that_fails_on_import_is_an_error_in_one_line(tmp_path, monkeyp
     (tmp_path / 'failing_layers.py').write_text(code + '\n')
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CaffeError, match=f'module failing_layers {words}') as caught:
-        plugins.layer_module('failing_layers')
+        plugins.import_layer_module('failing_layers')
     assert '\n' not in str(caught.value)

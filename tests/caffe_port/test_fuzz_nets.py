@@ -254,7 +254,7 @@ def test_an_absurd_setting_of_two_bottoms_is_refused(layer):
 
 
 def test_what_fillers_draw_is_bounded_over_the_net_and_the_layer_named(monkeypatch):
-    monkeypatch.setattr(fillers, 'MAX_COUNT', 10_000)
+    monkeypatch.setattr(fillers, 'MAX_DRAWN', 10_000)
     layer = (
         'layer { name: "%s" type: "InnerProduct" bottom: "x" top: "%s" inner_product_param { '
         'num_output: 40 weight_filler { value: 1 } } }'

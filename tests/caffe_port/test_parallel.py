@@ -79,7 +79,7 @@ def collect_sums(folder: str) -> None:
     means, copies = drawn(rank), drawn(rank)
     parallel.average(means)
     parallel.broadcast(copies)
-    alone = parallel.first(lambda: (os.getpid(), caffe.solver_count()))
+    alone = parallel.call_on_first(lambda: (os.getpid(), caffe.solver_count()))
     torch.save(
         {
             'means': means,
@@ -88,7 +88,7 @@ def collect_sums(folder: str) -> None:
             'gathered': parallel.gather({'rank': rank}),
             'first': alone,
             'own': os.getpid(),
-            'agreed': [parallel.agree(rank), parallel.agree(-rank)],
+            'agreed': [parallel.take_largest(rank), parallel.take_largest(-rank)],
         },
         Path(folder) / f'{rank}.pt',
     )
@@ -141,8 +141,8 @@ def test_a_single_process_is_all_ranks():
     parallel.broadcast(tensors)
     assert all(map(torch.equal, tensors, drawn(0)))
     assert (caffe.solver_rank(), caffe.solver_count()) == (0, 1)
-    assert parallel.gather('x') == ['x'] and parallel.agree(2) == 2
-    assert parallel.first(lambda: 7) == 7
+    assert parallel.gather('x') == ['x'] and parallel.take_largest(2) == 2
+    assert parallel.call_on_first(lambda: 7) == 7
 
 
 # The solver.

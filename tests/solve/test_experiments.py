@@ -50,7 +50,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         classifiers,
-        'NETS',
+        'CLASSIFIER_NETS',
         {
             'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
             'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1),
@@ -75,7 +75,7 @@ def small(monkeypatch, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Draw no pictures at the end of a job: they take half of a small job's time."""
-    monkeypatch.setattr(job.Job, 'finish', lambda *_, **__: None)
+    monkeypatch.setattr(job.Job, 'save_and_report', lambda *_, **__: None)
 
 
 def run(monkeypatch, name, *arguments):
@@ -87,7 +87,7 @@ def run(monkeypatch, name, *arguments):
 
 
 def weights(path):
-    return loading.read_net(path).params
+    return loading.read_params(path).params
 
 
 def rounds_of(name):

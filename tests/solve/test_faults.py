@@ -18,7 +18,7 @@ from caffe_port.files import caffemodel
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from solve import voc_fcn32s
 from solve.datasets.layer import SegDataLayer
-from solve.run import job, loading, log, snapshots, symptoms, watch
+from solve.run import job, loading, log, retention, symptoms, watch
 from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_port.solving.test_solver import follow, solver_of
@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from solve import voc_fcn32s
-from solve.run import job, snapshots
+from solve.run import job, retention
 from solve.run.job import LATEST, Job
 job.PANEL_ROWS = 1
 logging.getLogger('caffe_port').handlers.clear()
@@ -42,7 +42,7 @@ job = Job('faults', folder, [data / 'vgg.caffemodel'], iterations=iterations, st
           net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'), width=2, fc=8,
                    voc_dir=str(data / 'sample/pascal/VOC2011')),
           constants=dict(snapshot=2, random_seed=5, **constants))
-if snapshots.list_states(job.prefix):
+if retention.list_states(job.prefix):
     job.resume = LATEST
 voc_fcn32s.solve(job)
 """
@@ -58,7 +58,7 @@ CONFIGURATIONS = {
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    trees.draw('voc', folder / 'sample', train=4, val=2)
+    trees.draw_dataset('voc', folder / 'sample', train=4, val=2)
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
@@ -79,11 +79,11 @@ def finished(run):
 
 def ending(folder, iteration) -> dict[str, bytes]:
     """Return the values of weights and history at the end of a run."""
-    state = snapshots.list_states(folder / 'snapshot/train')[iteration]
+    state = retention.list_states(folder / 'snapshot/train')[iteration]
     history = caffemodel.read_state(state).history
     values = {
         f'{layer.name} {i}': blob.array().tobytes()
-        for layer in caffemodel.read(snapshots.weights_of(state))
+        for layer in caffemodel.read(retention.name_weights(state))
         for i, blob in enumerate(layer.blobs)
     }
     return values | {f'history {i}': blob.array().tobytes() for i, blob in enumerate(history)}
@@ -233,7 +233,7 @@ def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
         solver.snapshot()
     monkeypatch.undo()
     follow(solver, {**vector, 'data': vector['data'][:6]})
-    assert snapshots.find_latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
+    assert retention.find_latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
 
 
 def test_keep_holds_also_between_scorings_and_where_the_disk_refuses_states(
@@ -275,7 +275,7 @@ def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reaso
     with pytest.raises(WriteError, match='No space left on device'):
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
     assert 'Error: ' in capsys.readouterr().err
-    assert not snapshots.list_states(tmp_path / 'snapshot/train')
+    assert not retention.list_states(tmp_path / 'snapshot/train')
 
 
 def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own(
@@ -283,15 +283,15 @@ def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own
 ):
     prefix = tmp_path / 'snapshot/train'
     voc_fcn32s.solve(job_in(tmp_path, data))
-    assert list(snapshots.list_states(prefix)) == [3, 6]
+    assert list(retention.list_states(prefix)) == [3, 6]
     from_3 = prefix.parent / 'train_iter_3.solverstate'
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=5, step=5, keep=1, resume=from_3))
-    assert list(snapshots.list_states(prefix)) == [5]
+    assert list(retention.list_states(prefix)) == [5]
     assert 'train_iter_6.solverstate.old' in capsys.readouterr().err
     assert (prefix.parent / 'train_iter_6.caffemodel.old').is_file()
     with pytest.raises(caffe.CaffeError, match='train_iter_.*snapshots of another run'):
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
-    assert list(snapshots.list_states(prefix)) == [5]
+    assert list(retention.list_states(prefix)) == [5]
 
 
 def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_pat
     monkeypatch.setattr(job, 'show_images', show_images)
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=LATEST))
     (seen,) = drawn
-    weights = loading.read_net(tmp_path / 'snapshot/train_iter_2.caffemodel').params['fc6'][0]
+    weights = loading.read_params(tmp_path / 'snapshot/train_iter_2.caffemodel').params['fc6'][0]
     assert np.array_equal(seen, weights.data) and seen.any()
     assert (tmp_path / 'panel.png').is_file()
 
@@ -340,6 +340,6 @@ def test_the_newest_whole_snapshot_is_found_and_broken_ones_are_not(tmp_path):
     (tmp_path / 'run_iter_5.caffemodel').unlink()
     broken = tmp_path / 'run_iter_4.solverstate'
     broken.write_bytes(broken.read_bytes()[:100])
-    assert snapshots.find_latest(tmp_path / 'run').name == 'run_iter_3.solverstate'
-    snapshots.prune(tmp_path / 'run', keep=2, best=1)
-    assert list(snapshots.list_states(tmp_path / 'run')) == [1, 4, 5]
+    assert retention.find_latest(tmp_path / 'run').name == 'run_iter_3.solverstate'
+    retention.prune(tmp_path / 'run', keep=2, best=1)
+    assert list(retention.list_states(tmp_path / 'run')) == [1, 4, 5]

@@ -15,7 +15,7 @@ import pytest
 import caffe_port as caffe
 from solve import launch, score, voc_fcn32s
 from solve.datasets import voc
-from solve.run import folders, snapshots, terminal
+from solve.run import retention, terminal, workspace
 from solve.samples import trees
 from tests.solve.feeding import random_classifier
 from tests.solve.scored import call
@@ -48,7 +48,8 @@ from nets import vgg16
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
 from solve.samples import classifiers, recipes
-classifiers.NETS = {'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), int(sys.argv.pop(1)))}
+net = vgg16.classifier, 193, dict(width=2, fc=8), int(sys.argv.pop(1))
+classifiers.CLASSIFIER_NETS = {'vgg16': net}
 classifiers.SCENES = 10
 entry = recipes.RECIPES['voc_fcn32s']
 few = functools.partial(entry.draw, train=2, val=1, size=(80, 80))
@@ -64,7 +65,7 @@ def data():
     # Not one of pytest's folders, which no other user may enter: some tests change theirs.
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
-    places = trees.draw('voc', folder / 'sample', train=4, val=2, size=(80, 80))
+    places = trees.draw_dataset('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     yield [
         *(f'--{name.replace("_", "-")}={path}' for name, path in places.items()),
@@ -112,7 +113,7 @@ def ended(run, status):
 
 
 def states(folder) -> list[int]:
-    return list(snapshots.list_states(Path(folder) / 'snapshot/train'))
+    return list(retention.list_states(Path(folder) / 'snapshot/train'))
 
 
 def test_sigterm_stops_with_a_snapshot_and_names_the_command_that_goes_on(data, start, tmp_path):
@@ -207,20 +208,20 @@ def test_a_start_that_fails_leaves_no_folder(data, start, tmp_path):
 
 
 def test_locks_are_of_the_process_and_released(tmp_path):
-    folders.take(tmp_path / 'a')
-    folders.take(tmp_path / 'a')
-    assert folders.is_held(tmp_path / 'a/b/c') and not folders.is_held(tmp_path)
+    workspace.take(tmp_path / 'a')
+    workspace.take(tmp_path / 'a')
+    assert workspace.is_held(tmp_path / 'a/b/c') and not workspace.is_held(tmp_path)
     (tmp_path / 'a/result').touch()
-    folders.take(tmp_path / 'b/c')
-    folders.release()
-    assert not folders.is_held(tmp_path / 'a')
+    workspace.take(tmp_path / 'b/c')
+    workspace.release()
+    assert not workspace.is_held(tmp_path / 'a')
     assert (tmp_path / 'a').is_dir() and not (tmp_path / 'b').exists()
 
 
 def test_a_folder_that_takes_no_lock_file_is_named(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(caffe.CaffeError, match='file: not written to: Not a directory'):
-        folders.hold(tmp_path / 'file' / folders.LOCK)
+        workspace.hold(tmp_path / 'file' / workspace.LOCK)
 
 
 def test_what_cannot_be_encoded_is_written_escaped(tmp_path):

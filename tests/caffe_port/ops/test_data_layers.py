@@ -150,14 +150,14 @@ def test_the_host_stream_gives_two_seeds_of_the_transform_and_one_of_the_thread(
     settings = f'source: "{lmdb_path}" backend: LMDB batch_size: 2'
     net = data_net(settings, 'crop_size: 4 mirror: true')
     words = [int(word) for word in RANDOM(3).randint(0, 2**32, 4, np.uint32)]
-    assert rng.words(1) == words[3]
+    assert rng.draw_words(1) == words[3]
     drawn = [int(word) for word in RANDOM(words[1]).randint(0, 2**32, 6, np.uint32)]
     for image, found, (mirror, y, x) in zip(IMAGES, net.forward()['data'], (drawn[:3], drawn[3:])):
         part = image[:, y % 3 : y % 3 + 4, x % 2 : x % 2 + 4]
         assert np.array_equal(found, part[:, :, ::-1] if mirror % 2 else part)
     caffe.set_random_seed(3)
     data_net(settings)
-    assert rng.words(1) == words[1]
+    assert rng.draw_words(1) == words[1]
 
 
 def test_of_many_ranks_each_takes_every_nth_record(lmdb_path, monkeypatch):
