@@ -32,6 +32,10 @@ TOOLS: dict[str, Callable[[list[str]], int]] = {
 USAGE = """command line brew
 usage: python -m caffe_port <command> <args>
 
+examples:
+  python -m caffe_port train --solver=solver.prototxt --weights=vgg16.caffemodel
+  python -m caffe_port test --model=val.prototxt --weights=trained.caffemodel --iterations=100
+
 commands:
   train           train or finetune a model
   test            score a model
@@ -46,6 +50,10 @@ tools, each of which shows its arguments when it is called without any:
   upgrade_net_proto_binary   bring a .caffemodel to the current format
   upgrade_solver_proto_text  bring a solver's prototxt to the current format
   parse_log                  turn a training log into two tables
+
+exit status: 0; 1 with one line of the log that says what is wrong
+
+flags, with one dash or two, as --solver=x or --solver x:
 """
 
 

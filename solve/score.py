@@ -42,8 +42,8 @@ where it was.
 """
 OUTPUT_HELP = """
 The output folder then holds scores.json, confusion.npy (rows are labels, columns predictions),
-confusion.png and what the options add. SIFT Flow has two tasks: each has its own files, with
-_sem or _geo behind their names.
+confusion.png, classes.png (bars of IU and accuracy) and what the options add. SIFT Flow has two
+tasks: each has its own files, with _sem or _geo behind their names.
 """
 
 
@@ -150,7 +150,7 @@ def score_net(args: argparse.Namespace) -> None:
     """Score the net that a command line names and report its scores."""
     scoring = prepare(args)
     state = scoring.count(args.predictions, args.force)
-    parallel.call_on_first(lambda: scoring.report(state, args.report))
+    parallel.call_on_first(lambda: scoring.report(state, args.report, args.errors))
 
 
 def main() -> None:
@@ -169,6 +169,9 @@ def main() -> None:
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
     add('--report', action='store_true', help='write report.html, with best and worst pictures')
+    add(
+        '--errors', action='store_true', help='write errors.png: where the worst pictures are wrong'
+    )
     add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
     options.run_net_command(parser, score_net)
 

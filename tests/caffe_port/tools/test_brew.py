@@ -17,6 +17,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile, GlogFormatter
 from caffe_port.tools import flags
 from tests import starting
+from tests.caffe_logs import parse_log
 
 NET = """
 name: "tiny"
@@ -34,11 +35,6 @@ net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 max_iter: 6 di
 snapshot: 3 snapshot_prefix: "{}/snap" random_seed: 7 solver_mode: CPU
 test_iter: 2 test_interval: 100
 """
-# The expressions of Caffe's own parse_log.py, and its reading of a line's time.
-ITERATION = re.compile(r'Iteration (\d+)')
-TRAIN_OUTPUT = re.compile(r'Train net output #(\d+): (\S+) = ([\.\deE+-]+)')
-TEST_OUTPUT = re.compile(r'Test net output #(\d+): (\S+) = ([\.\deE+-]+)')
-RATE = re.compile(r'lr = ([-+]?[0-9]*\.?[0-9]+([eE]?[-+]?[0-9]+)?)')
 LINE = re.compile(r'^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \S+\.py:\d+\] ')
 
 
@@ -92,10 +88,11 @@ def test_train_is_the_solver_and_its_log_is_read_by_caffes_own_tools(folder, tmp
     assert lines[0].startswith('Log file created at: ') and lines[2].startswith('Log line format')
     assert all(LINE.match(line) for line in lines[3:])
     text = '\n'.join(lines)
-    assert [int(n) for n in dict.fromkeys(ITERATION.findall(text))][:3] == [0, 2, 4]
-    assert {name for _, name, _ in TRAIN_OUTPUT.findall(text)} == {'loss'}
-    assert {name for _, name, _ in TEST_OUTPUT.findall(text)} == {'loss', 'accuracy'}
-    assert {float(rate) for rate, _ in RATE.findall(text)} == {0.1}
+    train, test = parse_log(tmp_path / 'caffe.log')
+    assert [(row[0], row[3]) for row in train] == [(0, 'loss'), (2, 'loss'), (4, 'loss')]
+    assert {row[3] for row in test} == {'loss', 'accuracy'}
+    assert {row[2] for row in train[1:]} == {0.1}
+    assert all(0 <= row[1] < 600 for row in train + test)
     month_and_day, clock = lines[3].split()[:2]
     now = time.localtime()
     assert (int(month_and_day[1:3]), int(month_and_day[3:])) == (now.tm_mon, now.tm_mday)
