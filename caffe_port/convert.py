@@ -21,8 +21,8 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from caffe_port import export, plugins
-from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
+from caffe_port import command, export, plugins
+from caffe_port.errors import CaffeError, printable
 from caffe_port.files import weights
 from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredBlob, StoredLayer
@@ -42,31 +42,25 @@ from caffe_port.zoo import make_deploy
 # Files with more bytes of values than this show a progress bar.
 BAR_FROM = 100_000_000
 
-EXAMPLES = """
-kinds of files, by suffix:
-  .caffemodel .caffemodel.h5 .pth .pt .safetensors .npz
-  .caffemodel.h5 needs h5py, .safetensors needs safetensors; .pth, .pt, .safetensors and .npz
-  call a blob <layer>.weight, <layer>.bias and so on
-with --net or --prototxt, DST may also hold the net itself:
-  .onnx (needs onnxscript, and onnxruntime for --verify) or .pt2 (torch.export)
-
+EXAMPLES = """\
 examples:
-  print the layers of a file:
-    convert.py fcn8s-heavy-pascal.caffemodel --info
-  Caffe to PyTorch, checked against the net and verified:
-    convert.py fcn8s-heavy-pascal.caffemodel fcn8s.pth --net voc_fcn8s --verify
-  PyTorch to Caffe, for your own net:
-    convert.py trained.pth trained.caffemodel --prototxt deploy.prototxt
-  the net as ONNX, for images of any size:
-    convert.py fcn8s-heavy-pascal.caffemodel fcn8s.onnx --net voc_fcn8s --verify
-  the VGG16 classifier with convolutional fc6 and fc7, for an FCN:
-    convert.py VGG_ILSVRC_16_layers.caffemodel vgg16-conv.caffemodel \\
-        --net vgg16 --fully-conv
-  torchvision's VGG16 with Caffe's names, for BGR images from 0 to 255:
-    convert.py vgg16-397923af.pth vgg16.caffemodel --from-torchvision
+  convert.py fcn8s-heavy-pascal.caffemodel --info    what is in a file
+  convert.py fcn8s-heavy-pascal.caffemodel fcn8s.pth --net voc_fcn8s --verify
+  convert.py trained.pth trained.caffemodel --prototxt deploy.prototxt
+  convert.py fcn8s-heavy-pascal.caffemodel fcn8s.onnx --net voc_fcn8s --verify
+  convert.py VGG_ILSVRC_16_layers.caffemodel conv.caffemodel --net vgg16 --fully-conv
+  convert.py vgg16-397923af.pth vgg16.caffemodel --from-torchvision
 
-exit status: 0, or 2 with one line `error: ...`. DST is then not written, unless only --verify
-failed.
+Convert weights between Caffe and PyTorch, bit for bit, or a net for other engines.
+"""
+KINDS = """\
+Kinds of files, by suffix: .caffemodel .caffemodel.h5 .pth .pt .safetensors .npz; a blob is called
+<layer>.weight and so on in the last four. DST may also be, net and all, with --net or --prototxt,
+.onnx or .pt2 (torch.export), for images of any size. .caffemodel.h5 needs h5py, .safetensors
+safetensors, .onnx onnxscript and, to verify, onnxruntime.
+
+exit status: 0; 2 with one line `error: ...`, then nothing was written unless --verify failed;
+130 if stopped by Ctrl-C
 """
 
 
@@ -230,37 +224,46 @@ def _mean(text: str) -> tuple[float, ...]:
     return values
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help names the command as it is called: convert.py, or fcn-convert."""
+
+    def format_help(self) -> str:
+        called = os.path.basename(sys.argv[0])
+        text = super().format_help()
+        return text.replace('convert.py', called) if called == 'fcn-convert' else text
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='convert.py',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Convert weights between Caffe and PyTorch, bit for bit.',
+        usage='convert.py SRC [DST] [--net NAME | --prototxt FILE] [options]',
+        description=EXAMPLES,
+        epilog=KINDS,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=28, width=100
+        ),
     )
-    parser.add_argument('source', metavar='SRC', help='the weight file to read')
-    parser.add_argument('target', metavar='DST', nargs='?', help='the weight file to write')
-    parser.add_argument('--force', action='store_true', help='replace DST if it exists')
-    parser.add_argument('--info', action='store_true', help="print a table of SRC's layers; no DST")
+    add = parser.add_argument
+    add('source', metavar='SRC', help='the weight file to read')
+    add('target', metavar='DST', nargs='?', help='the file to write')
+    add('--force', action='store_true', help='replace DST if it exists')
+    add('--info', action='store_true', help="print a table of SRC's layers; no DST")
     net = parser.add_mutually_exclusive_group()
     net.add_argument(
-        '--prototxt',
-        metavar='FILE',
-        help="check every layer's name and shapes against this net (in phase TEST)",
+        '--prototxt', metavar='FILE', help='hold every layer against this net, in TEST'
     )
     net.add_argument(
-        '--net',
-        metavar='NAME',
-        help='the same with a named net at the widths of SRC: voc_fcn8s, vgg16, ...',
+        '--net', metavar='NAME', help='against a named net, as narrow as SRC: voc_fcn8s'
     )
-    parser.add_argument(
+    add(
         '--fully-conv',
         action='store_true',
         help='turn fully connected layers into the convolutions of the net',
     )
-    parser.add_argument(
+    add(
         '--verify',
         action='store_true',
-        help="run the net with SRC's weights and with DST's, and compare",
+        help="run the net with SRC's weights and DST's, and compare",
     )
     colours = parser.add_mutually_exclusive_group()
     colours.add_argument(
@@ -271,28 +274,26 @@ def _parser() -> argparse.ArgumentParser:
     colours.add_argument(
         '--to-torchvision', action='store_true', help="write DST as torchvision's vgg16"
     )
-    parser.add_argument(
+    add(
         '--mean',
         type=_mean,
         metavar='B,G,R',
-        help='the mean you subtract from images; its effect is printed '
-        f'(default: {_numbers(ZOO_MEAN_BGR)})',
+        help=f'of those two, to print what it changes (default: {_numbers(ZOO_MEAN_BGR)})',
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert or look at a weight file; return the exit status: 0, or 2 after one line of error."""
+    """Convert or look at a weight file; return the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.info and (options.target is not None or options.net or options.prototxt):
-            raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
-        with ignore_closed_pipe(), plugins.import_registered_only():
-            print_layers(options) if options.info else convert(options)
-    except CaffeError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return command.run(lambda: _act(options), 'stopped; nothing was written')
+
+
+def _act(options: argparse.Namespace) -> None:
+    if options.info and (options.target is not None or options.net or options.prototxt):
+        raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
+    with plugins.import_registered_only():
+        print_layers(options) if options.info else convert(options)
 
 
 if __name__ == '__main__':

@@ -25,10 +25,11 @@ _LETTERS = {
 }
 
 
-def init_log(level: int = 0) -> None:
+def init_log(level: int = 0, stderr: bool = True) -> None:
     """Log from a level of glog's on: 0 INFO, 1 WARNING, 2 ERROR, 3 FATAL.
 
-    Raises CaffeError for another level.
+    Deviates: without `stderr` pycaffe logs to files of glog's; here GlogFile makes files, and
+    the log goes on to standard error. Raises CaffeError for another level.
     """
     if level not in range(len(_LEVELS)):
         raise CaffeError(f'init_log: level {level!r}, expected 0 to {len(_LEVELS) - 1}')

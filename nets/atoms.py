@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from caffe_port import prototxt
+from caffe_port import command, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.net_spec import Top
 from caffe_port.net_spec import layers as L
@@ -79,7 +79,13 @@ def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str)
     """
     splits = {**splits, 'deploy': 'deploy'}
     files = [f'{name}.prototxt' for name in splits]
-    parser = argparse.ArgumentParser(description=f'Write {", ".join(files[:-1])} and {files[-1]}.')
+    script = Path(sys.argv[0]).name
+    parser = argparse.ArgumentParser(
+        description=f'examples:\n  python nets/{script}\n  python nets/{script} there --force\n\n'
+        f'Write {", ".join(files[:-1])} and {files[-1]}.',
+        epilog=command.STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         'folder',
         nargs='?',
@@ -89,12 +95,16 @@ def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str)
     )
     parser.add_argument('--force', action='store_true', help='replace files that are there')
     options = parser.parse_args()
-    there = [str(options.folder / file) for file in files if (options.folder / file).exists()]
-    if there and not options.force:
-        verb = 'exists; --force replaces it' if len(there) == 1 else 'exist; --force replaces them'
-        sys.exit(f'{parser.prog}: {", ".join(there)} {verb}')
-    try:
+
+    def write() -> None:
+        there = [str(options.folder / file) for file in files if (options.folder / file).exists()]
+        if there and not options.force:
+            verb = (
+                'exists; --force replaces it' if len(there) == 1 else 'exist; --force replaces them'
+            )
+            raise CaffeError(f'{", ".join(there)} {verb}')
         for name, split in splits.items():
             prototxt.write(fcn(split), options.folder / f'{name}.prototxt')
-    except CaffeError as error:
-        sys.exit(f'{parser.prog}: {error}')
+
+    if status := command.run(write):
+        sys.exit(status)

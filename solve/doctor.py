@@ -22,7 +22,7 @@ from solve.run import inventory
 from solve.run.experiments import ALL_PLACES, DATA
 from solve.run.fetch import fetch
 from solve.run.inventory import CLASSIFIERS, EXPERIMENTS, WEIGHTS, ImageSplit, Row, format_size
-from solve.run.options import ROOT, name_option
+from solve.run.options import ROOT, ROOT_NAME, make_parser, name_option
 from solve.run.scan import Scan, find_overlap, scan
 
 HELP = """\
@@ -235,12 +235,8 @@ def format_verdict(name: str, rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog='doctor.py',
-        usage='doctor.py [EXPERIMENT...] [--fetch] [--scan] [folders]',
-        description=HELP,
-        epilog=STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        'doctor.py', HELP, STATUSES, 'doctor.py [EXPERIMENT...] [--fetch] [--scan] [folders]'
     )
     add = parser.add_argument
     add(
@@ -265,7 +261,7 @@ def main() -> None:
 
 def _default(place: str) -> str:
     folders = dict.fromkeys(data.PLACES[place] for data in DATA.values() if place in data.PLACES)
-    return f'default: {" or ".join(folders)} in the project'
+    return f'default: {" or ".join(folders)} in {ROOT_NAME}'
 
 
 if __name__ == '__main__':

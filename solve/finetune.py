@@ -24,18 +24,19 @@ from nets.data import SEED
 from solve import launch, score, voc_fcn32s, voc_fcn_alexnet
 from solve.datasets import folder as own
 from solve.datasets.images import VOID
-from solve.run import experiments, options, preflight, retention
+from solve.run import commands, events, experiments, options, preflight, retention
 from solve.run.adaptation import FINER, find_class_layers, scale_constants, start_from
 from solve.run.job import LATEST, Job
 from solve.samples import classifiers, own_data, recipes
 
-USAGE = """finetune.py --images photos --labels masks --classes classes.txt \\
-           --net voc_fcn8s --weights vgg16-fcn.caffemodel"""
-EPILOG = """
-Without --images it draws three classes and trains a narrow net on them: minutes on a CPU.
-`finetune.py --resume latest --output FOLDER` goes on with a stopped run, without other options.
+USAGE = 'finetune.py --images DIR --labels DIR --classes FILE --weights FILE [options]'
+EXAMPLES = """\
+examples:
+  finetune.py --images photos --labels masks --classes classes.txt --weights vgg16-fcn.caffemodel
+  finetune.py --resume latest --output output/finetune    go on with a stopped run
+  finetune.py       draw three classes and train a narrow net on them: minutes on a CPU
 
-exit status: 0, or 2 with what is wrong with data or options, or 130 if stopped
+Train an official net on your own pictures and classes.
 """
 DEFAULT, PLAN = Path('output/finetune'), 'finetune.json'
 SAMPLE_IMAGES = 150
@@ -129,9 +130,11 @@ def solve(job: Job, plan: Plan) -> None:
     job.save_and_report(solver, data=own.MEAN)
     best = job.prefix.with_name(f'{job.prefix.name}_iter_{solver.notes["best"]["iteration"]}')
     print(
-        f'Best: mean IU {solver.notes["best"]["mean_iu"]:.4f} on val. To use it:\n'
-        f'  infer.py {plan.net} {best}.caffemodel PICTURE... --overlay\n'
-        f'  score.py {job.folder}/val.prototxt {best}.caffemodel'
+        f'Best: mean IU {100 * solver.notes["best"]["mean_iu"]:.2f} % on val. To use it:\n'
+        + commands.as_called(
+            f'  python solve/infer.py {plan.net} {best}.caffemodel PICTURE... --overlay\n'
+            f'  python solve/score.py {job.folder}/val.prototxt {best}.caffemodel'
+        )
     )
 
 
@@ -151,6 +154,8 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     Raises CaffeError for options that do not go together, and for data that is not right.
     """
     find_net(args.net)
+    if args.tensorboard:
+        events.require()
     if args.iterations is not None and args.iterations < 1:
         raise CaffeError(f'--iterations {args.iterations}: must be positive')
     if args.base_lr is not None and not args.base_lr > 0:
@@ -185,7 +190,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         args.base_lr,
     )
     print(*recipe.why, sep='\n')
-    folder = launch.make_run_folder(args.output or DEFAULT, None)
+    folder = args.output = launch.make_run_folder(args.output or DEFAULT, None)
     return _begin(args, plan, splits, folder, args.weights, widths, recipe.constants)
 
 
@@ -218,19 +223,28 @@ def _begin(
 
 def _make_job(folder: Path, plan: Plan, resume: Path | None, args: argparse.Namespace) -> Job:
     start = [Path(plan.weights)] if plan.weights else []
-    job = Job(plan.net, folder, start, resume, constants=plan.constants)
+    job = Job(
+        plan.net, folder, start, resume, constants=plan.constants, tensorboard=args.tensorboard
+    )
     job.step, job.iterations, job.keep = plan.constants['snapshot'], args.iterations, args.keep
     if parallel.is_restarted() and retention.list_states(job.prefix):
         job.resume = LATEST
     return job
 
 
-def _resume(args: argparse.Namespace) -> tuple[Job, Plan]:
+def _resume(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     if args.resume != LATEST and not args.resume.is_file():
         raise CaffeError(f'{args.resume}: no such file; --resume takes a .solverstate or `latest`')
     folder = launch.find_run(args.resume, args.output, [DEFAULT, recipes.folder_of('finetune')])
-    plan = Plan.read(folder / PLAN)
-    return _make_job(folder, plan, args.resume, args), plan
+    args.output = folder
+    if args.resume == LATEST and recipes.is_in(folder) and not (folder / PLAN).exists():
+        print('Nothing is saved there yet: the sample starts again.', flush=True)
+        return _prepare_sample(args)
+    plan, state = Plan.read(folder / PLAN), args.resume
+    if state == LATEST and not launch.has_snapshots(folder / 'snapshot/train'):
+        print('Nothing is saved there yet: the training starts again.', flush=True)
+        state = None
+    return _make_job(folder, plan, state, args), plan
 
 
 def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
@@ -242,7 +256,8 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         if getattr(args, name):
             raise CaffeError(f'{options.name_option(name)} needs --images')
     name = 'caffenet' if args.net == 'voc_fcn_alexnet' else 'vgg16'
-    folder = launch.make_run_folder(args.output or recipes.folder_of('finetune'), None)
+    folder = args.output or recipes.folder_of('finetune')
+    folder = args.output = launch.make_run_folder(folder, args.resume)
     print(
         f'No --images, so this draws {SAMPLE_IMAGES} pictures of {len(own_data.CLASSES)} classes '
         f'into {folder}/data and trains a narrow net on them.',
@@ -341,8 +356,7 @@ def parse_map(text: str | None, classes: Sequence[str]) -> dict[int | str, int]:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = options.make_parser('finetune.py', 'Train an official net on your own data.', EPILOG)
-    parser.usage = USAGE
+    parser = options.make_parser('finetune.py', EXAMPLES, options.STATUS, USAGE)
     add = parser.add_argument
     add('--images', type=Path, metavar='DIR', help='pictures, JPEG or PNG')
     add('--labels', type=Path, metavar='DIR', help='palette or grey PNG masks of the same stems')
@@ -360,6 +374,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add('--iterations', type=int, metavar='N', help='default: 12 times over the data')
     add('--base-lr', type=float, metavar='X', help='default: scaled from the release')
     add('--keep', type=int, default=0, metavar='N', help='newest snapshots to keep (default: all)')
+    add('--tensorboard', action='store_true', help="write TensorBoard's event files too")
     add('--resume', type=Path, metavar='FILE', help='.solverstate, or `latest`')
     add('--output', type=Path, metavar='DIR', help=f'default: {DEFAULT}')
     options.add_gpu(parser, positional=True)
@@ -370,7 +385,7 @@ def _make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = _make_parser().parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
-    with options.session(lasting=True):
+    with options.session(lasting=True), launch.resumable(args):
         options.choose_device(args.gpu)
         caffe.set_plan(args.plan)
         if prepared := parallel.call_on_first(lambda: prepare(args)):

@@ -24,7 +24,7 @@ from solve.run.progress import show_progress
 
 __all__ = ['describe', 'find_outputs', 'infer', 'make_reader']
 
-USAGE = 'infer.py NET WEIGHTS PICTURE... [--overlay] [--output DIR] [--force]'
+USAGE = 'infer.py NET WEIGHTS PICTURE... [GPU] [--overlay] [--output DIR] [--force]'
 DESCRIPTION = """\
 Label every pixel of pictures with a trained net.
 
@@ -46,10 +46,14 @@ exit status: 0; 1 if some pictures could not be labelled; 2 with one line `error
 def load_net(args: argparse.Namespace) -> Net:
     """Make the net that a command line names, with its weights.
 
-    Raises CaffeError if it has no inputs, or a weight is NaN or infinite.
+    Raises CaffeError if it is not valid or has no inputs, or a weight is NaN or infinite.
     """
     layers = weights.read(args.weights)
-    net = Net(experiments.make_net_param(args.net, 'deploy', layers), TEST)
+    param = experiments.make_net_param(args.net, 'deploy', layers)
+    try:
+        net = Net(param, TEST)
+    except CaffeError as error:
+        raise CaffeError(f'{args.net}: {error}') from error
     if not net.inputs:
         raise CaffeError(
             f'{args.net}: no Input layer to put a picture into; take the deploy '
@@ -192,6 +196,15 @@ def _parse_memory(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class _Pictures(options.OneGpu):
+    """Take pictures, and a number behind them that is no file as the GPU's."""
+
+    def __call__(self, parser, namespace, values, option=None) -> None:
+        if len(values) > 1 and str(values[-1]).isdecimal() and not values[-1].exists():
+            super().__call__(parser, namespace, int(str(values.pop())))
+        namespace.pictures = values
+
+
 def main() -> None:
     parser = options.make_net_parser('infer.py', DESCRIPTION, NOTES)
     parser.usage = USAGE
@@ -201,6 +214,7 @@ def main() -> None:
         metavar='PICTURE',
         nargs='+',
         type=Path,
+        action=_Pictures,
         help="file, folder, 'pattern*', or .txt list of pictures, of any size",
     )
     add(

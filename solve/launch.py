@@ -14,10 +14,11 @@ from types import ModuleType
 import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve.run import events, log, retention, workspace
+from solve.run import commands, events, log, retention, workspace
 from solve.run.job import LATEST, Job
 from solve.run.options import (
     ROOT,
+    ROOT_NAME,
     STATUS,
     add_gpu,
     add_plan,
@@ -50,22 +51,22 @@ def run(
     args = _make_parser(doc or '', name, data, weights).parse_intermixed_args()
     # The progress line takes the place of Caffe's log lines, which go to a file.
     logging.getLogger('caffe_port').handlers.clear()
-    with session(lasting=True), _resumable(args):
+    with session(lasting=True), resumable(args):
         choose_device(args.gpu)
         caffe.set_plan(args.plan)
         solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after)))
 
 
 @contextmanager
-def _resumable(args: argparse.Namespace) -> Iterator[None]:
+def resumable(args: argparse.Namespace) -> Iterator[None]:
     """Add to the message of a stop the command that resumes the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
         words, folder = str(stop) or 'stopped', args.output
         if folder and not parallel.solver_rank():
-            prefix = args.snapshot_prefix or folder / 'snapshot/train'
-            saved = recipes.is_in(folder) or _has_snapshots(prefix)
+            prefix = getattr(args, 'snapshot_prefix', None) or folder / 'snapshot/train'
+            saved = recipes.is_in(folder) or has_snapshots(prefix)
             words += '; to go on: ' if saved else '; nothing is saved; to begin again: '
             words += _name_command(folder, saved)
         raise KeyboardInterrupt(words) from None
@@ -79,9 +80,11 @@ def _name_command(folder: Path, resume: bool) -> str:
             next(given, None)
         elif not argument.startswith(('--resume=', '--output=')):
             left.append(argument)
-    start = ['torchrun', '...'] if parallel.run_id() else ['python']
+    start = commands.list_start()
+    if parallel.run_id():
+        start[:1] = ['torchrun', '...'] + ['--no-python', *start[:1]] * commands.is_installed()
     resumed = ['--resume', str(LATEST)] if resume else []
-    return shlex.join([*start, sys.argv[0], *left, *resumed, '--output', str(folder)])
+    return shlex.join([*start, *left, *resumed, '--output', str(folder)])
 
 
 def _make_parser(
@@ -102,7 +105,7 @@ def _make_parser(
     add_gpu(parser, positional=True)
     add_plan(parser)
     for place, folder in data.PLACES.items():
-        add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
+        add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in {ROOT_NAME}')
     add(
         '--weights',
         type=Path,
@@ -216,14 +219,14 @@ def _make_sample_job(
     folder = args.output = make_run_folder(args.output or recipes.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
     resume = args.resume
-    if resume == LATEST and not _has_snapshots(args.snapshot_prefix or folder / 'snapshot/train'):
+    if resume == LATEST and not has_snapshots(args.snapshot_prefix or folder / 'snapshot/train'):
         print('Nothing is saved there yet: the sample starts again.', flush=True)
         resume = None
     sample = recipes.prepare_sample(name, folder, after, start=not resume)
     return Job(name, folder, resume=resume, **sample)
 
 
-def _has_snapshots(prefix: Path) -> bool:
+def has_snapshots(prefix: Path) -> bool:
     """Return whether a run, or a stage of a chain, has left snapshots under a prefix."""
     stages = (path / prefix.name for path in prefix.parent.glob('*/'))
     return any(retention.list_states(each) for each in (prefix, *stages))

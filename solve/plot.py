@@ -10,7 +10,7 @@ from solve.run.pictures import KINDS, draw_curve, is_drawing
 
 DESCRIPTION = """examples:
   plot.py output/voc_fcn32s
-  plot.py output/voc_chain old/log.jsonl --out curves.pdf
+  plot.py output/voc_chain old/log.jsonl --output curves.pdf
 
 Draw loss and mean IU of runs over their iterations, from their logs.
 """
@@ -27,6 +27,7 @@ def main() -> None:
         help='output folder of a run or of a chain, or a log.jsonl',
     )
     add(
+        '--output',
         '--out',
         type=Path,
         default=Path('curve.png'),
@@ -36,12 +37,12 @@ def main() -> None:
     add('--force', action='store_true', help='replace a FILE that this project has not drawn')
     args = parser.parse_args()
     with options.session():
-        if not args.force and args.out.exists() and not is_drawing(args.out):
+        if not args.force and args.output.exists() and not is_drawing(args.output):
             raise CaffeError(
-                f'{args.out}: exists and is not a drawing of this project; --force replaces it'
+                f'{args.output}: exists and is not a drawing of this project; --force replaces it'
             )
-        draw_curve(args.runs, args.out)
-        print(args.out)
+        draw_curve(args.runs, args.output)
+        print(args.output)
 
 
 if __name__ == '__main__':

@@ -42,8 +42,8 @@ where it was.
 """
 OUTPUT_HELP = """
 The output folder then holds scores.json, confusion.npy (rows are labels, columns predictions),
-confusion.png and what the options add. SIFT Flow has two tasks: each has its own files, with
-_sem or _geo behind their names.
+confusion.png, classes.png (bars of IU and accuracy) and what the options add. SIFT Flow has two
+tasks: each has its own files, with _sem or _geo behind their names.
 """
 
 
@@ -56,7 +56,7 @@ def prepare(args: argparse.Namespace) -> Evaluation:
     places = {place: ROOT / folder for place, folder in data.PLACES.items()} if data else {}
     places |= {place: getattr(args, place) for place in ALL_PLACES if getattr(args, place)}
     set_data(param, split, places)
-    net = make_test_net(param, places)
+    net = make_test_net(args.net, param, places)
     load_all(net, args.weights, layers)
     fed, tasks = find_data_layers(net), find_tasks(net)
     if not fed:
@@ -117,7 +117,7 @@ def _parse_data_layers(param: NetParameter) -> Iterator[tuple[LayerParameter, Pa
             yield layer, Params.parse(layer.name, layer.python_param.param_str)
 
 
-def make_test_net(param: NetParameter, places: dict[str, Path]) -> Net:
+def make_test_net(name: str, param: NetParameter, places: dict[str, Path]) -> Net:
     """Make a net to test; where a folder of its data is missing, name the option for it."""
     try:
         return Net(param, TEST)
@@ -127,7 +127,7 @@ def make_test_net(param: NetParameter, places: dict[str, Path]) -> Net:
                 raise CaffeError(
                     f'{folder}: no such folder; {name_option(place)} says where it is'
                 ) from error
-        raise
+        raise CaffeError(f'{name}: {error}') from error
 
 
 def identify(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, str]:
@@ -150,7 +150,7 @@ def score_net(args: argparse.Namespace) -> None:
     """Score the net that a command line names and report its scores."""
     scoring = prepare(args)
     state = scoring.count(args.predictions, args.force)
-    parallel.call_on_first(lambda: scoring.report(state, args.report))
+    parallel.call_on_first(lambda: scoring.report(state, args.report, args.errors))
 
 
 def main() -> None:
@@ -169,6 +169,9 @@ def main() -> None:
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
     add('--report', action='store_true', help='write report.html, with best and worst pictures')
+    add(
+        '--errors', action='store_true', help='write errors.png: where the worst pictures are wrong'
+    )
     add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
     options.run_net_command(parser, score_net)
 

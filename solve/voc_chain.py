@@ -13,12 +13,15 @@ if __name__ == '__main__':
 from dataclasses import replace
 from pathlib import Path
 
+import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError, make_folder
+from caffe_port.proto.caffe_pb2 import NetParameter
 from solve import launch, voc_fcn8s, voc_fcn16s, voc_fcn32s
 from solve.datasets import voc
 from solve.run import log, retention
-from solve.run.job import LATEST, Job
+from solve.run.comparison import draw_comparison
+from solve.run.job import LATEST, PANEL_ROWS, Job
 from solve.samples import recipes
 
 STAGES = {'voc_fcn32s': voc_fcn32s, 'voc_fcn16s': voc_fcn16s, 'voc_fcn8s': voc_fcn8s}
@@ -27,7 +30,7 @@ STAGES = {'voc_fcn32s': voc_fcn32s, 'voc_fcn16s': voc_fcn16s, 'voc_fcn8s': voc_f
 def solve(job: Job) -> None:
     if job.resume not in (None, LATEST):
         raise CaffeError(f'--resume {job.resume}: a chain of three nets resumes `latest` only')
-    weights, mean_iu = job.weights, []
+    weights, mean_iu, nets = job.weights, [], {}
     for name, script in STAGES.items():
         stage = make_stage(job, name, weights)
         print(f'\n{name}, from {"its latest snapshot" if stage.resume else weights[0]}', flush=True)
@@ -35,8 +38,18 @@ def solve(job: Job) -> None:
         weights = [retention.name_weights(retention.find_latest(stage.prefix))]
         scored = [line for line in log.read(stage.folder) if 'mean_iu' in line]
         mean_iu.append(scored[-1]['mean_iu'])
+        nets[name] = getattr(script, name).fcn('seg11valid', **stage.net), weights[0]
+    path = job.folder / 'comparison.png'
+    parallel.call_on_first(lambda: compare(nets, path))
+    print(f'The three on the same images: {path}')
     print('\n           ', *(f'{name:>10}' for name in STAGES))
     print('mean IU %  ', *(f'{100 * value:10.2f}' for value in mean_iu))
+
+
+def compare(nets: dict[str, tuple[NetParameter, Path]], path: Path) -> None:
+    """Draw what nets with these weights make of the same images."""
+    made = {name: caffe.Net(param, str(file), caffe.TEST) for name, (param, file) in nets.items()}
+    draw_comparison(made, voc.MEAN, voc.CLASSES, path, PANEL_ROWS)
 
 
 def make_stage(job: Job, name: str, weights: list[Path]) -> Job:

@@ -164,6 +164,8 @@ class SGDSolver:
         """Step until max_iter, from a .solverstate if given; then snapshot and test as set."""
         if resume is not None:
             self.restore(resume)
+        LOG.info('Solving %s', self.net.name)
+        LOG.info('Learning Rate Policy: %s', self.param.lr_policy)
         self.step(max(self.param.max_iter - self.iter, 0))
         p = self.param
         if p.snapshot_after_train and not (p.snapshot and self.iter % p.snapshot == 0):

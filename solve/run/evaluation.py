@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from solve.run.report import SHOWN, Extremes, ScoredPicture, write_report
 
 STATE = 'state.json'
 SAVE_EVERY = 5  # seconds
+Shown = tuple[str, np.ndarray, np.ndarray, np.ndarray]  # name, image, label, prediction
 
 
 @dataclass(frozen=True)
@@ -209,10 +210,11 @@ class Evaluation:
             for name in self.layer.ids[:count]
         )
 
-    def report(self, state: EvaluationState, page: bool = False) -> None:
+    def report(self, state: EvaluationState, page: bool = False, errors: bool = False) -> None:
         """Print the scores, then write them and the confusion matrices to the folder.
 
-        With `page` also report.html, with the best and the worst pictures.
+        With `page` also report.html, with the best and the worst pictures; with `errors`
+        errors.png, which shows where the worst predictions are wrong.
 
         Raises WriteError where the disk refuses a file, when all is printed.
         """
@@ -235,6 +237,9 @@ class Evaluation:
                 content = {'of': self.of, **to_json(scores, names)}
                 temporary.write_text(json.dumps(content, indent=1))
             pictures.draw_confusion(scores.hist, names, self.folder / f'confusion{suffix}.png')
+            pictures.draw_class_scores(scores, names, self.folder / f'classes{suffix}.png')
+            if errors:
+                self._draw_errors(state, number, task, names)
             if page:
                 write_report(
                     self.folder / f'report{suffix}.html',
@@ -246,30 +251,51 @@ class Evaluation:
                 )
                 print(f'Report: {self.folder}/report{suffix}.html')
 
+    def _draw_errors(
+        self, state: EvaluationState, number: int, task: Task, names: Sequence[str]
+    ) -> None:
+        rows: list[list[np.ndarray | pictures.Labelled]] = []
+        for _, image, label, best in self._run_again(task, _rank_images(state, number)[:SHOWN]):
+            predicted = pictures.Labelled(best, names, label)
+            rows.append([image, pictures.Labelled(label, names), predicted])
+            rows[-1].append(replace(predicted, errors=True))
+        path = self.folder / f'errors{self.suffix(task)}.png'
+        pictures.draw_panel(['image', task.gt, 'prediction', 'errors'], rows, path)
+
     def _find_extremes(
         self, state: EvaluationState, number: int, task: Task
     ) -> list[ScoredPicture]:
-        """Run the net again on the images of the best and the worst mean IU in a task."""
-        known_iu = [(each[number], k) for k, each in enumerate(state.mean_iu)]
-        order = [k for value, k in sorted((v, k) for v, k in known_iu if v is not None)]
+        """Return the images of the best and the worst mean IU in a task."""
+        order = _rank_images(state, number)
         kept = Extremes(SHOWN)
-        for k in dict.fromkeys([*order[:SHOWN], *order[-SHOWN:]]):
+        for shown in self._run_again(task, dict.fromkeys([*order[:SHOWN], *order[-SHOWN:]])):
+            kept.add(ScoredPicture.of(*shown))
+        return kept.pictures
+
+    def _run_again(self, task: Task, numbers: Iterable[int]) -> Iterator[Shown]:
+        """Run the net on the images of these numbers; yield what `take_picture` returns."""
+        for k in numbers:
             self.layer.set_state({**self.layer.state(), 'index': k})
             with torch.no_grad():
                 self.net.forward_range(0, len(self.net.layers) - 1)
-            kept.add(take_picture(self.net, self.layer, task))
-        return kept.pictures
+            yield take_picture(self.net, self.layer, task)
 
 
-def take_picture(net: Net, layer: SegDataLayer, task: Task) -> ScoredPicture:
-    """Return the image that is in a net, with its label and prediction in a task."""
+def _rank_images(state: EvaluationState, number: int) -> list[int]:
+    """Return the numbers of the images that have a mean IU in a task, the worst first."""
+    known_iu = [(each[number], k) for k, each in enumerate(state.mean_iu)]
+    return [k for _, k in sorted((v, k) for v, k in known_iu if v is not None)]
+
+
+def take_picture(net: Net, layer: SegDataLayer, task: Task) -> Shown:
+    """Return the name of the image that is in a net, it, its label and prediction in a task."""
     data = sys.modules[type(layer).__module__]
     node = next(each for each in net.module.nodes if getattr(each.op, 'layer', None) is layer)
     blob = net.blobs[node.tops[0]].data[0]
     mean = getattr(data, 'MEAN_HHA' if layer.top_names[0] == 'hha' else 'MEAN', (0.0, 0.0, 0.0))
     image = pictures.to_picture(blob, mean if len(blob) == 3 else (0.0,))
-    label = net.blobs[task.gt].data[0, 0]
-    return ScoredPicture.of(str(layer.current), image, label, predict(net, task.layer))
+    label = net.blobs[task.gt].data[0, 0].copy()
+    return str(layer.current), image, label, predict(net, task.layer)
 
 
 def to_json_number(value: float) -> float | None:

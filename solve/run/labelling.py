@@ -83,7 +83,7 @@ def describe(best: np.ndarray, names: Sequence[str]) -> str:
     """List the classes in a prediction, the largest first, with their shares of the pixels."""
     counts = np.bincount(best.ravel(), minlength=len(names))
     order = np.argsort(-counts, kind='stable')
-    return ', '.join(f'{names[i]} {counts[i] / best.size:.1%}' for i in order if counts[i])
+    return ', '.join(f'{names[i]} {100 * counts[i] / best.size:.1f} %' for i in order if counts[i])
 
 
 @dataclass

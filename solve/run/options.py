@@ -17,9 +17,13 @@ import torch
 import caffe_port as caffe
 from caffe_port import parallel, plugins
 from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
-from solve.run import terminal, workspace
+from solve.run import commands, terminal, workspace
 
-ROOT = Path(__file__).resolve().parents[2]
+_CHECKOUT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (_CHECKOUT / 'setup.cfg').is_file()
+# Default places are in here, and help texts say so.
+ROOT = _CHECKOUT if IS_CHECKOUT else Path.cwd()
+ROOT_NAME = 'the project' if IS_CHECKOUT else 'the working directory'
 STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM'
 GPU_HELP = 'number of the GPU (default: 0 if there is one, else the CPU)'
 
@@ -33,8 +37,8 @@ def make_parser(
     name: str, description: str, epilog: str = '', usage: str | None = None
 ) -> argparse.ArgumentParser:
     """Make a parser whose help keeps its line breaks and has a line for most options."""
-    return argparse.ArgumentParser(
-        prog=name,
+    return commands.Parser(
+        prog=commands.as_called(name),
         usage=usage,
         description=description,
         epilog=epilog,
@@ -46,10 +50,10 @@ def make_parser(
 
 def add_gpu(parser: argparse.ArgumentParser, positional: bool) -> None:
     """Add the option --gpu, and with `positional` the argument GPU, which says the same."""
-    parser.add_argument('--gpu', type=int, metavar='N', action=_OneGpu, help=GPU_HELP)
+    parser.add_argument('--gpu', type=int, metavar='N', action=OneGpu, help=GPU_HELP)
     if positional:
         parser.add_argument(
-            'gpu', nargs='?', type=int, metavar='GPU', action=_OneGpu, help='as --gpu'
+            'gpu', nargs='?', type=int, metavar='GPU', action=OneGpu, help='as --gpu'
         )
 
 
@@ -60,7 +64,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _OneGpu(argparse.Action):
+class OneGpu(argparse.Action):
     """Take a GPU's number from --gpu or from its place, not two numbers that differ."""
 
     def __call__(self, parser, namespace, value, option=None) -> None:

@@ -72,7 +72,7 @@ def _draw_legend(
     places, x, y = [], gap, gap
     for number in present:
         share = counts[number] / labels.size
-        text = f'{names[number]} ' + (f'{share:.1%}' if share >= 0.0005 else '< 0.1%')
+        text = f'{names[number]} ' + (f'{100 * share:.1f} %' if share >= 0.0005 else '< 0.1 %')
         takes = round(size + 0.4 * size + font.getlength(text) + 1.2 * size)
         if x > gap and x + takes - size > width:
             x, y = gap, y + line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ KINDS = ('.png', '.pdf', '.svg')
 # In the metadata of what is drawn.
 _DRAWN = 'FCN pictures'
 _VOID_COLOURS = (236, 236, 236), (168, 168, 168)
+_RIGHT, _WRONG = (225, 225, 225), (200, 30, 40)
 
 
 def to_picture(blob: np.ndarray, mean: Sequence[float]) -> np.ndarray:
@@ -39,6 +41,15 @@ def to_picture(blob: np.ndarray, mean: Sequence[float]) -> np.ndarray:
 def colour_labels(labels: np.ndarray) -> np.ndarray:
     """Give class indices (H x W) VOC's colours, void a hatch: H x W x 3 uint8, RGB."""
     return _hatch_void(palette()[labels.astype(np.uint8)], labels)
+
+
+def colour_errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Show where a prediction (H x W) is wrong: red, elsewhere grey, void a hatch.
+
+    H x W x 3 uint8, RGB.
+    """
+    wrong = (label != prediction)[..., np.newaxis]
+    return _hatch_void(np.where(wrong, _WRONG, _RIGHT).astype(np.uint8), label)
 
 
 def _hatch_void(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -82,15 +93,17 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     for number, (name, file) in enumerate(logs):
         lines = log.read(file)
-        for axis, key, style, label in (
-            (above, 'loss', dict(ls='-', lw=0.6, alpha=0.3), None),
-            (above, 'smoothed_loss', dict(ls='-'), 'loss'),
-            (above, 'test_loss', dict(ls='none', marker='x'), 'loss, test'),
-            (below, 'mean_iu', dict(ls='--', marker='o'), 'mean IU'),
-            (below, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
+        for axis, unit, key, style, label in (
+            (above, 1, 'loss', dict(ls='-', lw=0.6, alpha=0.3), None),
+            (above, 1, 'smoothed_loss', dict(ls='-'), 'loss'),
+            (above, 1, 'test_loss', dict(ls='none', marker='x'), 'loss, test'),
+            (below, 100, 'mean_iu', dict(ls='--', marker='o'), 'mean IU'),
+            (below, 100, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
         ):
             points = [
-                (line['iteration'], line[key]) for line in lines if log.is_finite(line.get(key))
+                (line['iteration'], unit * line[key])
+                for line in lines
+                if log.is_finite(line.get(key))
             ]
             if points:
                 axis.plot(
@@ -101,7 +114,7 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
     above.set(ylabel='loss', yscale='log')
     above.yaxis.set_major_formatter(LogFormatter())
     above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    below.set(xlabel='iteration', ylabel='mean IU', ylim=(0, 1))
+    below.set(xlabel='iteration', ylabel='mean IU, %', ylim=(0, 100))
     for axis in (above, below):
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
@@ -140,14 +153,18 @@ def check_kind(path: Path) -> str:
 class Labelled:
     """Labels (H x W) to show in a panel: in colours, with the classes' names beneath the row.
 
-    Of a prediction `truth` is the label that it is compared with; its IU stands above it.
+    Of a prediction `truth` is the label that it is compared with; its IU stands below it.
+    With `errors`, it is shown where the prediction is wrong.
     """
 
     labels: np.ndarray
     names: Sequence[str]
     truth: np.ndarray | None = None
+    errors: bool = False
 
     def picture(self) -> np.ndarray:
+        if self.errors and self.truth is not None:
+            return colour_errors(self.truth, self.labels)
         return colour_labels(self.labels)
 
     def caption(self) -> str:
@@ -156,12 +173,14 @@ class Labelled:
         known = self.truth != VOID
         if not known.any():
             return 'all void'
+        if self.errors:
+            return f'{100 * (self.truth != self.labels)[known].mean():.1f} % wrong'
         hist = fast_hist(
             self.truth.ravel().astype(np.int64),
             self.labels.ravel().astype(np.int64),
             len(self.names),
         )
-        return f'mean IU {100 * Scores(hist).mean_iu:.1f}'
+        return f'mean IU {100 * Scores(hist).mean_iu:.1f} %'
 
 
 def draw_panel(
@@ -171,10 +190,10 @@ def draw_panel(
 
     Beneath a row with labels stand the names of the classes in it.
     """
-    ratio = np.mean([np.divide(*_image_of(row[0]).shape[:2]) for row in rows]) if rows else 1
-    size = 2.7 * len(titles), (2.6 * float(np.clip(ratio, 0.4, 2)) + 0.75) * max(len(rows), 1)
-    figure = Figure(figsize=size, layout='constrained')
-    parts = np.atleast_1d(figure.subfigures(len(rows), 1, squeeze=False).ravel())
+    ratios = [float(np.divide(*_image_of(row[0]).shape[:2])) for row in rows]
+    heights = [2.6 * min(max(ratio, 0.4), 1.3) + 0.75 for ratio in ratios]
+    figure = Figure(figsize=(2.7 * len(titles), sum(heights)), layout='constrained')
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights).ravel()
     for number, (part, row) in enumerate(zip(parts, rows)):
         axes = part.subplots(1, len(titles), squeeze=False)[0]
         for axis, title, shown in zip(axes, titles, row):
@@ -206,7 +225,7 @@ def _list_classes(row: Sequence[np.ndarray | Labelled]) -> list[Patch]:
     """Return a patch with the name of each class in a row of a panel; of void a hatched one."""
     colours, found = palette() / 255, {}
     for shown in row:
-        if isinstance(shown, Labelled):
+        if isinstance(shown, Labelled) and not shown.errors:
             for number in np.unique(shown.labels).astype(int):
                 if number == VOID and len(shown.names) <= VOID:
                     found['void'] = Patch(facecolor='0.92', edgecolor='0.6', hatch='////', lw=0)
@@ -221,17 +240,49 @@ def _list_classes(row: Sequence[np.ndarray | Labelled]) -> list[Patch]:
 # Scores.
 
 
+def draw_class_scores(scores: Scores, names: Sequence[str], path: Path) -> None:
+    """Draw IU and accuracy of each class as bars, the best IU first, with the mean IU as a line.
+
+    Classes without label and prediction, which have no IU, stand last without a bar.
+    """
+    order = np.argsort(-np.nan_to_num(scores.iu, nan=-1), kind='stable')
+    figure = Figure(figsize=(7.5, 1.5 + 0.25 * len(names)), layout='constrained')
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    iu, accuracy = (100 * np.nan_to_num(each[order]) for each in (scores.iu, scores.accuracy))
+    axes.barh(places, accuracy, 0.8, color='0.87', label='accuracy')
+    axes.barh(places, iu, 0.5, color='C0', label='IU')
+    for place, number, value, end in zip(places, order, iu, np.maximum(iu, accuracy)):
+        absent = math.isnan(scores.iu[number])
+        axes.text(
+            end + 0.8,
+            float(place),
+            'absent' if absent else f'{value:.1f}',
+            va='center',
+            fontsize=8,
+            color='0.45' if absent else '0.15',
+        )
+    axes.set_yticks(places, [names[number] for number in order], fontsize=8)
+    axes.set(xlim=(0, 106), ylim=(len(names) - 0.4, -0.6), xlabel='%')
+    axes.spines[['top', 'right']].set_visible(False)
+    if math.isfinite(scores.mean_iu):
+        mean = 100 * scores.mean_iu
+        axes.axvline(mean, color='C3', lw=1, ls='--', zorder=0, label=f'mean IU {mean:.1f} %')
+    axes.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
+    _save(figure, path)
+
+
 def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draw a confusion matrix, every row as shares of the labelled class."""
-    shares = hist / np.maximum(hist.sum(1, keepdims=True), 1)
+    shares = 100 * hist / np.maximum(hist.sum(1, keepdims=True), 1)
     size = 3 + 0.2 * len(names)
     figure = Figure(figsize=(size + 1, size), layout='constrained')
     axes = figure.subplots()
-    shown = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    shown = axes.imshow(shares, cmap='Blues', vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel='predicted', ylabel='labelled')
-    figure.colorbar(shown, label='share of the labelled class')
+    figure.colorbar(shown, label='share of the labelled class, %')
     _save(figure, path)
 
 

@@ -251,8 +251,8 @@ def _weigh(found: Preflight) -> None:
     present = [name for number, name in enumerate(names) if train[number]]
     if len(present) < 2:
         hint = (
-            f'; {train[VOID] / max(train.sum(), 1):.0%} are 255, which is void: if it means a '
-            'class, as in masks of 0 and 255, say --map 0=0,255=1'
+            f'; {100 * train[VOID] / max(train.sum(), 1):.0f} % are 255, which is void: if it '
+            'means a class, as in masks of 0 and 255, say --map 0=0,255=1'
             if train[VOID]
             else ''
         )

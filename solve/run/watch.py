@@ -102,6 +102,8 @@ class Watch:
         self._bar = show_progress(
             total=self._stops[-1], initial=solver.iter, unit='it', desc='iteration'
         )
+        # Caffe's log tools count seconds from this line.
+        LOG.info('Solving %s', solver.net.name)
         solver.requested_action = self._take_action
         solver.add_callback(self._begin_iteration, self._end_iteration)
         handlers = {

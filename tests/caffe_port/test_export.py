@@ -1,5 +1,7 @@
 """convert.py to .onnx and .pt2: the net for other engines, at any size."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,9 @@ import torch
 import caffe_port as caffe
 from caffe_port import export
 from nets import nyud_fcn32s_color_hha, siftflow_fcn32s, vgg16, voc_fcn8s
+from solve.datasets import voc
+from solve.datasets.images import bgr_blob, read_rgb
+from solve.samples import trees
 from tests.conversion import refused, run
 from tests.vectors import net_of
 
@@ -54,6 +59,47 @@ def test_an_fcn_computes_the_same_at_every_size(folder, capsys, kind):
         (found,) = session.run(['score'], {'data': x.numpy()})
     expected = net.module(x).score.detach().numpy()
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def run_in_opencv(path, x):
+    cv2 = pytest.importorskip('cv2', reason='needs OpenCV, whose dnn module opens .onnx')
+    net = cv2.dnn.readNetFromONNX(str(path))
+    net.setInput(x)
+    return net.forward()
+
+
+def run_in_openvino(path, x):
+    openvino = pytest.importorskip('openvino', reason='needs OpenVINO, which opens .onnx')
+    # Of itself it computes in bfloat16 where the CPU can.
+    exact = {'INFERENCE_PRECISION_HINT': 'f32'}
+    return openvino.Core().compile_model(str(path), 'CPU', exact)(x)[0]
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """A narrow FCN-8s as .onnx, a picture of the sample as it sees it, and its scores."""
+    need('.onnx')
+    if not (find_spec('cv2') or find_spec('openvino')):
+        pytest.skip('needs OpenCV or OpenVINO, which open .onnx')
+    folder = tmp_path_factory.mktemp('exported')
+    net = filled(voc_fcn8s.fcn('deploy', width=4, fc=8))
+    export.export(net, folder / 'a.onnx')
+    trees.draw('voc', folder / 'data', train=1, val=1)
+    picture = next(folder.rglob('*.jpg'))
+    x = bgr_blob(read_rgb(picture), voc.MEAN)
+    with torch.no_grad():
+        return folder / 'a.onnx', x, net.module(torch.from_numpy(x)).score.numpy()
+
+
+@pytest.mark.parametrize('run_it', [run_in_opencv, run_in_openvino])
+def test_other_engines_label_the_sample_s_picture_alike(exported, run_it):
+    path, x, expected = exported
+    found = run_it(path, x)
+    bound = 1e-4 * np.abs(expected).max()
+    assert found.shape == expected.shape and np.abs(found - expected).max() <= bound
+    assert len(np.unique(expected.argmax(1))) > 1
+    second, best = np.sort(expected, 1)[:, -2:].swapaxes(0, 1)
+    assert (found.argmax(1) == expected.argmax(1))[best - second > 2 * bound].all()
 
 
 @pytest.mark.parametrize(

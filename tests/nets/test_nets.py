@@ -154,14 +154,14 @@ def test_a_script_runs_from_any_folder_and_tells_what_is_wrong(tmp_path):
     subprocess.run([*command, '../out'], cwd=tmp_path / 'here', check=True)
     assert_written(tmp_path / 'out', 'voc-fcn32s')
     status, errors = run_script('voc_fcn32s.py', 'nowhere', cwd=tmp_path)
-    assert status == 1
+    assert status == 2
     assert 'nowhere' in errors and 'Traceback' not in errors
 
 
 def test_a_script_replaces_files_with_force_alone(tmp_path):
     (tmp_path / 'val.prototxt').write_text('mine')
     status, errors = run_script('voc_fcn32s.py', tmp_path)
-    assert status == 1 and errors.endswith('--force replaces it\n')
+    assert status == 2 and errors.endswith('--force replaces it\n')
     assert str(tmp_path / 'val.prototxt') in errors
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
     assert run_script('voc_fcn32s.py', tmp_path, '--force') == (0, '')

@@ -238,6 +238,8 @@ def test_the_chain_hands_over_its_snapshots_and_prints_three_scores(small, monke
     run(monkeypatch, 'voc_chain')
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2].split() == list(voc_chain.STAGES)
+    picture = small / printed[-4].removeprefix('The three on the same images: ')
+    assert pictures.is_drawing(picture) and picture.name == 'comparison.png'
     mean_iu = re.findall(r'Iteration \d mean IU (\S+)', '\n'.join(printed))
     assert printed[-1].split()[3:] == [f'{100 * float(value):.2f}' for value in mean_iu[1:]]
     classifier = weights('output/voc_chain-sample/vgg16-narrow.caffemodel')

@@ -146,7 +146,7 @@ def empty(data):
         (broken, r'images/p1\.jpg: broken JPEG'),
         (turned, r'images/p1\.jpg: EXIF orientation 6'),
         (deep, r'images/p1\.png: 16-bit grey'),
-        (two_valued, r'only class in its masks is sky.*29% are 255.*--map 0=0,255=1'),
+        (two_valued, r'only class in its masks is sky.*29 % are 255.*--map 0=0,255=1'),
         (empty, r'images: no picture in it'),
     ],
 )

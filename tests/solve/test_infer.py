@@ -78,7 +78,7 @@ def test_pictures_of_any_size_get_the_best_class_of_each_pixel(net, folder, monk
         numbers, counts = np.unique(best, return_counts=True)
         first = voc.CLASSES[numbers[counts.argmax()]]
         assert line.startswith(
-            f'predictions/{file[0]}_labels.png: {first} {counts.max() / best.size:.1%}'
+            f'predictions/{file[0]}_labels.png: {first} {100 * counts.max() / best.size:.1f} %'
         )
     assert not list(folder.glob('predictions/*overlay*'))
 

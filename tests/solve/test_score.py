@@ -108,7 +108,9 @@ def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, r
     places, path, ids = drawn
     assert run('--predictions', picture=True) == 0
     out = tmp_path / 'out'
-    assert Image.open(out / 'confusion.png').format == 'PNG'
+    for name in ('confusion.png', 'classes.png'):
+        assert pictures.is_drawing(out / name)
+    assert not (out / 'errors.png').exists()
     assert sorted(file.stem for file in (out / 'predictions').iterdir()) == sorted(ids)
     labels = Path(places['voc_dir'], 'SegmentationClass')
     hist = counted(
@@ -448,7 +450,11 @@ def test_a_report_shows_the_worst_and_best_pictures_also_of_a_scoring_that_was_s
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         assert run() == 130
-    assert run('--report') == 0
+    assert run('--report', '--errors') == 0
+    errors = Image.open(tmp_path / 'out/errors.png').convert('RGB')
+    reds = (np.array(errors) == (200, 30, 40)).all(2)
+    # The last of four columns alone shows errors.
+    assert reds[:, 3 * errors.width // 4 :].any() and not reds[:, : errors.width // 2].any()
     page = (tmp_path / 'out/report.html').read_text()
     assert all(f'alt="prediction for {name}"' in page for name in drawn[2])
     state = json.loads((tmp_path / 'out/state.json').read_text())

@@ -21,6 +21,7 @@ from solve.datasets import voc
 from solve.run import log, retention
 from solve.run.job import LATEST, Job
 from solve.samples import trees
+from tests.caffe_logs import parse_log
 from tests.solve.feeding import random_classifier
 from tests.starting import start
 
@@ -77,7 +78,10 @@ def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, ca
     }
     page = (tmp_path / 'report.html').read_text()
     assert 'Learning curve' in page and page.count('<figure') == 2
-    assert 'Iteration 3' in (tmp_path / 'caffe.log').read_text()
+    train, _ = parse_log(tmp_path / 'caffe.log')
+    written = [line['loss'] for line in log.read(tmp_path) if 'loss' in line]
+    assert [row[0] for row in train] == [0, 1, 2, 3]
+    assert [row[4] for row in train] == pytest.approx(written, rel=1e-5)
     logged = (tmp_path / 'caffe.log').read_text().splitlines()
     assert logged[0].startswith('Log file created at: ')
     glog = re.compile(r'[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \w+\.py:\d+\] ')

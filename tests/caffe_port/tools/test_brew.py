@@ -4,6 +4,7 @@ import logging
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,6 +17,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile, GlogFormatter
 from caffe_port.tools import flags
 from tests import starting
+from tests.caffe_logs import parse_log
 
 NET = """
 name: "tiny"
@@ -33,11 +35,6 @@ net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 max_iter: 6 di
 snapshot: 3 snapshot_prefix: "{}/snap" random_seed: 7 solver_mode: CPU
 test_iter: 2 test_interval: 100
 """
-# The expressions of Caffe's own parse_log.py, and its reading of a line's time.
-ITERATION = re.compile(r'Iteration (\d+)')
-TRAIN_OUTPUT = re.compile(r'Train net output #(\d+): (\S+) = ([\.\deE+-]+)')
-TEST_OUTPUT = re.compile(r'Test net output #(\d+): (\S+) = ([\.\deE+-]+)')
-RATE = re.compile(r'lr = ([-+]?[0-9]*\.?[0-9]+([eE]?[-+]?[0-9]+)?)')
 LINE = re.compile(r'^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \S+\.py:\d+\] ')
 
 
@@ -91,10 +88,11 @@ def test_train_is_the_solver_and_its_log_is_read_by_caffes_own_tools(folder, tmp
     assert lines[0].startswith('Log file created at: ') and lines[2].startswith('Log line format')
     assert all(LINE.match(line) for line in lines[3:])
     text = '\n'.join(lines)
-    assert [int(n) for n in dict.fromkeys(ITERATION.findall(text))][:3] == [0, 2, 4]
-    assert {name for _, name, _ in TRAIN_OUTPUT.findall(text)} == {'loss'}
-    assert {name for _, name, _ in TEST_OUTPUT.findall(text)} == {'loss', 'accuracy'}
-    assert {float(rate) for rate, _ in RATE.findall(text)} == {0.1}
+    train, test = parse_log(tmp_path / 'caffe.log')
+    assert [(row[0], row[3]) for row in train] == [(0, 'loss'), (2, 'loss'), (4, 'loss')]
+    assert {row[3] for row in test} == {'loss', 'accuracy'}
+    assert {row[2] for row in train[1:]} == {0.1}
+    assert all(0 <= row[1] < 600 for row in train + test)
     month_and_day, clock = lines[3].split()[:2]
     now = time.localtime()
     assert (int(month_and_day[1:3]), int(month_and_day[3:])) == (now.tm_mon, now.tm_mday)
@@ -153,7 +151,11 @@ def test_what_cannot_be_done_is_one_line_and_status_1(folder, caplog, capsys):
         assert main(arguments) == 1
         assert message in caplog.records[-1].getMessage()
         assert caplog.records[-1].levelno == logging.CRITICAL
-    assert main([]) == 0 and 'command line brew' in capsys.readouterr().out
+    # As in Caffe: another number of words than one shows the usage; --help is gflags' status 1.
+    for arguments, status in (([], 0), (['train', 'test'], 0), (['--help'], 1), (['-help'], 1)):
+        assert main(arguments) == status
+        assert 'command line brew' in capsys.readouterr().out
+    assert main(['--version']) == 0 and 'caffe_port version' in capsys.readouterr().out
 
 
 def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
@@ -179,6 +181,36 @@ def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
     assert 'Optimization stopped early.' in rest
     assert len(list(folder.glob('snap_iter_*.solverstate'))) == 2
     assert all(LINE.match(line) for line in rest.splitlines())
+
+
+@pytest.mark.parametrize('status', [0, 3])
+def test_many_gpus_start_a_process_each(folder, monkeypatch, caplog, status):
+    started = []
+
+    def run(command):
+        started.append(command)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    solver = f'{folder}/solver.prototxt'
+    arguments = ['train', '-solver', solver, '--gpu=0,1', '--sighup_effect=none']
+    if status:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == status
+    else:
+        assert main(arguments) == 0
+    assert started == [
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+        + ['-m', 'caffe_port', 'train', '--gpu=0,1', f'--solver={solver}', '--sighup_effect=none']
+    ]
+    assert 'Using GPUs 0, 1' in said(caplog)
+
+
+def test_a_gpu_that_is_not_there_is_named(folder, caplog):
+    solver = f'--solver={folder}/solver.prototxt'
+    assert main(['train', solver, '--gpu=99']) == 1
+    assert 'no GPU 99; PyTorch finds' in said(caplog)
 
 
 def test_a_record_of_glog_keeps_its_message_and_letter():

@@ -1,0 +1,47 @@
+"""The command fcn-solve, which pip installs: the script of an experiment, by its name."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+from solve.run import commands, experiments
+
+FOLDER = Path(__file__).resolve().parent
+HELP = """\
+usage: fcn-solve EXPERIMENT [GPU] [options]
+
+  fcn-solve voc_fcn32s             a small sample, without data and weights
+  fcn-solve voc_fcn32s 0 --keep 3  on GPU 0, with data and weights in ./data
+  fcn-solve voc_fcn32s --help      what it starts from, what it costs, its options
+
+Train an official experiment. There are
+  {}
+
+exit status: that of the experiment; 2 with one line `error: ...` for a name that is none
+"""
+
+
+def list_scripts() -> dict[str, Path]:
+    """Return the scripts of the experiments, by name."""
+    return {
+        path.stem: path for data in experiments.DATA for path in sorted(FOLDER.glob(f'{data}_*.py'))
+    }
+
+
+def main() -> None:
+    """Run the script that the first argument names with the arguments behind it."""
+    scripts = list_scripts()
+    name = sys.argv[1] if len(sys.argv) > 1 else '--help'
+    if name in ('-h', '--help'):
+        print(HELP.format('\n  '.join(scripts)), end='')
+        return
+    if name not in scripts:
+        print(f'error: {name}: no such experiment; see fcn-solve --help', file=sys.stderr)
+        sys.exit(2)
+    commands.start_as('fcn-solve', name)
+    del sys.argv[1]
+    # As Python does for a script: its folder is first on the path.
+    sys.path.insert(0, str(FOLDER))
+    runpy.run_path(str(scripts[name]), run_name='__main__')
