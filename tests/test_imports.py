@@ -15,7 +15,8 @@ caffe_port/files caffe_port/prototxt
 caffe_port/ops caffe_port/outputs caffe_port/building caffe_port/module caffe_port/plan
 caffe_port/tape caffe_port/debug caffe_port/batches caffe_port/net_weights
 caffe_port/net_callbacks caffe_port/net caffe_port/glog caffe_port/solving caffe_port/timer
-caffe_port/nccl caffe_port/pyio caffe_port/classifier caffe_port/draw caffe_port/verify caffe_port/export caffe_port/zoo
+caffe_port/nccl caffe_port/pyio caffe_port/classifier caffe_port/draw
+caffe_port/verify caffe_port/export caffe_port/zoo
 caffe_port/tools caffe_port/__main__ caffe_port/__init__ caffe_port/convert
 nets surgery
 solve/_checkout solve/datasets solve/run solve/samples solve/launch solve/score solve/*
