@@ -62,7 +62,7 @@ def _main(arguments: list[str]) -> int:
         print(f'caffe_port version {__version__}')
         return 0
     if values['help'] or len(plain) != 1:
-        print(flags.format_usage(USAGE, brew.FLAGS))
+        print(flags.usage(USAGE, brew.FLAGS))
         return int(values['help'])  # as gflags: usage that was asked for is status 1
     if plain[0] not in brew.COMMANDS:
         raise CaffeError(f'Unknown action: {plain[0]}; there are {", ".join(brew.COMMANDS)}')

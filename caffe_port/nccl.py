@@ -19,32 +19,6 @@ def has_nccl() -> bool:
     return torch.cuda.is_available() and dist.is_available() and dist.is_nccl_available()
 
 
-def set_solver_count(count: int) -> None:
-    """Accept the number of processes that train together.
-
-    Deviates: torchrun decides it. Raises CaffeError for another number than torchrun's.
-    """
-    _check('solver_count', count, parallel.solver_count())
-
-
-def set_solver_rank(rank: int) -> None:
-    """Accept the number of this process; torchrun decides it, as with set_solver_count."""
-    _check('solver_rank', rank, parallel.solver_rank())
-
-
-def set_multiprocess(value: bool) -> None:
-    """Do nothing: here each solver of a training always has a process of its own."""
-
-
-def _check(what: str, asked: int, found: int) -> None:
-    if asked != found:
-        raise CaffeError(
-            f'set_{what}: {asked}, but it is {found} here: start the processes by torchrun, and '
-            'call caffe_port.parallel.join() in each, or run `python -m caffe_port train '
-            '--gpu=...`'
-        )
-
-
 class NCCL:
     """The processes that train with a solver, as pycaffe's NCCL(solver, uid).
 
@@ -59,13 +33,16 @@ class NCCL:
             raise CaffeError(f'NCCL: uid must be {_UID_BYTES} bytes from NCCL.new_uid()')
         self._solver = solver
 
-    def __call__(self, layer: int | None = None) -> None:
-        """Do nothing, where a script gives this object to add_callback or after_backward."""
-
     @staticmethod
     def new_uid() -> bytes:
         """Return bytes that no other call returns."""
         return secrets.token_bytes(_UID_BYTES)
+
+    def on_start(self) -> None:
+        """Do nothing at the begin of an iteration, as a callback of the solver."""
+
+    def on_gradients_ready(self) -> None:
+        """Do nothing once gradients are there: the solver averages them itself."""
 
     def bcast(self) -> None:
         """Set the parameters of every rank to those of rank 0; collective."""

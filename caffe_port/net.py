@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from caffe_port import batches, debug, mode, prototxt, tape
+from caffe_port.aliases import CALLBACKS, Aliases, notify
 from caffe_port.blob import Blob, format_shape
 from caffe_port.building import Node
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
-from caffe_port.net_callbacks import NetCallbacks, no_callbacks
 from caffe_port.net_weights import LayerFace, NetWeights
 from caffe_port.ops.data import MemoryData
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, Phase
 
 
-class Net(NetCallbacks, NetWeights):
+class Net(NetWeights, Aliases):
     """A network over blobs, as pycaffe's Net.
 
-    Net(proto, phase), Net(proto, weights, phase) or Net(proto, phase, weights=file),
-    where proto is a prototxt file or a NetParameter. It computes on the device that
+    Net(file, phase), Net(file, weights, phase) or Net(file, phase, weights=weights), where
+    the first is a prototxt file or a NetParameter. It computes on the device that
     caffe_port.mode has at the time of the call.
 
     blobs, params and layer_dict are dicts by name, in the net's order; params has lists of
@@ -38,7 +38,7 @@ class Net(NetCallbacks, NetWeights):
 
     def __init__(
         self,
-        proto: str | os.PathLike | NetParameter,
+        network_file: str | os.PathLike | NetParameter,
         phase: int | str | os.PathLike | None = None,
         level: int = 0,
         stages: Sequence[str] | None = None,
@@ -48,10 +48,10 @@ class Net(NetCallbacks, NetWeights):
             weights, phase, level = phase, level, 0
         if phase not in (mode.TRAIN, mode.TEST):
             raise CaffeError(f'Net: phase is {phase!r}, must be caffe.TRAIN or caffe.TEST')
-        if isinstance(proto, NetParameter):
-            param, where = prototxt.upgrade_net(proto, 'NetParameter'), None
+        if isinstance(network_file, NetParameter):
+            param, where = prototxt.upgrade_net(network_file, 'NetParameter'), None
         else:
-            param, where = prototxt.read_net(proto), os.fspath(proto)
+            param, where = prototxt.read_net(network_file), os.fspath(network_file)
         state = NetState()
         state.CopyFrom(param.state)
         state.phase, state.level = cast(Phase, phase), level or state.level
@@ -61,6 +61,7 @@ class Net(NetCallbacks, NetWeights):
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}' if where else str(error)) from error
         self.debug_info = False
+        self._reset_callbacks()
         self._show_module()
         if weights is not None:
             self.copy_from(weights)
@@ -71,7 +72,6 @@ class Net(NetCallbacks, NetWeights):
         self._nodes: list[Node] = module.nodes
         self._device = device
         self._tape: dict[int, tape.Trace] = {}
-        self._callbacks = no_callbacks()
         self.blobs = OrderedDict(
             (name, Blob(shape, device)) for name, shape in module.shapes.items()
         )
@@ -92,8 +92,12 @@ class Net(NetCallbacks, NetWeights):
         self._seed_losses()
 
     def __getstate__(self) -> dict:
-        # PyTorch's graphs cannot be copied, and functions belong to the original.
-        return {**self.__dict__, '_tape': {}, '_callbacks': no_callbacks()}
+        state = {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        return {name: value for name, value in state.items() if name not in CALLBACKS}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._reset_callbacks()
 
     @property
     def name(self) -> str:
@@ -182,10 +186,10 @@ class Net(NetCallbacks, NetWeights):
         with torch.no_grad():
             for i in range(first, len(self._nodes) if last is None else last + 1):
                 node = self._nodes[i]
-                self._announce('before_forward', i)
+                notify(self._before_forward, i)
                 if node.type != 'Input':
                     self._run(i, node, recording)
-                self._announce('after_forward', i)
+                notify(self._after_forward, i)
                 if self.debug_info:
                     debug.log_forward(node, self.blobs)
         self._seed_losses()
@@ -261,13 +265,13 @@ class Net(NetCallbacks, NetWeights):
         arrived: dict[int, Tensor] = {}
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
-            self._announce('before_backward', i)
+            notify(self._before_backward, i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 self._step_back(node, step, arrived, keep)
                 if self.debug_info:
                     debug.log_backward(node, self.blobs)
-            self._announce('after_backward', i)
+            notify(self._after_backward, i)
         if self.debug_info and (first, last) == (end, 0):
             debug.log_params([item.parameter for item in self.module.learnable])
 

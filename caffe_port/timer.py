@@ -10,34 +10,30 @@ from caffe_port import mode
 
 
 class Timer:
-    """Measure the time between start() and stop(), in milliseconds: `ms`.
-
-    Both wait for the GPU first, if nets compute on one.
-    """
+    """Measure wall time between start() and stop(), with the work of the device in use."""
 
     def __init__(self) -> None:
-        self._started: float | None = None
-        self._spent = 0.0
+        self._began: float | None = None
+        self._seconds = 0.0
 
     def start(self) -> None:
-        """Begin to measure, unless it has begun already."""
-        if self._started is None:
-            self._started = _now()
+        """Begin to measure; without effect while it runs."""
+        if self._began is None:
+            self._began = _now()
 
     def stop(self) -> None:
-        """End the measurement, if it has begun."""
-        if self._started is not None:
-            self._spent, self._started = _now() - self._started, None
+        """Stop measuring; without effect if it does not run."""
+        if self._began is not None:
+            self._seconds, self._began = _now() - self._began, None
 
     @property
     def ms(self) -> float:
-        """The time of the last measurement; reading it ends one under way, as in Caffe."""
+        """The milliseconds of the last measurement, which ends now if it runs; 0 before any."""
         self.stop()
-        return self._spent
+        return 1000 * self._seconds
 
 
 def _now() -> float:
-    """Return milliseconds, once the GPU is done."""
     if mode.device().type == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() * 1000
+        torch.cuda.synchronize(mode.device())  # its work goes on after a call returns
+    return time.perf_counter()

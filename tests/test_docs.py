@@ -24,7 +24,10 @@ from caffe_port.tools.brew import FLAGS as BREW_FLAGS
 from nets import voc_fcn8s, voc_fcn16s, voc_fcn32s
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [
+    *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY', 'CHANGELOG')),
+    *sorted((ROOT / 'docs').glob('*.md')),
+]
 BLOCK = re.compile(r'^```python\n(.*?)^```', re.M | re.S)
 ROW = re.compile(r'^\| (.*) \|$', re.M)
 
@@ -127,28 +130,39 @@ def test_offsets_of_the_page_are_the_nets():
 
 
 def commands():
-    """Each `python FILE ...` of the pages, in blocks and in tables."""
+    """Each `python FILE ...` and `python -m MODULE ...` of the pages, in blocks and in tables."""
     for page in PAGES:
         text = page.read_text().replace('\\\n', ' ')
         for line in re.findall(
-            r'(?:python|torchrun [^`\n]*?) ((?:solve|caffe_port|tests)/[^`\n]*)', text
+            r'(?:python(?: -m)?|torchrun [^`\n]*?) '
+            r'((?:(?:solve|caffe_port|tests)/|caffe_port[. ])[^`\n]*)',
+            text,
         ):
             command = re.split(r' && |;|\.\.\.$', line)[0].strip()
             yield pytest.param(command, id=f'{page.name}: {command[:60]}')
 
 
-@pytest.mark.parametrize('command', commands())
+@pytest.mark.parametrize('command', list(commands()))
 def test_commands_of_the_pages_are_there_and_take_their_flags(command, monkeypatch):
     script, *arguments = shlex.split(command.replace('...', ''))
     path = ROOT / script
-    assert path.is_file(), script
     flags = [argument for argument in arguments if argument.startswith('--')]
     monkeypatch.setattr(sys, 'argv', [str(path), '--help'])
-    monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
-    monkeypatch.delitem(sys.modules, '_checkout', raising=False)
     said = io.StringIO()
-    with redirect_stdout(said), pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(path), run_name='__main__')
+    if '/' in script:
+        assert path.is_file(), script
+        monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
+        monkeypatch.delitem(sys.modules, '_checkout', raising=False)
+        with redirect_stdout(said), pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name='__main__')
+    elif script == 'caffe_port':  # its usage ends with status 1; its own page's test has the rest
+        assert arguments[0] in {*COMMANDS, *TOOLS, 'NAME'}
+        if arguments[0] in COMMANDS:
+            assert {flag[2:].split('=')[0] for flag in flags} <= set(BREW_FLAGS)
+        return
+    else:
+        with redirect_stdout(said), pytest.raises(SystemExit) as ended:
+            runpy.run_module(script, run_name='__main__')
     assert not ended.value.code
     for flag in flags:
         assert re.search(rf'{flag}\b', said.getvalue()), f'{script} has no {flag}'

@@ -190,7 +190,7 @@ class Records:
         self.seek(self.key)
 
 
-def read_pixels(datum: Datum, color: bool | None, where: str) -> np.ndarray:
+def pixels_of(datum: Datum, color: bool | None, where: str) -> np.ndarray:
     """Return the image of a Datum, channels x H x W: uint8, or float32 if it has float_data.
 
     An encoded image is decoded in colour, in grey or, with None, as it is. Raises CaffeError,
@@ -248,7 +248,7 @@ class Data(ImageSource):
     def _image(self) -> tuple[np.ndarray, float, str]:
         """Return the image, the label and the place of the current record."""
         datum, where = self.records.datum(), self.records.where()
-        return read_pixels(datum, self.transform.color, where), datum.label, where
+        return pixels_of(datum, self.transform.color, where), datum.label, where
 
     def position(self) -> dict:
         return {

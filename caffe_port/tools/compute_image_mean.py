@@ -12,7 +12,7 @@ import numpy as np
 
 from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.ops.databases import Records, read_pixels
+from caffe_port.ops.databases import Records, pixels_of
 from caffe_port.proto.caffe_pb2 import BlobProto, DataParameter
 from caffe_port.tools import command, flags
 from caffe_port.tools.new_database import BACKENDS
@@ -31,13 +31,13 @@ def main(arguments: list[str]) -> int:
     """
     values, plain = flags.parse(arguments, dict(FLAGS, help=False))
     if values['help'] or len(plain) not in (1, 2):
-        print(flags.format_usage(USAGE, FLAGS))
+        print(flags.usage(USAGE, FLAGS))
         return 1
     if values['backend'] not in BACKENDS:
         raise CaffeError(
             f'Unknown database backend "{values["backend"]}"; there are {", ".join(BACKENDS)}'
         )
-    mean = compute_mean(Records(DataParameter.DB.Value(values['backend'].upper()), plain[0]))
+    mean = mean_image(Records(DataParameter.DB.Value(values['backend'].upper()), plain[0]))
     if len(plain) == 2:
         LOG.info('Write to %s', plain[1])
         channels, height, width = mean.shape
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def compute_mean(records: Records) -> np.ndarray:
+def mean_image(records: Records) -> np.ndarray:
     """Return the mean of all images, channels x H x W, added up in float32 as in Caffe.
 
     Raises CaffeError, naming file and key, for a record that has no image of the first's size.
@@ -59,7 +59,7 @@ def compute_mean(records: Records) -> np.ndarray:
     total, count = np.empty(0, np.float32), 0
     for datum in records.walk():
         where = records.where()
-        image = read_pixels(datum, None, where)
+        image = pixels_of(datum, None, where)
         if not count:
             if datum.encoded:
                 LOG.info('Decoding Datum')

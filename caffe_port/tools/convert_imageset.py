@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     """
     values, plain = flags.parse(arguments, dict(FLAGS, help=False))
     if values['help'] or len(plain) < 3:
-        print(flags.format_usage(USAGE, FLAGS))
+        print(flags.usage(USAGE, FLAGS))
         return 1
     root, listing, target = plain[:3]
     entries = read_entries(listing)

@@ -62,7 +62,7 @@ def _number(name: str, text: str) -> int:
         raise CaffeError(f"illegal value '{text}' specified for int32 flag '{name}'") from None
 
 
-def format_usage(text: str, defaults: Mapping[str, Value]) -> str:
+def usage(text: str, defaults: Mapping[str, Value]) -> str:
     """Return a command's usage and its flags with their defaults."""
     lines = [f'  --{name} (default: {_text(value)})' for name, value in defaults.items()]
     return '\n'.join([text, 'flags, with one dash or two, as --name=x or --name x:', *lines])

@@ -29,7 +29,7 @@ class _Database(Protocol):
     def close(self) -> None: ...
 
 
-class _NewLmdb:
+class _Lmdb:
     def __init__(self, folder: str, name: str):
         try:
             import lmdb
@@ -51,7 +51,7 @@ class _NewLmdb:
         self._environment.close()
 
 
-class _NewLevelDb:
+class _LevelDb:
     def __init__(self, folder: str, name: str):
         try:
             import plyvel
@@ -114,7 +114,7 @@ def create_database(backend: str, path: str) -> Iterator[NewDatabase]:
     except OSError as error:
         raise WriteError(f'{path}: not written: {error.strerror}') from error
     try:
-        database = (_NewLmdb if backend == 'lmdb' else _NewLevelDb)(str(temporary), path)
+        database = (_Lmdb if backend == 'lmdb' else _LevelDb)(str(temporary), path)
         try:
             yield NewDatabase(database, path)
             database.commit()

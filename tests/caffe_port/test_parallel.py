@@ -4,7 +4,6 @@ import atexit
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,13 +16,15 @@ import torch
 import caffe_port as caffe
 from caffe_port import mode, parallel
 from caffe_port.__main__ import main
+from tests import starting
 from tests.caffe_port.solving.test_solver import solver_of
+from tests.starting import Started
 from tests.vectors import assert_close, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(function: str, count: int, *arguments) -> list[subprocess.Popen]:
+def start(function: str, count: int, *arguments) -> list[Started]:
     """Run `module.function(*arguments)` on `count` ranks, as torchrun would start them."""
     module, name = function.rsplit('.', 1)
     with socket.socket() as free:
@@ -35,22 +36,14 @@ def start(function: str, count: int, *arguments) -> list[subprocess.Popen]:
         'WORLD_SIZE': str(count),
         'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': str(port),
-        'OMP_NUM_THREADS': '1',
-        'PYTHONPATH': str(ROOT),
     }
     return [
-        subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, arguments)],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
-        )
+        starting.start(code, *arguments, env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
         for rank in range(count)
     ]
 
 
-def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[int, str]]:
+def ends(processes: list[Started], seconds: float = 60) -> list[tuple[int, str]]:
     """Exit status and standard error of each; none may take longer than `seconds`."""
     try:
         end = time.monotonic() + seconds

@@ -1,7 +1,6 @@
 """Caffe's own commands: flags, lines, exit statuses, and that they do what the API does."""
 
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from caffe_port.__main__ import main
 from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile, GlogFormatter
 from caffe_port.tools import flags
+from tests import starting
 
 NET = """
 name: "tiny"
@@ -164,11 +164,9 @@ def test_what_cannot_be_done_is_one_line_and_status_1(folder, caplog, capsys):
 def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
     text = SOLVER.format(folder).replace('max_iter: 6', 'max_iter: 100000000')
     (folder / 'solver.prototxt').write_text(text.replace('snapshot: 3', 'snapshot: 0'))
-    run = subprocess.Popen(
-        [sys.executable, '-m', 'caffe_port', 'train', f'--solver={folder}/solver.prototxt'],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=os.getcwd(),
+    code = 'import runpy; runpy.run_module("caffe_port", run_name="__main__")'
+    run = starting.start(
+        code, 'train', f'--solver={folder}/solver.prototxt', stdout=subprocess.DEVNULL
     )
     watchdog = threading.Timer(120, run.kill)
     watchdog.start()
