@@ -170,7 +170,7 @@ def _fitted(
     report: bool = False,
 ) -> list[StoredLayer]:
     """Fit layers to the net; with `report`, first print what does not fit."""
-    found = weights.fit(layers, net.layer_dict, fully_conv)
+    found = weights.fit(layers, net.find_owners(path), fully_conv)
     if report:
         for what, lines in (
             ('cast', found.cast),

@@ -38,6 +38,12 @@ class NCCL:
         """Return bytes that no other call returns."""
         return secrets.token_bytes(_UID_BYTES)
 
+    def on_start(self) -> None:
+        """Do nothing at the begin of an iteration, as a callback of the solver."""
+
+    def on_gradients_ready(self) -> None:
+        """Do nothing once gradients are there: the solver averages them itself."""
+
     def bcast(self) -> None:
         """Set the parameters of every rank to those of rank 0; collective."""
         net = self._solver.net

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from caffe_port import batches, debug, mode, prototxt, tape
+from caffe_port.aliases import CALLBACKS, Aliases, notify
 from caffe_port.blob import Blob, format_shape
 from caffe_port.building import Node
 from caffe_port.errors import CaffeError
@@ -21,11 +22,11 @@ from caffe_port.ops.data import MemoryData
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, Phase
 
 
-class Net(NetWeights):
+class Net(NetWeights, Aliases):
     """A network over blobs, as pycaffe's Net.
 
-    Net(proto, phase), Net(proto, weights, phase) or Net(proto, phase, weights=file),
-    where proto is a prototxt file or a NetParameter. It computes on the device that
+    Net(file, phase), Net(file, weights, phase) or Net(file, phase, weights=weights), where
+    the first is a prototxt file or a NetParameter. It computes on the device that
     caffe_port.mode has at the time of the call.
 
     blobs, params and layer_dict are dicts by name, in the net's order; params has lists of
@@ -37,7 +38,7 @@ class Net(NetWeights):
 
     def __init__(
         self,
-        proto: str | os.PathLike | NetParameter,
+        network_file: str | os.PathLike | NetParameter,
         phase: int | str | os.PathLike | None = None,
         level: int = 0,
         stages: Sequence[str] | None = None,
@@ -47,10 +48,10 @@ class Net(NetWeights):
             weights, phase, level = phase, level, 0
         if phase not in (mode.TRAIN, mode.TEST):
             raise CaffeError(f'Net: phase is {phase!r}, must be caffe.TRAIN or caffe.TEST')
-        if isinstance(proto, NetParameter):
-            param, where = prototxt.upgrade_net(proto, 'NetParameter'), None
+        if isinstance(network_file, NetParameter):
+            param, where = prototxt.upgrade_net(network_file, 'NetParameter'), None
         else:
-            param, where = prototxt.read_net(proto), os.fspath(proto)
+            param, where = prototxt.read_net(network_file), os.fspath(network_file)
         state = NetState()
         state.CopyFrom(param.state)
         state.phase, state.level = cast(Phase, phase), level or state.level
@@ -60,6 +61,7 @@ class Net(NetWeights):
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}' if where else str(error)) from error
         self.debug_info = False
+        self._reset_callbacks()
         self._show_module()
         if weights is not None:
             self.copy_from(weights)
@@ -90,7 +92,12 @@ class Net(NetWeights):
         self._seed_losses()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        state = {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        return {name: value for name, value in state.items() if name not in CALLBACKS}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._reset_callbacks()
 
     @property
     def name(self) -> str:
@@ -179,8 +186,10 @@ class Net(NetWeights):
         with torch.no_grad():
             for i in range(first, len(self._nodes) if last is None else last + 1):
                 node = self._nodes[i]
+                notify(self._before_forward, i)
                 if node.type != 'Input':
                     self._run(i, node, recording)
+                notify(self._after_forward, i)
                 if self.debug_info:
                     debug.log_forward(node, self.blobs)
         self._seed_losses()
@@ -256,11 +265,13 @@ class Net(NetWeights):
         arrived: dict[int, Tensor] = {}
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
+            notify(self._before_backward, i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 self._step_back(node, step, arrived, keep)
                 if self.debug_info:
                     debug.log_backward(node, self.blobs)
+            notify(self._after_backward, i)
         if self.debug_info and (first, last) == (end, 0):
             debug.log_params([item.parameter for item in self.module.learnable])
 

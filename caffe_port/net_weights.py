@@ -63,11 +63,15 @@ class NetWeights:
 
     def _copy(self, layers: Iterable[StoredLayer], weights: str | os.PathLike) -> None:
         planned = []
+        first: dict[str, list[ParamBlob]] = {}  # the first layer of a name gets them, as in Caffe
+        for name, face in zip(self._layer_names, self.layers):
+            if face.blobs:
+                first.setdefault(name, face.blobs)
         for layer in layers:
             if layer.name not in self.layer_dict:
                 LOG.info('Ignoring source layer %s', layer.name)
                 continue
-            target = self.params.get(layer.name, [])
+            target = first.get(layer.name, [])
             if len(layer.blobs) != len(target):
                 raise CaffeError(
                     f'{weights}: {layer.name}: expected {len(target)} blobs, '
@@ -105,13 +109,7 @@ class NetWeights:
         self._write(hdf5.write_hdf5, path, None)
 
     def _write(self, write: Callable, path: str | os.PathLike, diffs) -> None:
-        owners = [name for name, layer in zip(self._layer_names, self.layers) if layer.blobs]
-        twice = [name for name in self.params if owners.count(name) > 1]
-        if twice:
-            raise CaffeError(
-                f'{path}: not written: two layers with parameters are named '
-                f'"{twice[0]}", and weights are found by name'
-            )
+        self.find_owners(f'{path}: not written')
         write(
             path,
             self.module.param,
@@ -119,10 +117,34 @@ class NetWeights:
             diffs,
         )
 
+    def find_owners(self, where: str) -> dict[str, LayerFace]:
+        """Return the layers with parameters by name, in the net's order.
+
+        Raises CaffeError, which begins with `where`, if two of them share a name.
+        """
+        found: dict[str, LayerFace] = {}
+        for name, layer in zip(self._layer_names, self.layers):
+            if layer.blobs and name in found:
+                raise CaffeError(
+                    f'{where}: two layers with parameters are named "{name}", and weights are '
+                    'found by name'
+                )
+            if layer.blobs:
+                found[name] = layer
+        return found
+
     def share_with(self, net: NetWeights) -> None:
-        """Use the memory of `net`'s parameters for layers of the same name."""
-        for name, own in self.params.items():
-            for i, (blob, other) in enumerate(zip(own, net.params.get(name, ()))):
+        """Use the memory of `net`'s parameters for layers of the same name.
+
+        Raises CaffeError, and shares nothing, if such layers differ in their blobs.
+        """
+        for name, others in net.params.items():
+            own = self.params.get(name, [])
+            if name in self.layer_dict and len(own) != len(others):
+                raise CaffeError(
+                    f'share_with: {name}: expected {len(own)} blobs, found {len(others)}'
+                )
+            for i, (blob, other) in enumerate(zip(own, others)):
                 if blob.shape != other.shape:
                     raise CaffeError(
                         f'share_with: {name}: blob {i}: expected {blob.shape}, found {other.shape}'

@@ -47,6 +47,37 @@ def solver_count() -> int:
     return _count
 
 
+def set_solver_count(count: int) -> None:
+    """Join the processes that torchrun has started, which must be `count`.
+
+    Deviates: Caffe believes the number; here torchrun starts and counts the processes.
+
+    Raises CaffeError if there are not as many, or they cannot be reached.
+    """
+    join()
+    if count != _count:
+        raise CaffeError(
+            f'set_solver_count: expected {_count}, as many processes as there are, found {count}; '
+            'torchrun --nproc_per_node starts more'
+        )
+
+
+def set_solver_rank(rank: int) -> None:
+    """Check that this process, one of torchrun's, is number `rank`.
+
+    Raises CaffeError if it is not.
+    """
+    if rank != _rank:
+        raise CaffeError(
+            f"set_solver_rank: expected {_rank}, this process's number, found {rank}; "
+            'torchrun gives the numbers'
+        )
+
+
+def set_multiprocess(multiprocess: bool) -> None:
+    """Do nothing: ranks are always processes here, never threads of one."""
+
+
 def local_rank() -> int:
     """Return the number of this process on its machine, which is also its GPU's."""
     return int(os.environ.get('LOCAL_RANK', 0))

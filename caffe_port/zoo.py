@@ -74,7 +74,7 @@ def load_all(
     Raises CaffeError if the file lacks a layer of the net, or has one of another shape or
     with a value that is not finite.
     """
-    found = weights.fit(layers, net.layer_dict, fully_conv)
+    found = weights.fit(layers, net.find_owners(str(path)), fully_conv)
     found.check(path)
     net.load_layers(found.layers)
     for layer in found.layers:

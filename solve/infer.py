@@ -46,10 +46,14 @@ exit status: 0; 1 if some pictures could not be labelled; 2 with one line `error
 def load_net(args: argparse.Namespace) -> Net:
     """Make the net that a command line names, with its weights.
 
-    Raises CaffeError if it has no inputs, or a weight is NaN or infinite.
+    Raises CaffeError if it is not valid or has no inputs, or a weight is NaN or infinite.
     """
     layers = weights.read(args.weights)
-    net = Net(experiments.make_net_param(args.net, 'deploy', layers), TEST)
+    param = experiments.make_net_param(args.net, 'deploy', layers)
+    try:
+        net = Net(param, TEST)
+    except CaffeError as error:
+        raise CaffeError(f'{args.net}: {error}') from error
     if not net.inputs:
         raise CaffeError(
             f'{args.net}: no Input layer to put a picture into; take the deploy '

@@ -56,7 +56,7 @@ def prepare(args: argparse.Namespace) -> Evaluation:
     places = {place: ROOT / folder for place, folder in data.PLACES.items()} if data else {}
     places |= {place: getattr(args, place) for place in ALL_PLACES if getattr(args, place)}
     set_data(param, split, places)
-    net = make_test_net(param, places)
+    net = make_test_net(args.net, param, places)
     load_all(net, args.weights, layers)
     fed, tasks = find_data_layers(net), find_tasks(net)
     if not fed:
@@ -117,7 +117,7 @@ def _parse_data_layers(param: NetParameter) -> Iterator[tuple[LayerParameter, Pa
             yield layer, Params.parse(layer.name, layer.python_param.param_str)
 
 
-def make_test_net(param: NetParameter, places: dict[str, Path]) -> Net:
+def make_test_net(name: str, param: NetParameter, places: dict[str, Path]) -> Net:
     """Make a net to test; where a folder of its data is missing, name the option for it."""
     try:
         return Net(param, TEST)
@@ -127,7 +127,7 @@ def make_test_net(param: NetParameter, places: dict[str, Path]) -> Net:
                 raise CaffeError(
                     f'{folder}: no such folder; {name_option(place)} says where it is'
                 ) from error
-        raise
+        raise CaffeError(f'{name}: {error}') from error
 
 
 def identify(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, str]:

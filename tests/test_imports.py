@@ -9,14 +9,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # it, or `folder/*`, the files of a folder that are not named themselves. Every file is in one.
 ORDER = """
 caffe_port/_checkout caffe_port/version caffe_port/errors caffe_port/command
-caffe_port/plugins caffe_port/mode
+caffe_port/plugins caffe_port/mode caffe_port/timer
 caffe_port/proto caffe_port/parallel caffe_port/rng
 caffe_port/blob caffe_port/net_spec caffe_port/coord_map
 caffe_port/files caffe_port/prototxt
 caffe_port/ops caffe_port/outputs caffe_port/building caffe_port/module caffe_port/plan
-caffe_port/tape caffe_port/debug caffe_port/batches caffe_port/net_weights caffe_port/net
+caffe_port/tape caffe_port/debug caffe_port/aliases caffe_port/batches caffe_port/net_weights
+caffe_port/net
 caffe_port/glog caffe_port/solving caffe_port/nccl caffe_port/pyio caffe_port/classifier
-caffe_port/draw caffe_port/verify caffe_port/export caffe_port/zoo
+caffe_port/detector caffe_port/draw caffe_port/verify caffe_port/export caffe_port/zoo
 caffe_port/tools caffe_port/__main__ caffe_port/__init__ caffe_port/convert caffe_port/summary
 nets surgery
 solve/_checkout solve/datasets solve/run solve/samples solve/launch solve/score solve/*
@@ -29,6 +30,8 @@ WHERE_NEEDED = {
     ('caffe_port/ops/hdf5_data.py', '_h5py'): 'h5py',
     ('caffe_port/ops/databases.py', '_Lmdb'): 'lmdb',
     ('caffe_port/ops/databases.py', '_LevelDb'): 'plyvel',
+    ('caffe_port/tools/new_database.py', '_Lmdb'): 'lmdb',
+    ('caffe_port/tools/new_database.py', '_LevelDb'): 'plyvel',
 }
 BY_NAME = {('caffe_port/plugins.py', '_import'), ('caffe_port/files/stored.py', 'import_library')}
 FILES = {

@@ -224,7 +224,7 @@ class Shaped(Protocol):
 
 
 class NetLayer(Protocol):
-    """A layer as Net.layer_dict has it: its type and its blobs."""
+    """A layer as a Net has it: its type and its blobs."""
 
     @property
     def type(self) -> str: ...
@@ -260,7 +260,7 @@ class Fit:
 def fit(
     layers: Sequence[StoredLayer], net: Mapping[str, NetLayer], fully_conv: bool = False
 ) -> Fit:
-    """Match a file's layers with those of a net (its layer_dict) by name, blob for blob.
+    """Match a file's layers with those of a net (from find_owners) by name, blob for blob.
 
     Shapes may differ by the 1s with which old files pad them. With `fully_conv` the
     O x (I*H*W) weights of a fully connected layer may become O x I x H x W ones of a

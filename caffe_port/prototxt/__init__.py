@@ -24,6 +24,7 @@ __all__ = [
     'parse_solver',
     'read_net',
     'read_solver',
+    'read_unchanged',
     'to_text',
     'upgrade_net',
     'upgrade_solver',
@@ -59,6 +60,14 @@ def read_solver(path: str | os.PathLike) -> SolverParameter:
     Raises CaffeError, naming file, line and field, for any other file.
     """
     return parse_solver(_read_text(path), os.fspath(path))
+
+
+def read_unchanged(path: str | os.PathLike, message: M) -> M:
+    """Read a prototxt into an empty message, in whatever format it is.
+
+    Raises CaffeError, naming file, line and field, for any other file.
+    """
+    return _parse(_read_text(path), message, os.fspath(path))
 
 
 def parse_net(text: str, name: str = '<string>') -> NetParameter:

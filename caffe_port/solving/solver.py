@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,17 @@ from caffe_port.solving.update import Update
 
 LOG = logging.getLogger('caffe_port')
 _MAX_UNCHECKED = 1000  # iterations
+
+
+@runtime_checkable
+class StepCallback(Protocol):
+    """An object whose methods a solver calls in each iteration."""
+
+    def on_start(self) -> None:
+        """Act before the forward passes."""
+
+    def on_gradients_ready(self) -> None:
+        """Act once gradients are there."""
 
 
 def _no_action() -> None:
@@ -129,15 +140,32 @@ class SGDSolver:
 
     # Stepping.
 
-    def add_callback(self, before: Callable[[], None], after: Callable[[], None]) -> None:
-        """Call `before` ahead of each iteration's forward, `after` once gradients are there."""
-        self._callbacks.append((before, after))
+    def add_callback(
+        self, before: Callable[[], None] | StepCallback, after: Callable[[], None] | None = None
+    ) -> None:
+        """Call `before` ahead of each iteration's forward, `after` once gradients are there.
+
+        A single object, such as NCCL, has both as its methods on_start and on_gradients_ready.
+
+        Raises CaffeError if it has not.
+        """
+        if after is not None:
+            assert callable(before)
+            self._callbacks.append((before, after))
+        elif isinstance(before, StepCallback):
+            self._callbacks.append((before.on_start, before.on_gradients_ready))
+        else:
+            raise CaffeError(
+                'add_callback: expected two functions, or one object with on_start and '
+                f'on_gradients_ready, found one {type(before).__name__}'
+            )
 
     def solve(self, resume: str | os.PathLike | None = None) -> None:
         """Step until max_iter, from a .solverstate if given; then snapshot and test as set."""
         if resume is not None:
             self.restore(resume)
         LOG.info('Solving %s', self.net.name)
+        LOG.info('Learning Rate Policy: %s', self.param.lr_policy)
         self.step(max(self.param.max_iter - self.iter, 0))
         p = self.param
         if p.snapshot_after_train and not (p.snapshot and self.iter % p.snapshot == 0):

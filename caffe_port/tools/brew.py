@@ -58,7 +58,7 @@ def train(flags: dict[str, Any]) -> None:
     if not gpus and param.solver_mode == SolverParameter.GPU and torch.cuda.is_available():
         gpus = [param.device_id]
     if len(gpus) > 1 and not parallel.run_id():
-        _start_processes(gpus)
+        _start_processes(gpus, flags)
         return
     _choose_device(gpus)
     parallel.join()
@@ -209,11 +209,12 @@ def _choose_device(gpus: Sequence[int]) -> None:
     mode.set_mode_gpu()
 
 
-def _start_processes(gpus: Sequence[int]) -> None:
-    """Run this same command once for each GPU, as one net in training."""
+def _start_processes(gpus: Sequence[int], flags: dict[str, Any]) -> None:
+    """Run this training once for each GPU, as one net in training."""
     LOG.info('Using GPUs %s', ', '.join(map(str, gpus)))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    command += [f'--nproc_per_node={len(gpus)}', '-m', 'caffe_port', *sys.argv[1:]]
+    command += [f'--nproc_per_node={len(gpus)}', '-m', 'caffe_port', 'train']
+    command += [f'--{name}={flags[name]}' for name in FLAGS if flags[name] != FLAGS[name]]
     status = subprocess.run(command).returncode
     if status:
         sys.exit(status)

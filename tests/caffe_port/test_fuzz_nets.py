@@ -113,7 +113,7 @@ def mutated(draw) -> str:
     return text
 
 
-@examples(700)
+@examples(350)
 @given(mutated())
 def test_a_mutated_prototxt_is_a_net_or_a_caffe_error(text):
     build(text)
@@ -171,7 +171,7 @@ def _value(draw, field) -> str:
     return f'{field.name}: {max(draw(number | st.sampled_from([2**31 - 1, -(2**31)])), low)}'
 
 
-@examples(1200)
+@examples(600)
 @given(layer_settings())
 def test_any_settings_of_any_layer_are_a_net_or_a_caffe_error(text):
     build(text)

@@ -268,6 +268,27 @@ def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures('undrawn')
+def test_a_chain_that_was_stopped_before_its_first_snapshot_starts_again(
+    small, monkeypatch, capsys
+):
+    begun = []
+
+    def interrupted(job):
+        begun.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(voc_chain.voc_fcn32s, 'solve', interrupted)
+    for arguments in ((), ('--resume', 'latest')):
+        with pytest.raises(SystemExit, match='130'):
+            run(monkeypatch, 'voc_chain', *arguments)
+    first, again = begun
+    assert first.resume is again.resume is None
+    assert [path.name for path in again.weights] == ['vgg16-narrow.caffemodel']
+    assert again.weights == first.weights and again.weights[0].is_file()
+    assert capsys.readouterr().out.count('voc_fcn32s, from output/voc_chain-sample/vgg16') == 2
+
+
+@pytest.mark.usefixtures('undrawn')
 def test_a_chain_resumes_nothing_but_the_latest(small, monkeypatch, capsys):
     recipes.RECIPES['voc_chain'].draw(small / 'output/voc_chain-sample/data')
     (small / 'x.solverstate').touch()

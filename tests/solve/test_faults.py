@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -23,6 +22,7 @@ from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.solve.feeding import random_classifier, save_sbd
+from tests.starting import Started, start
 from tests.vectors import load
 
 RUN = """
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 from solve import voc_fcn32s
 from solve.run import job, retention
 from solve.run.job import LATEST, Job
-job.PANEL_ROWS = 1
+Job._draw = lambda *_: None  # takes longer than all else here
 logging.getLogger('caffe_port').handlers.clear()
 data, folder = map(Path, sys.argv[1:3])
 iterations, keep, constants = ast.literal_eval(sys.argv[3])
@@ -58,18 +58,26 @@ CONFIGURATIONS = {
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    trees.draw_dataset('voc', folder / 'sample', train=4, val=2)
+    trees.draw_dataset('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
 
-def started(data, folder, *settings) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, '-c', RUN, str(data), str(folder), repr(settings)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-    )
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """Draw no pictures, which takes longer than all else, where a test does not look at them."""
+    if 'drawn' not in request.fixturenames:
+        monkeypatch.setattr(Job, '_draw', lambda *_: None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Draw pictures at the end of a run."""
+    monkeypatch.setattr(job, 'PANEL_ROWS', 1)
+
+
+def started(data, folder, *settings) -> Started:
+    return start(RUN, data, folder, repr(settings), stdout=subprocess.DEVNULL)
 
 
 def finished(run):
@@ -294,25 +302,26 @@ def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own
     assert list(retention.list_states(prefix)) == [5]
 
 
-def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, 'PANEL_ROWS', 1)
+def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(
+    data, tmp_path, monkeypatch, drawn
+):
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
     (tmp_path / 'panel.png').unlink()
-    drawn, show = [], job.show_images
+    shown, show = [], job.show_images
 
     def show_images(net, means):
-        drawn.append(net.params['fc6'][0].data.copy())
+        shown.append(net.params['fc6'][0].data.copy())
         return show(net, means)
 
     monkeypatch.setattr(job, 'show_images', show_images)
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=LATEST))
-    (seen,) = drawn
+    (seen,) = shown
     weights = loading.read_params(tmp_path / 'snapshot/train_iter_2.caffemodel').params['fc6'][0]
     assert np.array_equal(seen, weights.data) and seen.any()
     assert (tmp_path / 'panel.png').is_file()
 
 
-def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path):
+def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path, drawn):
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=1, step=1))
     path = tmp_path / 'log.jsonl'
     whole = log.read(tmp_path)

@@ -324,7 +324,10 @@ def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
             sys, 'argv', ['infer.py', net, str(weights), 'images/p0.jpg', '--output', net[:3]]
         )
         infer.main()
-        assert list((data / net[:3]).glob('p0*.png'))
+        (line,) = capsys.readouterr().out.splitlines()
+        path, _, shares = line.partition(': ')
+        assert path == f'{net[:3]}/p0_labels.png' and (data / path).is_file()
+        assert {share.split()[0] for share in shares.split(', ')} <= {*CLASSES}
     assert experiments.name_classes(None, len(CLASSES), weights) == [*CLASSES]
 
 

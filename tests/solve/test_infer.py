@@ -330,13 +330,13 @@ def test_numbers_without_meaning_are_refused(arguments, message, monkeypatch, ca
 
 
 def test_a_small_memory_gives_the_labels_of_a_large_one(folder, weights, monkeypatch, capsys):
-    Image.fromarray(noise('large', 707, 801, 3)).save('large.png')
+    Image.fromarray(noise('large', 500, 600, 3)).save('large.png')
     assert run(monkeypatch, weights, 'large.png', '--max-memory', '2G', '--output', 'whole') == 0
     cut = []
     plan = tiles.plan
     monkeypatch.setattr(tiles, 'plan', lambda *a: cut.append(plan(*a)) or cut[0])
     assert run(monkeypatch, weights, 'large.png', '--max-memory', '90M', '--output', 'tiles') == 0
-    assert len(cut[0][0]) * len(cut[0][1]) > 1
+    assert len(cut[0][0]) > 1 and len(cut[0][1]) > 1
     assert results('whole') == results('tiles')
 
 

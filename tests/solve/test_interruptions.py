@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,12 +15,15 @@ from solve import launch, score, voc_fcn32s
 from solve.datasets import voc
 from solve.run import retention, terminal, workspace
 from solve.samples import trees
+from tests import starting
 from tests.solve.feeding import random_classifier
 from tests.solve.scored import call
 
-# The script of FCN-32s with a narrow net, as a command; a line is printed at every iteration.
+# The script of FCN-32s with a narrow net, as a command; a line is printed at every iteration,
+# where it stays while there is a file `wait`.
 SCRIPT = """
-import sys
+import sys, time
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from solve import launch, voc_fcn32s
@@ -33,8 +34,12 @@ def solve(job):
     job.net.update(width=2, fc=8)
     job.constants, job.step = dict(snapshot=2, random_seed=5, display=1), 4
     plain = job.restore
+    def tell(solver):
+        print('iteration', solver.iter, flush=True)
+        while Path('wait').exists():
+            time.sleep(0.01)
     def restore(solver):
-        solver.add_callback(lambda: None, lambda: print('iteration', solver.iter, flush=True))
+        solver.add_callback(lambda: None, lambda: tell(solver))
         return plain(solver)
     job.restore = restore
     voc_fcn32s.solve(job)
@@ -80,16 +85,7 @@ def start(tmp_path):
     started = []
 
     def begin(code, *arguments, **streams):
-        streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **streams}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, '-c', code, *map(str, arguments)],
-                cwd=tmp_path,
-                text=True,
-                env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-                **streams,
-            )
-        )
+        started.append(starting.start(code, *arguments, cwd=tmp_path, **streams))
         return started[-1]
 
     yield begin
@@ -143,13 +139,15 @@ def test_stopped_before_anything_is_saved_it_does_not_offer_to_resume(data, tmp_
 
 
 def test_sighup_writes_a_snapshot_and_a_closed_terminal_is_told_to_the_log(data, start, tmp_path):
+    (tmp_path / 'wait').touch()
     run = start(SCRIPT, *data, '--iterations', 7, '--output', 'out')
     wait_for(run, 'iteration 0')
     run.stdout.close()
     run.stderr.close()
     run.send_signal(signal.SIGHUP)
+    (tmp_path / 'wait').unlink()
     assert run.wait(120) == 0
-    assert set(states(tmp_path / 'out')) > {2, 4, 6, 7}
+    assert states(tmp_path / 'out') == [1, 2, 4, 6, 7]
     log = (tmp_path / 'out/caffe.log').read_text()
     for name in 'output', 'error':
         assert log.count(f'standard {name} is not written: Broken pipe') == 1

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from solve.datasets.layer import Order, SegDataLayer
 from solve.run import counting, pictures, retention
 from solve.run.job import Job
 from solve.samples import trees
+from tests import starting
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
 from tests.vectors import assert_close
@@ -37,7 +37,7 @@ TRAIN, VAL, SEED = 4, 3, 5
 def data(tmp_path_factory) -> Path:
     """Draw images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('data')
-    trees.draw_dataset('voc', folder / 'sample', train=TRAIN, val=VAL)
+    trees.draw_dataset('voc', folder / 'sample', train=TRAIN, val=VAL, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
@@ -316,27 +316,20 @@ def test_killed_and_restarted_by_torchrun_the_end_is_the_same_to_the_bit(data, r
     )
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/log.jsonl').write_text('')  # of an earlier run
-    torchrun = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc_per_node=2',
-            '--max-restarts=1',
-            str(script),
-            str(data),
-            str(tmp_path / 'out'),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    torchrun = starting.start(
+        'from torch.distributed.run import main; main()',
+        '--standalone',
+        '--nproc_per_node=2',
+        '--max-restarts=1',
+        script,
+        data,
+        tmp_path / 'out',
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
     )
     try:
         out, error = torchrun.communicate(timeout=150)
     finally:
-        torchrun.terminate()  # which ends the ranks too
+        torchrun.send_signal(signal.SIGTERM)  # which ends the ranks too
     assert torchrun.returncode == 0, error
     assert f'Resuming from {state_of(tmp_path / "out-2", 2)}' in out
     assert last(tmp_path / 'out-2') == last(ranks[0] / 'straight')

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_logs import parse_log
 from tests.solve.feeding import random_classifier
+from tests.starting import start
 
 WIDTH, FC = 2, 8
 
@@ -328,15 +328,10 @@ with session():
     for _ in range(100000):
         print('a line of a table')
 """
-    command = subprocess.Popen(
-        [sys.executable, '-c', code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-    )
-    assert command.stdout.readline() == b'a line of a table\n'
+    command = start(code)
+    assert command.stdout.readline() == 'a line of a table\n'
     command.stdout.close()
-    assert command.stderr.read() == b'' and command.wait(60) == 0
+    assert command.stderr.read() == '' and command.wait(60) == 0
 
 
 def test_a_net_of_zeros_is_refused_with_what_to_do():

@@ -523,7 +523,7 @@ def test_binary_files_beyond_2_gib_are_refused_with_the_reason(tmp_path, read):
 ORIGINALS = [path.read_bytes() for path in (V1, V1_UPGRADED, MODEL, STATE, MEAN)]
 
 
-@examples(600)
+@examples(300)
 @given(damaged(ORIGINALS))
 def test_damaged_files_give_a_value_or_caffe_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / 'damaged'
