@@ -6,24 +6,33 @@ import sys
 from caffe_port import coord_map, draw, ops, proto
 from caffe_port import pyio as io
 from caffe_port.blob import Blob
-from caffe_port.classifier import Classifier, Detector
+from caffe_port.classifier import Classifier
+from caffe_port.detector import Detector
 from caffe_port.errors import CaffeError
+from caffe_port.glog import init_log, log
 from caffe_port.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu
 from caffe_port.nccl import NCCL, has_nccl
 from caffe_port.net import Net
 from caffe_port.net_spec import NetSpec, layers, params, to_proto
 from caffe_port.ops.python import Layer
-from caffe_port.parallel import solver_count, solver_rank
+from caffe_port.parallel import (
+    set_multiprocess,
+    set_solver_count,
+    set_solver_rank,
+    solver_count,
+    solver_rank,
+)
 from caffe_port.rng import set_random_seed
-from caffe_port.solving.solver import (
+from caffe_port.solving.solver import SGDSolver
+from caffe_port.solving.solver_types import (
     AdaDeltaSolver,
     AdaGradSolver,
     AdamSolver,
     NesterovSolver,
     RMSPropSolver,
-    SGDSolver,
     get_solver,
 )
+from caffe_port.timer import Timer
 from caffe_port.version import __version__
 
 # So that `import caffe_port.io` and `from caffe_port.io import ...` work too.
@@ -58,20 +67,26 @@ __all__ = [
     'SGDSolver',
     'TEST',
     'TRAIN',
+    'Timer',
     '__version__',
     'coord_map',
     'draw',
     'get_solver',
     'has_nccl',
+    'init_log',
     'io',
     'layer_type_list',
     'layers',
+    'log',
     'params',
     'proto',
     'set_device',
     'set_mode_cpu',
     'set_mode_gpu',
+    'set_multiprocess',
     'set_random_seed',
+    'set_solver_count',
+    'set_solver_rank',
     'solver_count',
     'solver_rank',
     'to_proto',

@@ -1,4 +1,4 @@
-"""Imported by a script of this folder: put the checkout first on the path."""
+"""Put the checkout first on the path, for scripts of this folder."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Methods of Net that run many items through input blobs of a few, as pycaffe's forward_all."""
+"""Run many items through a net in batches: pycaffe's forward_all and forward_backward_all."""
 
 from __future__ import annotations
 

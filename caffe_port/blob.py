@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from caffe_port.errors import CaffeError
 
+Shape = tuple[int, ...]
 MAX_COUNT = 2**31 - 1
 
 
-def shape_text(shape: Iterable[int]) -> str:
+def format_shape(shape: Iterable[int]) -> str:
     """Write a shape as Caffe's messages do: 21 x 4096 x 1 x 1."""
     return ' x '.join(str(dim) for dim in shape) or 'scalar'
 
 
-def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
+def check_shape(shape: Sequence[int], what: str) -> Shape:
     """Return `shape` as ints; raise CaffeError where Caffe refuses it.
 
     Caffe counts elements in 32 bits, so more than 2**31 - 1 are refused, before
@@ -37,7 +38,7 @@ def checked_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
         raise CaffeError(f'{what}: {len(shape)} axes, at most 32')
     if any(dim < 0 for dim in shape):
         raise CaffeError(f'{what}: shape {shape} has a negative dimension')
-    count = math.prod(dim or 1 for dim in shape)  # beside a 0 no dim may be absurd either
+    count = math.prod(dim or 1 for dim in shape)  # count a 0 as 1: the other dims have a bound too
     if count > MAX_COUNT:
         raise CaffeError(
             f'{what}: shape {shape} has {count} elements, a blob holds at most {MAX_COUNT}'
@@ -52,11 +53,11 @@ def _nothing() -> None:
 class _Store:
     """A tensor and the host array that users get for it.
 
-    On the CPU the array is the tensor's memory, and as long as a user holds it, later values
-    are copied into it, so it shows them.
-    On a GPU the array is a copy. Numpy does not report writes, so as long as a user holds
-    the array it is sent to the GPU whenever the tensor is needed. It is stale once the GPU
-    has written the tensor; the next call of `array` then fetches another.
+    On the CPU the array is the tensor's memory. While a user holds it, later values are
+    copied into it, so the array shows them.
+    On a GPU the array is a copy. NumPy does not report writes, so while a user holds the array
+    it is sent to the GPU whenever the tensor is needed. The array is stale once the GPU has
+    written the tensor; the next call of `array` then fetches a new one.
     """
 
     __slots__ = ('tensor', '_on_cpu', '_array', '_unsent', '_version')
@@ -96,7 +97,7 @@ class _Store:
         return self._on_cpu and self._array() is not None
 
     def mark_stale(self) -> None:
-        """Forget a copy on the host: the GPU has written the tensor uncounted."""
+        """Forget the host copy, after the GPU has written the tensor without autograd's count."""
         if not self._on_cpu:
             self.forget_array()
 
@@ -112,7 +113,7 @@ def _writes(tensor: Tensor) -> int:
 
 
 def _filled(store: _Store | None, tensor: Tensor) -> _Store:
-    """Return a store of `tensor`: copied into the array that a user holds, if it fits."""
+    """Return a store of `tensor`; if a user holds an array that fits, copy the values into it."""
     if store is not None and store.is_shown():
         old = store.tensor
         if (old.shape, old.dtype, old.device) == (tensor.shape, tensor.dtype, tensor.device):
@@ -123,7 +124,7 @@ def _filled(store: _Store | None, tensor: Tensor) -> _Store:
 
 
 def _over(store: _Store | None, tensor: Tensor) -> _Store:
-    """Return a store over the memory of `tensor`: the same as before while the memory is."""
+    """Return a store over the memory of `tensor`; keep the old one if it has the same memory."""
     if store is not None:
         old = store.tensor
         if (old.data_ptr(), old.shape) == (tensor.data_ptr(), tensor.shape):
@@ -141,13 +142,13 @@ class Blob:
     def __init__(
         self, shape: Sequence[int] = (), device: torch.device | str = 'cpu', value: float = 0.0
     ):
-        self._shape, self._value = checked_shape(shape, 'blob'), value
+        self._shape, self._value = check_shape(shape, 'blob'), value
         self._device = torch.device(device)
         self._data: _Store | None = None
         self._diff: _Store | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return self._shape
 
     @property
@@ -193,7 +194,7 @@ class Blob:
 
     def reshape(self, *dims: int) -> None:
         """Change the shape; keep the values iff the count stays."""
-        shape = checked_shape(dims, 'reshape')
+        shape = check_shape(dims, 'reshape')
         if shape == self._shape:
             return
         kept = math.prod(shape) == self.count
@@ -219,7 +220,7 @@ class Blob:
         self._follow(tensor)
 
     def borrow(self, tensor: Tensor) -> None:
-        """Show a tensor that belongs to somebody else: later values do not overwrite it."""
+        """Show a tensor that another blob owns; later values do not overwrite it."""
         self._data = _Store(tensor.contiguous())
         self._follow(tensor)
 
@@ -255,7 +256,7 @@ class Blob:
 class ParamBlob(Blob):
     """A layer's parameter as a blob: its data is the Parameter's, its diff the grad.
 
-    A blob `of` another is the same under another shape.
+    With `of`, it shows that other blob's memory in another shape.
     """
 
     def __init__(
@@ -277,7 +278,7 @@ class ParamBlob(Blob):
         self.parameter.grad = self.__dict__.pop('grad')
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return tuple(self.parameter.shape) if self._of is None else self._shape
 
     @property
@@ -334,13 +335,13 @@ class ParamBlob(Blob):
                 store.current()
 
     def mark_stale(self) -> None:
-        """Mark host arrays stale: the device has written the parameter uncounted."""
+        """Mark host arrays stale, after the device has written without autograd's count."""
         for store in (self._data, self._diff):
             if store is not None:
                 store.mark_stale()
 
     def reshape(self, *dims: int) -> None:
-        shape, values = checked_shape(dims, 'reshape'), self.tensor
+        shape, values = check_shape(dims, 'reshape'), self.tensor
         keep = math.prod(shape) == self.count
         self.parameter.data = (
             values.reshape(shape) if keep else torch.zeros(shape, device=values.device)

@@ -1,4 +1,4 @@
-"""The command that converts weights from one kind of file to another.
+"""Convert weights from one kind of file to another (a command).
 
 The suffix says the kind (see weights.py): .caffemodel, .caffemodel.h5, .pth, .pt,
 .safetensors and .npz. Values stay the same bit for bit. An .onnx or .pt2 has the net too
@@ -22,11 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 from caffe_port import export, plugins
-from caffe_port.errors import CaffeError, printable
+from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
 from caffe_port.files import weights
-from caffe_port.files.named import Read
+from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredBlob, StoredLayer
-from caffe_port.files.table import summary, table
+from caffe_port.files.table import format_layers, summarize
 from caffe_port.files.torchvision import (
     TORCHVISION_MEAN_BGR,
     ZOO_MEAN_BGR,
@@ -45,28 +45,28 @@ BAR_FROM = 100_000_000
 EXAMPLES = """
 kinds of files, by suffix:
   .caffemodel .caffemodel.h5 .pth .pt .safetensors .npz
-  (.caffemodel.h5 needs h5py, .safetensors safetensors; in .pth and the others a blob is
-  called <layer>.weight and so on)
-DST may also be, net and all, with --net or --prototxt:
-  .onnx (needs onnxscript, to verify onnxruntime) or .pt2 (torch.export)
+  .caffemodel.h5 needs h5py, .safetensors needs safetensors; .pth, .pt, .safetensors and .npz
+  call a blob <layer>.weight, <layer>.bias and so on
+with --net or --prototxt, DST may also hold the net itself:
+  .onnx (needs onnxscript, and onnxruntime for --verify) or .pt2 (torch.export)
 
 examples:
-  show what is in a file:
+  print the layers of a file:
     convert.py fcn8s-heavy-pascal.caffemodel --info
-  Caffe to PyTorch, checked against the net, with proof that nothing changed:
+  Caffe to PyTorch, checked against the net and verified:
     convert.py fcn8s-heavy-pascal.caffemodel fcn8s.pth --net voc_fcn8s --verify
-  back again, for your own net:
+  PyTorch to Caffe, for your own net:
     convert.py trained.pth trained.caffemodel --prototxt deploy.prototxt
-  the net for another engine, for images of any size:
+  the net as ONNX, for images of any size:
     convert.py fcn8s-heavy-pascal.caffemodel fcn8s.onnx --net voc_fcn8s --verify
-  the VGG16 classifier for an FCN, with fc6 and fc7 made convolutional:
+  the VGG16 classifier with convolutional fc6 and fc7, for an FCN:
     convert.py VGG_ILSVRC_16_layers.caffemodel vgg16-conv.caffemodel \\
         --net vgg16 --fully-conv
-  torchvision's VGG16 in Caffe's names, BGR and 0 to 255:
+  torchvision's VGG16 with Caffe's names, for BGR images from 0 to 255:
     convert.py vgg16-397923af.pth vgg16.caffemodel --from-torchvision
 
-exit status: 0, or 2 after one line `error: ...`; then nothing was written, unless it is
---verify that failed.
+exit status: 0, or 2 with one line `error: ...`. DST is then not written, unless only --verify
+failed.
 """
 
 
@@ -97,7 +97,7 @@ def convert(options: argparse.Namespace) -> None:
         names = {node.name: node.op.blob_names for node in net.module.nodes}
     with _bar(written) as read:
         weights.write(target, written, param, names, read)
-    print(f'{target}: {summary(written)}, {time.monotonic() - began:.1f} s')
+    print(f'{target}: {summarize(written)}, {time.monotonic() - began:.1f} s')
     if net and options.verify:
         back = weights.read(target)
         back = from_torchvision(back) if options.to_torchvision else back
@@ -112,22 +112,20 @@ def _export(
     net: Net, layers: Sequence[StoredLayer], options: argparse.Namespace, began: float
 ) -> None:
     """Write the net with the weights of `layers` for other engines."""
-    for layer in layers:
-        for stored, blob in zip(layer.blobs, net.params[layer.name]):
-            blob.load(stored)
+    net.load_layers(layers)
     least = export.export(net, options.target)
     sizes = 'sizes fixed, as in the net' if least is None else f'images from {least} x {least} on'
-    print(f'{options.target}: {summary(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
+    print(f'{options.target}: {summarize(layers)}, {sizes}, {time.monotonic() - began:.1f} s')
     if options.verify:
         for line in export.verify_export(net, options.target, least):
             print(line)
 
 
-def info(options: argparse.Namespace) -> None:
+def print_layers(options: argparse.Namespace) -> None:
     """Print the table of a file's layers. Raises CaffeError if it cannot be read."""
     layers = weights.read(options.source)
     with _bar(layers) as read:
-        for line in table(layers, read):
+        for line in format_layers(layers, read):
             print(line)
 
 
@@ -156,7 +154,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _net(options: argparse.Namespace, layers: Sequence[StoredLayer]) -> Net | None:
-    """Make the net of --prototxt, or of --net as narrow as the weights, if one is given."""
+    """Make the net of --prototxt, or of --net at the widths of the weights, if one is given."""
     if options.net:
         try:
             param = make_deploy(options.net, layers, options.fully_conv)
@@ -178,7 +176,7 @@ def _fitted(
     report: bool = False,
 ) -> list[StoredLayer]:
     """Fit layers to the net; with `report`, first print what does not fit."""
-    found = weights.fit(layers, net.layer_dict, fully_conv)
+    found = weights.fit(layers, net.find_owners(path), fully_conv)
     if report:
         for what, lines in (
             ('cast', found.cast),
@@ -188,12 +186,7 @@ def _fitted(
         ):
             for line in lines:
                 print(f'{what}: {printable(line)}')
-    wrong = found.missing + found.mismatched
-    if wrong:
-        raise CaffeError(
-            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
-        )
+    found.check(path)
     return found.layers
 
 
@@ -217,9 +210,9 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def _bar(layers: Sequence[StoredLayer]) -> Iterator[Read]:
-    """Yield the function that reads a blob; with many bytes it moves a bar on stderr."""
-    total = weights.nbytes(layers)
+def _bar(layers: Sequence[StoredLayer]) -> Iterator[ReadBlob]:
+    """Yield the function that reads a blob; it moves a progress bar if there are many bytes."""
+    total = weights.count_bytes(layers)
     with tqdm(total=total, unit='B', unit_scale=True, disable=total < BAR_FROM) as bar:
 
         def read(blob: StoredBlob) -> np.ndarray:
@@ -257,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     net.add_argument(
         '--net',
         metavar='NAME',
-        help='the same with a named net, as deployed and as narrow as SRC: voc_fcn8s, vgg16, ...',
+        help='the same with a named net at the widths of SRC: voc_fcn8s, vgg16, ...',
     )
     parser.add_argument(
         '--fully-conv',
@@ -273,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     colours.add_argument(
         '--from-torchvision',
         action='store_true',
-        help="SRC is torchvision's vgg16; fold its colours and scale in",
+        help="SRC is torchvision's vgg16; convert colours and scale in conv1_1",
     )
     colours.add_argument(
         '--to-torchvision', action='store_true', help="write DST as torchvision's vgg16"
@@ -282,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         '--mean',
         type=_mean,
         metavar='B,G,R',
-        help="the mean subtracted from Caffe's images, to print what it changes "
+        help='the mean you subtract from images; its effect is printed '
         f'(default: {_numbers(ZOO_MEAN_BGR)})',
     )
     return parser
@@ -294,13 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.info and (options.target is not None or options.net or options.prototxt):
             raise CaffeError('--info looks at SRC alone: leave out DST, --net and --prototxt')
-        with plugins.registered_only():
-            info(options) if options.info else convert(options)
+        with ignore_closed_pipe(), plugins.import_registered_only():
+            print_layers(options) if options.info else convert(options)
     except CaffeError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        sys.stdout = None  # the reader of the table left; nothing more is written
     return 0
 
 

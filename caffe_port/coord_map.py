@@ -1,4 +1,4 @@
-"""Where the pixels of one blob lie on the grid of another, and the crop that aligns the two.
+"""Map the pixels of one blob to the grid of another, and crop one to align them.
 
 A coordinate map takes the index x of a pixel in a layer's bottom to its index y in
 the top, which need not be whole: y = scale * x + shift, on each spatial axis.

@@ -1,4 +1,4 @@
-"""What a net logs of every layer while its debug_info is set, in Caffe's words."""
+"""Log the magnitudes of every layer for debug_info, in Caffe's words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.blob import Blob
-from caffe_port.module import Node
+from caffe_port.building import Node
 
 LOG = logging.getLogger('caffe_port')
 

@@ -1,4 +1,4 @@
-"""Drawings of nets: layers as boxes, blobs as octagons, as pycaffe's draw makes them.
+"""Draw nets with layers as boxes and blobs as octagons, as pycaffe's draw makes them.
 
 `dot` of Graphviz lays them out where it is installed; else matplotlib draws the layers in
 the order of their distance from the data.
@@ -13,8 +13,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from caffe_port.building import is_included
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.module import included
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, PoolingParameter
 
 COLORS = {
@@ -28,7 +28,7 @@ RANKDIRS = ('LR', 'TB', 'BT', 'RL')
 
 
 @dataclass(frozen=True)
-class Node:
+class Vertex:
     """A box or an octagon: its text, and its color as #RRGGBB."""
 
     label: str
@@ -42,7 +42,7 @@ class Graph:
 
     name: str
     rankdir: str
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, Vertex] = field(default_factory=dict)
     edges: list[tuple[str, str, str]] = field(default_factory=list)
 
     def to_string(self) -> str:
@@ -77,15 +77,15 @@ def get_pydot_graph(
         raise CaffeError(f'rankdir {rankdir!r}: expected one of {", ".join(RANKDIRS)}')
     graph = Graph(caffe_net.name, rankdir)
     for layer in caffe_net.layer:
-        if phase is not None and not included(layer, _state(phase)):
+        if phase is not None and not is_included(layer, _state(phase)):
             continue
         in_place = len(layer.bottom) == len(layer.top) == 1 and layer.bottom == layer.top
         color = NEURON if in_place else COLORS.get(layer.type, LAYER)
         key = f'{layer.name}_{layer.type}'
-        graph.nodes[key] = Node(_label(layer, rankdir, display_lrm), color)
+        graph.nodes[key] = Vertex(_label(layer, rankdir, display_lrm), color)
         label = _edge_label(layer) if label_edges else ''
         for blob in [*layer.bottom, *layer.top]:
-            graph.nodes.setdefault(f'{blob}_blob', Node(blob, BLOB, 'octagon'))
+            graph.nodes.setdefault(f'{blob}_blob', Vertex(blob, BLOB, 'octagon'))
         graph.edges += [(f'{blob}_blob', key, '') for blob in layer.bottom]
         graph.edges += [(key, f'{blob}_blob', label) for blob in layer.top]
     return graph
@@ -137,7 +137,7 @@ def _state(phase: int) -> NetState:
 
 
 def _label(layer: LayerParameter, rankdir: str, display_lrm: bool) -> str:
-    """The name and type of a layer, and the geometry of its windows."""
+    """Return the name and type of a layer, and the geometry of its windows."""
     parts = [f'{layer.name} ({layer.type})']
     if layer.type in ('Convolution', 'Deconvolution'):
         p = layer.convolution_param

@@ -1,8 +1,9 @@
-"""The one exception that this package raises for what a user can mend, and files written whole."""
+"""The exception for all that a user can mend, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ _temporaries: dict[Path, Path] = {}
 
 
 def printable(text: str) -> str:
-    """Put text of a file on one line, with what would steer a terminal as escapes."""
+    """Put text of a file on one line, and escape what would control a terminal."""
     return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -28,7 +29,7 @@ class CaffeError(ValueError):
 
 
 class WriteError(CaffeError):
-    """The disk refused a file; what stood in its place is still there."""
+    """The disk refused a file; the file that was at its path is unchanged."""
 
 
 @contextmanager
@@ -36,8 +37,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file so that it is there whole or not at all.
 
     Yields a temporary name beside `path`; on leaving, the file is flushed to the disk and
-    renamed to `path`. When the body raises, the temporary file is removed and whatever stood
-    at `path` stays. A function that the body calls may write the same file by `replacing`; it
+    renamed to `path`. If the body raises, the temporary file is removed and `path` stays as it
+    was. A function that the body calls may write the same file by `replacing`; it
     is renamed when the body is done.
 
     Raises WriteError if the folder is missing or the disk refuses the write.
@@ -74,3 +75,14 @@ def make_folder(path: str | os.PathLike) -> Path:
     except ValueError as error:
         raise WriteError(f'{str(path)!r}: cannot be made: {error}') from error
     return Path(path)
+
+
+@contextmanager
+def ignore_closed_pipe() -> Iterator[None]:
+    """End the block without an error where the reader of standard output has left."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python would raise once more as it flushes standard output at its exit.
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""A net with its weights as a file for other engines: ONNX, or PyTorch's exported program."""
+"""Export a net with its weights for other engines: ONNX, or PyTorch's exported program."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.files.stored import library, refused
+from caffe_port.files.stored import import_library, translate_errors
 from caffe_port.net import Net
 from caffe_port.ops.base import Shape
-from caffe_port.verify import Outputs, compare, draw_inputs
+from caffe_port.verify import NamedTensors, compare, draw_inputs
 
-SUFFIXES = ('.onnx', '.pt2')
+EXPORT_SUFFIXES = ('.onnx', '.pt2')
 # Sides that are tried as the least of the images that a net takes, smallest first.
 _LEAST_SIDES = (32, 64, 128, 256)
 # Further than any pooling, so that a program traced at one size cannot fit the other by chance.
@@ -25,16 +25,16 @@ _STEP = 32
 
 
 def is_export(path: str | os.PathLike) -> bool:
-    """Say whether the suffix of a path is one of SUFFIXES."""
-    return os.fspath(path).endswith(SUFFIXES)
+    """Say whether the suffix of a path is one of EXPORT_SUFFIXES."""
+    return os.fspath(path).endswith(EXPORT_SUFFIXES)
 
 
 def check_libraries(path: str | os.PathLike, verify: bool) -> None:
     """Raise CaffeError if a library is missing that writes or verifies the file `path`."""
     if os.fspath(path).endswith('.onnx'):
-        library('onnxscript', path, 'onnx')
+        import_library('onnxscript', path, 'onnx')
         if verify:
-            library('onnxruntime', path, 'onnx')
+            import_library('onnxruntime', path, 'onnx')
 
 
 def export(net: Net, path: str | os.PathLike) -> int | None:
@@ -59,7 +59,7 @@ def export(net: Net, path: str | os.PathLike) -> int | None:
         dynamic = (tuple({2: height, 3: width} for _ in example),)
     training = net.module.training
     try:
-        with refused(path, 'cannot be exported'), _quiet(), replacing(path) as temporary:
+        with translate_errors(path, 'cannot be exported'), _quiet(), replacing(path) as temporary:
             program = torch.export.export(net.module.eval(), example, dynamic_shapes=dynamic)
             if os.fspath(path).endswith('.pt2'):
                 with open(temporary, 'wb') as out:
@@ -96,7 +96,7 @@ def verify_export(net: Net, path: str | os.PathLike, least: int | None) -> Itera
         inputs = draw_inputs(each)
         with torch.no_grad():
             expected = net.module(**inputs)
-        with refused(path, 'cannot be run'):
+        with translate_errors(path, 'cannot be run'):
             found = run(inputs)
         high, wide = next(iter(each.values()))[2:] if least is not None else (None, None)
         yield from compare(f'{high} x {wide}' if high else 'as exported', expected, found)
@@ -109,19 +109,19 @@ def verify_export(net: Net, path: str | os.PathLike, least: int | None) -> Itera
 def _runner(net: Net, path: str | os.PathLike):
     """Return a function that runs the file on inputs by name."""
     if os.fspath(path).endswith('.pt2'):
-        with refused(path, 'cannot be loaded'), _quiet():
+        with translate_errors(path, 'cannot be loaded'), _quiet():
             module = torch.export.load(os.fspath(path)).module()
 
-        def run_program(inputs: Outputs) -> Outputs:
+        def run_program(inputs: NamedTensors) -> NamedTensors:
             with torch.no_grad():
                 return module(*inputs.values())
 
         return run_program
-    runtime = library('onnxruntime', path, 'onnx')
-    with refused(path, 'cannot be loaded'):
+    runtime = import_library('onnxruntime', path, 'onnx')
+    with translate_errors(path, 'cannot be loaded'):
         session = runtime.InferenceSession(os.fspath(path), providers=['CPUExecutionProvider'])
 
-    def run_onnx(inputs: Outputs) -> Outputs:
+    def run_onnx(inputs: NamedTensors) -> NamedTensors:
         arrays: dict[str, np.ndarray] = {name: value.numpy() for name, value in inputs.items()}
         found = session.run(net.outputs, arrays)
         return {name: torch.from_numpy(array) for name, array in zip(net.outputs, found)}
@@ -140,7 +140,7 @@ def _squares(shapes: dict[str, Shape], side: int) -> dict[str, Shape]:
 
 
 def _moved(shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """Return shapes of images of another width."""
+    """Return the shapes for images of another width."""
     return {name: (*shape[:3], shape[3] + _STEP) for name, shape in shapes.items()}
 
 
@@ -157,7 +157,7 @@ def _takes(net: Net, shapes: dict[str, Shape]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' notes on themselves from the screen."""
+    """Silence the exporters' own messages."""
     log = logging.getLogger('torch.onnx')
     level = log.level
     log.setLevel(logging.ERROR)

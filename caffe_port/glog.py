@@ -12,6 +12,10 @@ import os
 import socket
 import time
 
+from caffe_port.errors import CaffeError
+
+LOG = logging.getLogger('caffe_port')
+_LEVELS = logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
 _LETTERS = {
     logging.DEBUG: 'I',
     logging.INFO: 'I',
@@ -19,6 +23,22 @@ _LETTERS = {
     logging.ERROR: 'E',
     logging.CRITICAL: 'F',
 }
+
+
+def init_log(level: int = 0, stderr: bool = True) -> None:
+    """Log from a level of glog's on: 0 INFO, 1 WARNING, 2 ERROR, 3 FATAL.
+
+    Deviates: without `stderr` pycaffe logs to files of glog's; here GlogFile makes files, and
+    the log goes on to standard error. Raises CaffeError for another level.
+    """
+    if level not in range(len(_LEVELS)):
+        raise CaffeError(f'init_log: level {level!r}, expected 0 to {len(_LEVELS) - 1}')
+    LOG.setLevel(_LEVELS[level])
+
+
+def log(message: str) -> None:
+    """Log a message at level INFO."""
+    LOG.info('%s', message)
 
 
 class GlogFormatter(logging.Formatter):
@@ -34,7 +54,7 @@ class GlogFormatter(logging.Formatter):
         )
 
 
-def header() -> str:
+def format_header() -> str:
     """Return the lines that a glog file begins with."""
     now = time.strftime('%Y/%m/%d %H:%M:%S')
     return (
@@ -44,10 +64,10 @@ def header() -> str:
 
 
 class GlogFile(logging.FileHandler):
-    """A log file in glog's form; goes on where an earlier run has left it."""
+    """A log file in glog's form; appends to that of an earlier run."""
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path, encoding='utf-8')
         self.setFormatter(GlogFormatter())
         if self.stream and not self.stream.tell():
-            self.stream.write(header())
+            self.stream.write(format_header())

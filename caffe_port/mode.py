@@ -13,7 +13,7 @@ _gpu_id = 0
 
 
 def set_mode_cpu() -> None:
-    """Compute nets on the CPU, as a process does at first."""
+    """Compute nets on the CPU, which is the default."""
     global _gpu
     _gpu = False
 

@@ -1,4 +1,4 @@
-"""pycaffe's NCCL, for scripts written with it, over the processes of torchrun."""
+"""pycaffe's NCCL over torchrun's processes, for scripts that use it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,15 @@ class NCCL:
         """Return bytes that no other call returns."""
         return secrets.token_bytes(_UID_BYTES)
 
+    def on_start(self) -> None:
+        """Do nothing at the begin of an iteration, as a callback of the solver."""
+
+    def on_gradients_ready(self) -> None:
+        """Do nothing once gradients are there: the solver averages them itself."""
+
     def bcast(self) -> None:
         """Set the parameters of every rank to those of rank 0; collective."""
         net = self._solver.net
         net.follow_device()
         parallel.broadcast([item.parameter.data for item in net.module.learnable])
-        net.params_written()
+        net.mark_params_stale()

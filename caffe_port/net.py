@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
@@ -14,31 +12,21 @@ import torch
 from torch import Tensor
 
 from caffe_port import batches, debug, mode, prototxt, tape
-from caffe_port.blob import Blob, ParamBlob, shape_text
+from caffe_port.aliases import CALLBACKS, Aliases, notify
+from caffe_port.blob import Blob, format_shape
+from caffe_port.building import Node
 from caffe_port.errors import CaffeError
-from caffe_port.files import caffemodel, hdf5
-from caffe_port.files.stored import StoredLayer, without_padding
-from caffe_port.files.weights import read_layers
-from caffe_port.module import NetModule, Node
+from caffe_port.module import NetModule
+from caffe_port.net_weights import LayerFace, NetWeights
 from caffe_port.ops.data import MemoryData
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, Phase
 
-LOG = logging.getLogger('caffe_port')
 
-
-@dataclass
-class LayerFace:
-    """A layer as pycaffe shows it: its type and its parameter blobs."""
-
-    type: str
-    blobs: list[ParamBlob]
-
-
-class Net:
+class Net(NetWeights, Aliases):
     """A network over blobs, as pycaffe's Net.
 
-    Net(proto, phase), Net(proto, weights, phase) or Net(proto, phase, weights=file),
-    where proto is a prototxt file or a NetParameter. It computes on the device that
+    Net(file, phase), Net(file, weights, phase) or Net(file, phase, weights=weights), where
+    the first is a prototxt file or a NetParameter. It computes on the device that
     caffe_port.mode has at the time of the call.
 
     blobs, params and layer_dict are dicts by name, in the net's order; params has lists of
@@ -50,7 +38,7 @@ class Net:
 
     def __init__(
         self,
-        proto: str | os.PathLike | NetParameter,
+        network_file: str | os.PathLike | NetParameter,
         phase: int | str | os.PathLike | None = None,
         level: int = 0,
         stages: Sequence[str] | None = None,
@@ -60,10 +48,10 @@ class Net:
             weights, phase, level = phase, level, 0
         if phase not in (mode.TRAIN, mode.TEST):
             raise CaffeError(f'Net: phase is {phase!r}, must be caffe.TRAIN or caffe.TEST')
-        if isinstance(proto, NetParameter):
-            param, where = prototxt.upgrade_net(proto, 'NetParameter'), None
+        if isinstance(network_file, NetParameter):
+            param, where = prototxt.upgrade_net(network_file, 'NetParameter'), None
         else:
-            param, where = prototxt.read_net(proto), os.fspath(proto)
+            param, where = prototxt.read_net(network_file), os.fspath(network_file)
         state = NetState()
         state.CopyFrom(param.state)
         state.phase, state.level = cast(Phase, phase), level or state.level
@@ -73,6 +61,7 @@ class Net:
         except CaffeError as error:
             raise CaffeError(f'{where}: {error}' if where else str(error)) from error
         self.debug_info = False
+        self._reset_callbacks()
         self._show_module()
         if weights is not None:
             self.copy_from(weights)
@@ -82,7 +71,7 @@ class Net:
         module, device = self.module, mode.device()
         self._nodes: list[Node] = module.nodes
         self._device = device
-        self._tape: dict[int, tape.Step] = {}
+        self._tape: dict[int, tape.Trace] = {}
         self.blobs = OrderedDict(
             (name, Blob(shape, device)) for name, shape in module.shapes.items()
         )
@@ -103,7 +92,12 @@ class Net:
         self._seed_losses()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        state = {**self.__dict__, '_tape': {}}  # PyTorch's graphs cannot be copied
+        return {name: value for name, value in state.items() if name not in CALLBACKS}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._reset_callbacks()
 
     @property
     def name(self) -> str:
@@ -182,7 +176,7 @@ class Net:
     def forward_range(self, first: int = 0, last: int | None = None) -> None:
         """Run the layers from number `first` up to `last`, both included (default: all).
 
-        This is `forward` without arrays in and out: it reads and sets the blobs, on the
+        This is `forward` without arrays in and out: it reads and sets the blobs on the
         device, and keeps what backward needs unless PyTorch's gradients are off.
         """
         self.follow_device()
@@ -192,8 +186,10 @@ class Net:
         with torch.no_grad():
             for i in range(first, len(self._nodes) if last is None else last + 1):
                 node = self._nodes[i]
+                notify(self._before_forward, i)
                 if node.type != 'Input':
                     self._run(i, node, recording)
+                notify(self._after_forward, i)
                 if self.debug_info:
                     debug.log_forward(node, self.blobs)
         self._seed_losses()
@@ -202,7 +198,7 @@ class Net:
         self._tape.pop(i, None)
         bottoms = [self.blobs[name].tensor for name in node.bottoms]
         if recording and node.need_backward:
-            # What an in-place layer read must outlive what is written over it.
+            # Keep the input of an in-place layer: its output overwrites the blob.
             read = [
                 bottom.clone() if name in node.tops and self.blobs[name].is_shown() else bottom
                 for name, bottom in zip(node.bottoms, bottoms)
@@ -214,7 +210,7 @@ class Net:
             if name not in node.bottoms:
                 start = top.data_ptr()
                 if any(0 <= start - x.data_ptr() < x.nbytes for x in bottoms or node.op.blobs()):
-                    top = top.clone()  # each blob has memory of its own
+                    top = top.clone()  # blobs do not share memory
             self.blobs[name].tensor = top.detach()
 
     forward_all = batches.forward_all
@@ -269,16 +265,18 @@ class Net:
         arrived: dict[int, Tensor] = {}
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
+            notify(self._before_backward, i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 self._step_back(node, step, arrived, keep)
                 if self.debug_info:
                     debug.log_backward(node, self.blobs)
+            notify(self._after_backward, i)
         if self.debug_info and (first, last) == (end, 0):
             debug.log_params([item.parameter for item in self.module.learnable])
 
     def _step_back(
-        self, node: Node, step: tape.Step | None, arrived: dict[int, Tensor], keep: bool
+        self, node: Node, step: tape.Trace | None, arrived: dict[int, Tensor], keep: bool
     ) -> None:
         """Set the diffs of a layer's bottoms and add to those of its params."""
         if step is None or not self._fits(node, step):
@@ -304,13 +302,13 @@ class Net:
             elif diff is not None:
                 parameter.grad = diff
 
-    def _fits(self, node: Node, step: tape.Step) -> bool:
-        """Say whether the blobs still have the shapes that the step was recorded on."""
+    def _fits(self, node: Node, step: tape.Trace) -> bool:
+        """Say whether the blobs still have the shapes that the trace was recorded on."""
         then = [*(tuple(bottom.shape) for bottom in step.bottoms), *step.shapes]
         return then == [self.blobs[name].shape for name in (*node.bottoms, *node.tops)]
 
-    def _retrace(self, node: Node) -> tape.Step:
-        """Record a layer on the blobs as they stand, and change no blob."""
+    def _retrace(self, node: Node) -> tape.Trace:
+        """Record a layer on the current values of its blobs, without changing a blob."""
         bottoms, tops = (
             [self.blobs[name].tensor for name in names] for names in (node.bottoms, node.tops)
         )
@@ -319,13 +317,13 @@ class Net:
             for name, top, shape in zip(node.tops, tops, step.shapes):
                 if top.shape != shape:
                     raise CaffeError(
-                        f'backward: top {name} is {shape_text(top.shape)}, from the bottoms as '
-                        f'they stand follows {shape_text(shape)}: call reshape or forward first'
+                        f'backward: top {name} is {format_shape(top.shape)}, from the bottoms as '
+                        f'they stand follows {format_shape(shape)}: call reshape or forward first'
                     )
         return step
 
     def _seed_losses(self) -> None:
-        """Put each loss's weight into its diff, unless a diff is there."""
+        """Set the diff of each loss to its weight, unless it has a diff."""
         for node in self._nodes:
             for name, weight in zip(node.tops, node.loss_weights):
                 if weight and self.blobs[name].diff_tensor is None:
@@ -337,7 +335,7 @@ class Net:
         for blob in self.module.param_blobs():
             blob.clear_diff()
 
-    def params_written(self) -> None:
+    def mark_params_stale(self) -> None:
         """Mark host copies of the parameters stale, after the device has written them."""
         for blob in self.module.param_blobs():
             blob.mark_stale()
@@ -352,10 +350,10 @@ class Net:
         ]
         return sum(terms, torch.zeros((), device=self._device))
 
-    # Shapes and weights.
+    # Shapes.
 
     def reshape(self) -> None:
-        """Reshape every blob as follows from the shapes of the inputs."""
+        """Infer all shapes from those of the inputs, and reshape the blobs."""
         given = {
             top: self.blobs[top].shape
             for node in self._nodes
@@ -366,90 +364,6 @@ class Net:
             if self.blobs[name].shape != shape:
                 self.blobs[name].reshape(*shape)
         self._seed_losses()
-
-    def copy_from(self, weights: str | os.PathLike) -> None:
-        """Copy parameters by layer name from a weight file of any kind; nothing on error.
-
-        The suffixes .pth, .pt, .safetensors and .npz say what a file is; any other is Caffe's.
-        Layers that only the net has stay as they are, those that only the file has are
-        logged. Shapes must agree, except for the 1s with which old files pad shapes to
-        4 axes.
-        """
-        self._copy(read_layers(weights), weights)
-
-    def load_hdf5(self, path: str | os.PathLike) -> None:
-        """Copy parameters by layer name from an HDF5 file, whatever its suffix."""
-        self._copy(hdf5.read(path), path)
-
-    def _copy(self, layers: Iterable[StoredLayer], weights: str | os.PathLike) -> None:
-        planned = []
-        for layer in layers:
-            if layer.name not in self.layer_dict:
-                LOG.info('Ignoring source layer %s', layer.name)
-                continue
-            target = self.params.get(layer.name, [])
-            if len(layer.blobs) != len(target):
-                raise CaffeError(
-                    f'{weights}: {layer.name}: expected {len(target)} blobs, '
-                    f'found {len(layer.blobs)}'
-                )
-            for i, (stored, blob) in enumerate(zip(layer.blobs, target)):
-                if without_padding(stored.shape, len(blob.shape)) != blob.shape:
-                    hint = '; to learn the layer from scratch, rename it in the net'
-                    if stored.count == blob.count:
-                        hint = (
-                            '; the counts agree: run surgery.transplant from a net of the '
-                            "file's shapes"
-                        )
-                    raise CaffeError(
-                        f'{weights}: {layer.name}: blob {i}: expected {blob.shape}, '
-                        f'found {stored.shape}{hint}'
-                    )
-                planned.append((stored, blob))
-        for stored, blob in planned:
-            blob.load(stored)
-
-    def save(
-        self, path: str | os.PathLike, diffs: Mapping[str, list[np.ndarray]] | None = None
-    ) -> None:
-        """Write net and parameters as a .caffemodel, or as HDF5 if the suffix is .h5.
-
-        `diffs`, by layer as `params`, are stored beside the values.
-        Raises CaffeError if two layers with parameters share a name.
-        """
-        write = hdf5.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
-        self._write(write, path, diffs)
-
-    def save_hdf5(self, path: str | os.PathLike) -> None:
-        """Write net and parameters as HDF5, whatever the suffix."""
-        self._write(hdf5.write_hdf5, path, None)
-
-    def _write(self, write: Callable, path: str | os.PathLike, diffs) -> None:
-        owners = [name for name, layer in zip(self._layer_names, self.layers) if layer.blobs]
-        twice = [name for name in self.params if owners.count(name) > 1]
-        if twice:
-            raise CaffeError(
-                f'{path}: not written: two layers with parameters are named '
-                f'"{twice[0]}", and weights are found by name'
-            )
-        write(
-            path,
-            self.module.param,
-            {name: [blob.data for blob in blobs] for name, blobs in self.params.items()},
-            diffs,
-        )
-
-    def share_with(self, net: Net) -> None:
-        """Use the memory of `net`'s parameters for layers of the same name."""
-        for name, own in self.params.items():
-            for i, (blob, other) in enumerate(zip(own, net.params.get(name, ()))):
-                if blob.shape != other.shape:
-                    raise CaffeError(
-                        f'share_with: {name}: blob {i}: expected {blob.shape}, found {other.shape}'
-                    )
-        for name, own in self.params.items():
-            for blob, other in zip(own, net.params.get(name, ())):
-                blob.share(other)
 
     # Helpers.
 

@@ -1,4 +1,4 @@
-"""The output blobs of a call of a module."""
+"""The output blobs that a call of NetModule returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 class Outputs(dict[str, Tensor]):
     """The output blobs by name, in the net's order; each is an attribute too: `.score`.
 
-    A blob whose name is a method of dict, or no identifier, is had by its key alone.
+    Use the key for a blob whose name is a method of dict or not an identifier.
     """
 
     def __getattr__(self, name: str) -> Tensor:

@@ -1,8 +1,8 @@
 """Training on many devices, as in Caffe: one process each, started by torchrun, with one net.
 
 Each process is a rank. It takes its share of the data, gradients are averaged over ranks,
-and rank 0 alone logs and writes. A function that is collective must be called by every rank,
-in the same order. In a single process these functions do nothing and cost nothing.
+and rank 0 alone logs and writes. Every rank must call each collective function, in the same
+order. In a single process these functions do nothing and cost nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from caffe_port.errors import CaffeError
 
 LOG = logging.getLogger('caffe_port')
 T = TypeVar('T')
-# Tensors are sent together up to this many bytes: a message for each bias would mostly wait.
+# Send small tensors together, up to this many bytes: one message per bias would be slow.
 _BUCKET = 2**26
-_LAST_WORDS = 'last words'  # the store's key for the reason why the first rank ended
+_LAST_WORDS = 'last words'  # key in the store: why the first rank ended
 
 _rank, _count = 0, 1
 _store: dist.Store | None = None
@@ -47,29 +47,60 @@ def solver_count() -> int:
     return _count
 
 
+def set_solver_count(count: int) -> None:
+    """Join the processes that torchrun has started, which must be `count`.
+
+    Deviates: Caffe believes the number; here torchrun starts and counts the processes.
+
+    Raises CaffeError if there are not as many, or they cannot be reached.
+    """
+    join()
+    if count != _count:
+        raise CaffeError(
+            f'set_solver_count: expected {_count}, as many processes as there are, found {count}; '
+            'torchrun --nproc_per_node starts more'
+        )
+
+
+def set_solver_rank(rank: int) -> None:
+    """Check that this process, one of torchrun's, is number `rank`.
+
+    Raises CaffeError if it is not.
+    """
+    if rank != _rank:
+        raise CaffeError(
+            f"set_solver_rank: expected {_rank}, this process's number, found {rank}; "
+            'torchrun gives the numbers'
+        )
+
+
+def set_multiprocess(multiprocess: bool) -> None:
+    """Do nothing: ranks are always processes here, never threads of one."""
+
+
 def local_rank() -> int:
     """Return the number of this process on its machine, which is also its GPU's."""
     return int(os.environ.get('LOCAL_RANK', 0))
 
 
 def run_id() -> str | None:
-    """Return a name that only this call of torchrun has, the same after its restarts."""
+    """Return a name for this call of torchrun, which its restarts share; None without torchrun."""
     name = os.environ.get('TORCHELASTIC_RUN_ID')
     return f'{name} {os.getppid()}' if name else None
 
 
-def restarted() -> bool:
+def is_restarted() -> bool:
     """Return whether torchrun has restarted this process after a rank ended."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
 def join() -> None:
-    """Join the processes that torchrun has started, where WORLD_SIZE says there are many.
+    """Join the processes that torchrun has started, if WORLD_SIZE says there are several.
 
-    NCCL carries tensors on GPUs, gloo those on the host. From here on an uncaught exception
-    ends the other ranks too, and they print the reason.
+    NCCL sends tensors on GPUs, gloo those on the host. After this call, an uncaught exception
+    on one rank ends all ranks, and the others print the reason.
 
-    Raises CaffeError if the others cannot be reached.
+    Raises CaffeError if the other ranks cannot be reached.
     """
     global _rank, _count, _store
     if os.environ.get('WORLD_SIZE', '1') == '1' or _store:
@@ -98,10 +129,10 @@ def join() -> None:
 
 
 def leave() -> None:
-    """End the work with the other ranks, all of it being done.
+    """Leave the group once all ranks have done their work; called at exit too.
 
-    It also runs at the end of a process that has joined. The group's threads end here: one
-    that still ran while Python shuts down could abort the process.
+    This ends the group's threads. A thread that still runs while Python shuts down could
+    abort the process.
     """
     global _rank, _count, _store
     if _store:
@@ -113,13 +144,13 @@ def end(status: int, words: str) -> None:
     """End this process; the other ranks end too, and print `words` as the reason."""
     if not _store:
         sys.exit(status)
-    with suppress(RuntimeError):  # raised where the store has ended with the rank that kept it
-        # The first rank that ends knows why; the reasons of the others follow from it.
+    with suppress(RuntimeError):  # raised if the rank that hosts the store has ended
+        # Keep the first reason only: ranks that end later do so because of it.
         _store.compare_set(_LAST_WORDS, '', f'rank {_rank}: {words}')
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed, or on a full disk
             stream.flush()
-    # An orderly end would wait for sums under way, which nobody completes any more.
+    # A normal exit would wait for reductions that no rank will complete.
     os._exit(status)
 
 
@@ -129,14 +160,14 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _first_sentence(error: Exception) -> str:
-    """Return the first sentence of PyTorch's message, without the place in its source."""
+    """Return the first sentence of PyTorch's message, without file and line of its source."""
     found = re.match(r'(?:\[\S+] )?(.*?)(\. |\n|$)', str(error))
     return found[1] if found else str(error)
 
 
 @contextmanager
 def _others_there() -> Iterator[None]:
-    """Turn what PyTorch raises when a rank has ended into one line, with that rank's reason."""
+    """Turn PyTorch's error for a rank that has ended into one line with that rank's reason."""
     try:
         yield
     except RuntimeError as error:
@@ -145,14 +176,14 @@ def _others_there() -> Iterator[None]:
 
 
 def _last_words() -> str | None:
-    """Return the reason that the first rank to end has left, if it could leave one."""
-    with suppress(RuntimeError):  # raised where the store has ended with the rank that kept it
+    """Return the reason that the first rank to end has stored, if it could store one."""
+    with suppress(RuntimeError):  # raised if the rank that hosts the store has ended
         if _store and _store.check([_LAST_WORDS]):
             return _store.get(_LAST_WORDS).decode()
     return None
 
 
-def first(function: Callable[[], T]) -> T:
+def call_on_first(function: Callable[[], T]) -> T:
     """Call function() on rank 0 alone, and return its result on every rank; collective.
 
     The other ranks wait. Within the function rank 0 counts as a single process. The result
@@ -180,7 +211,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def agree(number: int) -> int:
+def take_largest(number: int) -> int:
     """Return the largest `number` of any rank; collective."""
     if _count == 1:
         return number
@@ -193,7 +224,7 @@ def agree(number: int) -> int:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace tensors, all on one device, by their means over ranks; collective.
 
-    It does not wait for a GPU: the sums are queued as kernels are.
+    It does not wait for a GPU: reductions are queued like kernels.
     """
     _in_buckets(tensors, lambda flat: dist.all_reduce(flat, async_op=True), _count)
 
@@ -220,7 +251,7 @@ def _in_buckets(
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield neighbouring tensors of _BUCKET bytes or less together; larger ones alone."""
+    """Yield lists of consecutive tensors of at most _BUCKET bytes; a larger tensor is alone."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -234,7 +265,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _flat(bucket: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Return a bucket and its values as one flat tensor: a single one's own memory, or a copy."""
+    """Return a bucket and its values as one flat tensor: a view of a single tensor, or a copy."""
     if len(bucket) == 1 and bucket[0].is_contiguous():
         return bucket, bucket[0].view(-1)
     return bucket, torch.cat([tensor.reshape(-1) for tensor in bucket])

@@ -1,4 +1,4 @@
-"""What other packages offer by name: Python layers, and nets that commands may name."""
+"""Find what packages register by name: Python layers, and nets for the commands."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from types import ModuleType
 
 from caffe_port.errors import CaffeError
 
-# Modules of Python layers, under the names that prototxts use for them.
-PYTHON_LAYERS = 'caffe_port.python_layers'
-# Modules with a net: fcn(split), or classifier() and fully_conv().
-NETS = 'caffe_port.nets'
+# Entry point group of the modules of Python layers, by the names that prototxts give them.
+LAYERS_GROUP = 'caffe_port.python_layers'
+# Entry point group of modules with a net: fcn(split), or classifier() and fully_conv().
+NETS_GROUP = 'caffe_port.nets'
 
 _SETUP = Path(__file__).resolve().parents[1] / 'setup.cfg'
 _registered_only = ContextVar('registered_only', default=False)
 
 
-def offered(group: str) -> dict[str, EntryPoint]:
-    """List what a group of entry points offers, by name; `.load()` imports one.
+def find_entry_points(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group by name; `.load()` imports one.
 
-    These are the installed packages' and, in a checkout that is not installed, its own.
+    They come from the installed packages, and from setup.cfg in a checkout that is not
+    installed.
     """
     found = {}
     if _SETUP.is_file():
@@ -39,10 +40,11 @@ def offered(group: str) -> dict[str, EntryPoint]:
 
 
 @contextmanager
-def registered_only() -> Iterator[None]:
-    """Import only registered modules of Python layers while this lasts: for strangers' files.
+def import_registered_only() -> Iterator[None]:
+    """Import only registered modules of Python layers within the block.
 
-    Elsewhere a python_param imports any module on the path, as in pycaffe.
+    Commands use this for files that may come from strangers. Elsewhere a python_param imports
+    any module on the path, as in pycaffe.
     """
     token = _registered_only.set(True)
     try:
@@ -51,16 +53,16 @@ def registered_only() -> Iterator[None]:
         _registered_only.reset(token)
 
 
-def layer_module(name: str) -> ModuleType:
-    """Import the module that a python_param names: from the path, or else a registered one.
+def import_layer_module(name: str) -> ModuleType:
+    """Import the module that a python_param names, from the path or else by entry point.
 
-    Raises CaffeError if there is none, or if it cannot be imported.
+    Raises CaffeError if there is none, or if importing it fails.
     """
-    point, only = offered(PYTHON_LAYERS).get(name), _registered_only.get()
+    point, only = find_entry_points(LAYERS_GROUP).get(name), _registered_only.get()
     if only and point is None:
         raise CaffeError(
             f'python_param: module {name} is not registered, and this command imports no other; '
-            f'a package registers it as an entry point {name} of the group {PYTHON_LAYERS}'
+            f'a package registers it as an entry point {name} of the group {LAYERS_GROUP}'
         )
     try:
         return point.load() if only and point else _import(name, point)
@@ -68,7 +70,7 @@ def layer_module(name: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name == name.partition('.')[0]:
             raise CaffeError(
                 f'python_param: no module {name} on the path, and no installed package '
-                f'offers one by that name (entry point group {PYTHON_LAYERS})'
+                f'offers one by that name (entry point group {LAYERS_GROUP})'
             ) from error
         words = f'cannot be imported: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
         if isinstance(error, ModuleNotFoundError):

@@ -187,14 +187,15 @@ def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.nda
 
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
-    """Return the data (or diff) of a BlobProto as a float array; legacy shapes have 4 axes.
+    """Return the data (or diff) of a BlobProto as a float array.
 
-    Without a shape it is a scalar, as in pycaffe. Raises CaffeError for another count.
+    The legacy num, channels, height and width give 4 axes and, as in Caffe, come before
+    `shape`. Without either it is a scalar. Raises CaffeError for another count.
     """
     double = blob.double_diff if return_diff else blob.double_data
     values = np.array(double if len(double) else (blob.diff if return_diff else blob.data))
     legacy = any(blob.HasField(field) for field in ('num', 'channels', 'height', 'width'))
-    if legacy and not blob.HasField('shape'):
+    if legacy:
         shape: tuple[int, ...] = (blob.num, blob.channels, blob.height, blob.width)
     else:
         shape = tuple(blob.shape.dim)

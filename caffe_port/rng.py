@@ -31,12 +31,12 @@ def stream() -> np.random.RandomState:
     return _stream
 
 
-def words(count: int) -> np.ndarray:
+def draw_words(count: int) -> np.ndarray:
     """Draw the next `count` 32-bit words of the host's stream, in order (uint32)."""
     return _stream.randint(0, 2**32, size=count, dtype=np.uint32)
 
 
-def keep_mask(shape: torch.Size, keep: float, device: torch.device) -> torch.Tensor:
+def draw_mask(shape: torch.Size, keep: float, device: torch.device) -> torch.Tensor:
     """Draw a bool mask that is true with probability `keep`.
 
     On the CPU it is Caffe's own: one word per element in C order, kept iff
@@ -44,15 +44,15 @@ def keep_mask(shape: torch.Size, keep: float, device: torch.device) -> torch.Ten
     mt19937. A GPU has a stream of its own, as cuRAND is in Caffe.
     """
     if device.type == 'cpu':
-        mask = words(math.prod(shape)) <= keep * (2**32 - 1)
+        mask = draw_words(math.prod(shape)) <= keep * (2**32 - 1)
         return torch.from_numpy(mask.reshape(shape))
-    return uniform(shape, device) < keep
+    return draw_uniform(shape, device) < keep
 
 
-def uniform(shape: torch.Size, device: torch.device) -> torch.Tensor:
+def draw_uniform(shape: torch.Size, device: torch.device) -> torch.Tensor:
     """Draw float32 numbers from 0 to 1: on the CPU from one word each, in C order."""
     if device.type == 'cpu':
-        values = words(math.prod(shape)) / np.float32(2**32 - 1)
+        values = draw_words(math.prod(shape)) / np.float32(2**32 - 1)
         return torch.from_numpy(values.astype(np.float32).reshape(shape))
     if device not in _device_streams:
         _device_streams[device] = torch.Generator(device).manual_seed(_device_seed)
@@ -66,15 +66,15 @@ class Stream:
     """
 
     def __init__(self) -> None:
-        self._stream = np.random.RandomState(int(words(1)[0]))
+        self._stream = np.random.RandomState(int(draw_words(1)[0]))
 
-    def words(self, count: int) -> np.ndarray:
+    def draw_words(self, count: int) -> np.ndarray:
         """Draw the next `count` 32-bit words (uint32)."""
         return self._stream.randint(0, 2**32, size=count, dtype=np.uint32)
 
     def below(self, bound: int) -> int:
         """Draw a number from 0 to bound - 1: a word modulo the bound."""
-        return int(self.words(1)[0]) % bound
+        return int(self.draw_words(1)[0]) % bound
 
     def state(self) -> list:
         """Return where the stream stands, as JSON can hold it."""

@@ -1,4 +1,4 @@
-"""What each layer's forward leaves for its backward, apart from all other layers."""
+"""Record the forward of a single layer, so that its backward can run by itself."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from caffe_port.module import Node
+from caffe_port.building import Node
 from caffe_port.ops.base import Shape
 
 
 @dataclass
-class Step:
-    """A layer's forward: the values it read, and where the gradients of its tops enter.
+class Trace:
+    """A layer's recorded forward: its bottoms, and an edge into the graph for each top.
 
-    An edge, unlike the top, does not keep alive what an in-place layer replaces. It is None
-    where no gradient passes.
+    Unlike a top, an edge does not keep alive memory that an in-place layer overwrites. It is
+    None if no gradient passes.
     """
 
     bottoms: list[Tensor]
@@ -29,24 +29,24 @@ class Step:
 
 def record(
     node: Node, bottoms: Sequence[Tensor], compute: Callable[..., tuple[Tensor, ...]]
-) -> tuple[tuple[Tensor, ...], Step]:
-    """Return the tops that `compute` makes of `bottoms`, and the step that leads back."""
+) -> tuple[tuple[Tensor, ...], Trace]:
+    """Return the tops that `compute` makes of `bottoms`, and the trace for `gradients`."""
     leaves = [
         bottom.detach().requires_grad_(wanted) for bottom, wanted in zip(bottoms, node.propagate)
     ]
     with torch.enable_grad():
         tops = compute(*leaves)
     edges = [get_gradient_edge(top) if top.requires_grad else None for top in tops]
-    return tops, Step(leaves, edges, [tuple(top.shape) for top in tops])
+    return tops, Trace(leaves, edges, [tuple(top.shape) for top in tops])
 
 
 def gradients(
-    node: Node, step: Step, diffs: Sequence[Tensor], keep: bool
+    node: Node, step: Trace, diffs: Sequence[Tensor], keep: bool
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Return the gradients of the bottoms, and of the params, from the diffs of the tops.
 
-    None stands for no gradient. All are apart in memory from each other and from `diffs`.
-    With `keep` the step can be used again.
+    None stands for no gradient. No two share memory with each other or with `diffs`. With
+    `keep` the trace can be used again.
     """
     leaves: list[Tensor] = [*step.bottoms, *node.op.blobs()]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]

@@ -1,4 +1,4 @@
-"""Proof that a converted file equals its source, by its values and by what a net computes."""
+"""Verify that a converted file equals its source: compare values and a net's outputs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 from caffe_port import mode
 from caffe_port.errors import CaffeError
-from caffe_port.files.stored import StoredLayer, refused
+from caffe_port.files.stored import StoredLayer, translate_errors
 from caffe_port.net import Net
 
-SEED = 1337
+_SEED = 1337
 # How far the outputs of whole nets may differ, relative to the largest.
 TOLERANCE = 1e-4
 
-Outputs = dict[str, torch.Tensor]
+NamedTensors = dict[str, torch.Tensor]
 
 
 def verify(
@@ -47,31 +47,29 @@ def verify(
         yield 'verify: load_state_dict not tried: PyTorch knows no modules with a dot in the name'
     elif state_dict is not None:
         _forget(net)
-        with refused(state_dict, 'load_state_dict'):
+        with translate_errors(state_dict, 'load_state_dict'):
             net.module.load_state_dict(torch.load(state_dict, weights_only=True), strict=True)
         yield from compare('load_state_dict, strict', expected, _run(net, inputs))
 
 
-def _inputs(net: Net) -> Outputs:
+def _inputs(net: Net) -> NamedTensors:
     if not net.inputs:
         raise CaffeError(f'net "{net.name}" has no inputs to verify it with: take a deploy net')
     return draw_inputs({name: net.blobs[name].shape for name in net.inputs})
 
 
-def draw_inputs(shapes: Mapping[str, Sequence[int]]) -> Outputs:
+def draw_inputs(shapes: Mapping[str, Sequence[int]]) -> NamedTensors:
     """Return seeded normal numbers times 50 for each name and shape."""
-    random = np.random.RandomState(SEED)
+    random = np.random.RandomState(_SEED)
     return {
         name: torch.from_numpy((random.randn(*shape) * 50).astype(np.float32)).to(mode.device())
         for name, shape in shapes.items()
     }
 
 
-def _computed(net: Net, layers: Sequence[StoredLayer], inputs: Outputs) -> Outputs:
+def _computed(net: Net, layers: Sequence[StoredLayer], inputs: NamedTensors) -> NamedTensors:
     _forget(net)
-    for layer in layers:
-        for stored, blob in zip(layer.blobs, net.params[layer.name]):
-            blob.load(stored)
+    net.load_layers(layers)
     return _run(net, inputs)
 
 
@@ -83,11 +81,11 @@ def _forget(net: Net) -> None:
 
 
 @torch.no_grad()
-def _run(net: Net, inputs: Outputs) -> Outputs:
+def _run(net: Net, inputs: NamedTensors) -> NamedTensors:
     return net.module(**inputs)
 
 
-def compare(what: str, expected: Outputs, found: Outputs) -> Iterator[str]:
+def compare(what: str, expected: NamedTensors, found: NamedTensors) -> Iterator[str]:
     """Yield a line for each output; raise CaffeError if one differs by more than whole nets may."""
     for name, due in expected.items():
         apart = _apart(due, found[name])

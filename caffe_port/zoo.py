@@ -1,4 +1,4 @@
-"""Nets by name, as the group `plugins.NETS` offers them: as narrow as their weights."""
+"""Make nets by the names that plugins.NETS_GROUP registers, at the widths of their weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_CLASSES = 255
 
 def find_fcn(name: str) -> Callable[..., NetParameter] | None:
     """Return the fcn() of an experiment, official or of another package; None for other names."""
-    point = plugins.offered(plugins.NETS).get(name)
+    point = plugins.find_entry_points(plugins.NETS_GROUP).get(name)
     return getattr(point.load(), 'fcn', None) if point else None
 
 
@@ -38,7 +38,7 @@ def make_deploy(
     With `fully_conv` a classifier's fully connected layers are convolutions.
     Raises CaffeError if there is no such net.
     """
-    known = plugins.offered(plugins.NETS)
+    known = plugins.find_entry_points(plugins.NETS_GROUP)
     if name not in known:
         raise CaffeError(f'{name}: no such net; there are {", ".join(known)}')
     module = known[name].load()
@@ -74,16 +74,11 @@ def load_all(
     Raises CaffeError if the file lacks a layer of the net, or has one of another shape or
     with a value that is not finite.
     """
-    found = weights.fit(layers, net.layer_dict, fully_conv)
-    wrong = found.missing + found.mismatched
-    if wrong:
-        raise CaffeError(
-            f'{path}: does not fit the net: {len(found.missing)} layers missing, '
-            f'{len(found.mismatched)} mismatched, first {wrong[0]}'
-        )
+    found = weights.fit(layers, net.find_owners(str(path)), fully_conv)
+    found.check(path)
+    net.load_layers(found.layers)
     for layer in found.layers:
-        for number, (stored, blob) in enumerate(zip(layer.blobs, net.params[layer.name])):
-            blob.load(stored)
+        for number, blob in enumerate(net.params[layer.name]):
             bad = 0 if math.isfinite(blob.tensor.sum()) else int((~blob.tensor.isfinite()).sum())
             if bad:
                 raise CaffeError(

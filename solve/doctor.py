@@ -1,4 +1,4 @@
-"""Say what the experiments need, what of it is here, and what this machine offers."""
+"""Show what the experiments need, how much of it is here, and what this machine offers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from caffe_port.errors import CaffeError, make_folder, printable, replacing
+from caffe_port.errors import CaffeError, ignore_closed_pipe, make_folder, printable, replacing
 from caffe_port.files import caffemodel
-from solve.datasets import nyud, pascalcontext, siftflow, voc
+from caffe_port.files.checksum import compute_checksum
+from caffe_port.files.table import align_columns
 from solve.run import inventory
-from solve.run.fetch import digest, fetch
-from solve.run.inventory import CLASSIFIERS, EXPERIMENTS, WEIGHTS, Row, Split, size_text
-from solve.run.options import ROOT, option
-from solve.run.scan import Scan, overlap, scan
+from solve.run.experiments import ALL_PLACES, DATA
+from solve.run.fetch import fetch
+from solve.run.inventory import CLASSIFIERS, EXPERIMENTS, WEIGHTS, ImageSplit, Row, format_size
+from solve.run.options import ROOT, name_option
+from solve.run.scan import Scan, find_overlap, scan
 
-DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
-PLACES = tuple(dict.fromkeys(place for data in DATA.values() for place in data.PLACES))
 HELP = """\
 examples:
   doctor.py                      what all experiments need and what is here
@@ -40,22 +40,21 @@ exit status: 0 all that the named experiments need is here, 1 something is missi
 """
 
 
-def rows_of(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
+def list_rows(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
     """Look at everything that an experiment or classifier needs, row by row."""
-    for place, what in inventory.weights_of(name).items():
+    for place, what in inventory.list_weights(name).items():
         yield inventory.weight_row(place, what, ROOT)
     if name in EXPERIMENTS:
         for split in (EXPERIMENTS[name].train, EXPERIMENTS[name].test):
             yield from inventory.data_rows(split, places)
 
 
-def table(title: str, rows: Sequence[Row]) -> str:
-    """Rows as text, with a line below a row for its remark and one for its address."""
+def format_rows(title: str, rows: Sequence[Row]) -> str:
+    """Format rows as a table; below a row stand its remark and its address."""
     shown = [(row.state, row.what, row.size, _short(row.path)) for row in rows]
     head = ('state', 'what', 'size', 'place')
-    widths = [max(map(len, column)) for column in zip(head, *shown)]
-    lines = [title, *(_line(cells, widths) for cells in (head, *shown))]
-    below = ' ' * (widths[0] + 4)
+    lines = [title, *(f'  {line}' for line in align_columns([head, *shown]))]
+    below = ' ' * (max(len(state) for state, *_ in (head, *shown)) + 4)
     number = 3
     for row in rows:
         extra = [row.remark] * bool(row.remark) + [f'from {row.url}'] * bool(row.url)
@@ -64,24 +63,21 @@ def table(title: str, rows: Sequence[Row]) -> str:
     return '\n'.join(lines)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return '  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(cells, widths)).rstrip()
-
-
 def _short(path: Path) -> str:
-    """A path as it is read best: from the project, if it is in it."""
+    """Return a path relative to the project if it is inside it."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def machine() -> str:
-    """What there is to compute with: GPUs, cores, memory and disk, as text."""
+def describe_machine() -> str:
+    """Describe what this machine offers: GPUs, cores, memory and disk."""
     lines = [('PyTorch', str(torch.__version__))]
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         lines.append(
             (
                 f'GPU {number}',
-                f'{torch.cuda.get_device_name(number)}, {size_text(total)}, {size_text(free)} free',
+                f'{torch.cuda.get_device_name(number)}, {format_size(total)}, '
+                f'{format_size(free)} free',
             )
         )
     if not torch.cuda.is_available():
@@ -89,15 +85,17 @@ def machine() -> str:
     lines.append(('CPU', f'{os.cpu_count()} cores'))
     page = os.sysconf('SC_PAGE_SIZE')
     total, free = page * os.sysconf('SC_PHYS_PAGES'), page * os.sysconf('SC_AVPHYS_PAGES')
-    lines.append(('memory', f'{size_text(total)}, {size_text(_available() or free)} free'))
+    lines.append(('memory', f'{format_size(total)}, {format_size(_available() or free)} free'))
     for folder in dict.fromkeys((ROOT, Path.cwd())):
         disk = shutil.disk_usage(folder)
-        lines.append(('disk', f'{size_text(disk.total)}, {size_text(disk.free)} free, at {folder}'))
+        lines.append(
+            ('disk', f'{format_size(disk.total)}, {format_size(disk.free)} free, at {folder}')
+        )
     return '\n'.join(['machine', *(f'  {what:9} {text}' for what, text in lines)])
 
 
 def _available() -> int | None:
-    """The bytes of memory that programs may still take; None where the system does not say."""
+    """Return how many bytes of memory are free; None if the system does not say."""
     try:
         for line in Path('/proc/meminfo').read_text().splitlines():
             if line.startswith('MemAvailable:'):
@@ -110,7 +108,7 @@ def _available() -> int | None:
 def fetch_weights(names: Sequence[str]) -> list[str]:
     """Download the weights of these experiments that are not here; return what went wrong."""
     errors = []
-    for place in dict.fromkeys(place for name in names for place in inventory.weights_of(name)):
+    for place in dict.fromkeys(place for name in names for place in inventory.list_weights(name)):
         path, published = ROOT / place, WEIGHTS[place]
         if path.exists():
             continue
@@ -131,7 +129,7 @@ def fetch_weights(names: Sequence[str]) -> list[str]:
 
 
 def _twin(place: str) -> Path | None:
-    """Another place that holds the same published file, by its checksum."""
+    """Return another place in the project that has the same published file, by checksum."""
     wanted = WEIGHTS[place].checksum or ''
     for other, published in WEIGHTS.items():
         path = ROOT / other
@@ -139,14 +137,14 @@ def _twin(place: str) -> Path | None:
             other != place
             and published == WEIGHTS[place]
             and path.is_file()
-            and digest(path, wanted.partition(':')[0]) == wanted
+            and compute_checksum(path, wanted) == wanted
         ):
             return path
     return None
 
 
 class Scanner:
-    """Scans of splits, each made once though several experiments may share it."""
+    """Scans splits, each once even if several experiments share it."""
 
     def __init__(self) -> None:
         self._scans: dict[str, Scan | CaffeError] = {}
@@ -158,9 +156,9 @@ class Scanner:
         found = [self._of(split, places) for split in (experiment.train, experiment.test)]
         lists = [str(split.list_path(places)) for split in (experiment.train, experiment.test)]
         if isinstance(found[0], Scan) and isinstance(found[1], Scan):
-            self.wrong |= dict.fromkeys(overlap(found[0].ids, found[1].ids, *lists))
+            self.wrong |= dict.fromkeys(find_overlap(found[0].ids, found[1].ids, *lists))
 
-    def _of(self, split: Split, places: Mapping[str, Path]) -> Scan | CaffeError:
+    def _of(self, split: ImageSplit, places: Mapping[str, Path]) -> Scan | CaffeError:
         key = repr(split)
         if key not in self._scans:
             self._scans[key] = result = self._scan(split, places)
@@ -172,7 +170,7 @@ class Scanner:
                 self.wrong[str(result)] = None
         return self._scans[key]
 
-    def _scan(self, split: Split, places: Mapping[str, Path]) -> Scan | CaffeError:
+    def _scan(self, split: ImageSplit, places: Mapping[str, Path]) -> Scan | CaffeError:
         for row in inventory.data_rows(split, places):
             if row.state == 'missing':
                 return CaffeError(f'{row.path}: {row.what}: missing')
@@ -197,21 +195,21 @@ def diagnose(args: argparse.Namespace) -> int:
     missing, scanner = False, Scanner()
     for name in names:
         places = _places(name, args)
-        rows = list(rows_of(name, places))
+        rows = list(list_rows(name, places))
         missing |= any(row.state != 'there' for row in rows)
-        print(f'{table(name, rows)}\n  {verdict(name, rows)}\n', flush=True)
+        print(f'{format_rows(name, rows)}\n  {format_verdict(name, rows)}\n', flush=True)
     if args.scan:
         for name in names:
             if name in EXPERIMENTS:
                 scanner.scan(name, _places(name, args))
         print(f'\nwrong: {len(scanner.wrong) or "nothing"}')
         print(''.join(f'  {printable(line)}\n' for line in scanner.wrong), flush=True)
-    print(machine())
+    print(describe_machine())
     return 2 if errors else int(missing or bool(scanner.wrong))
 
 
 def _places(name: str, args: argparse.Namespace) -> dict[str, Path]:
-    """The folders of an experiment's data: as given, or where its script looks for them."""
+    """Return the folders of an experiment's data: as given, or the script's defaults."""
     data = DATA.get(name.split('_')[0])
     return {
         place: getattr(args, place) or ROOT / folder
@@ -219,8 +217,8 @@ def _places(name: str, args: argparse.Namespace) -> dict[str, Path]:
     }
 
 
-def verdict(name: str, rows: Sequence[Row]) -> str:
-    """One line: whether the experiment can be trained and scored with what is here."""
+def format_verdict(name: str, rows: Sequence[Row]) -> str:
+    """Say in one line whether the experiment can be trained and scored with what is here."""
 
     def ready(counts: Callable[[Row], bool]) -> str:
         lacking = sum(row.state != 'there' for row in rows if counts(row))
@@ -253,18 +251,16 @@ def main() -> None:
     )
     add('--fetch', action='store_true', help='download the weights that are missing')
     add('--scan', action='store_true', help='open every image and label and list what is wrong')
-    for place in PLACES:
-        add(option(place), type=Path, metavar='DIR', help=_default(place))
+    for place in ALL_PLACES:
+        add(name_option(place), type=Path, metavar='DIR', help=_default(place))
     args = parser.parse_args()
     try:
-        sys.exit(diagnose(args))
+        with ignore_closed_pipe():
+            sys.exit(diagnose(args))
     except CaffeError as error:
         parser.exit(2, f'error: {printable(str(error))}\n')
     except KeyboardInterrupt:
         parser.exit(130, 'stopped; the same command goes on with a download\n')
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; Python would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _default(place: str) -> str:

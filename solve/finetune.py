@@ -23,10 +23,10 @@ from nets.data import SEED
 from solve import launch, score, voc_fcn32s, voc_fcn_alexnet
 from solve.datasets import folder as own
 from solve.datasets.images import VOID
-from solve.run import experiments, options, preflight, snapshots
+from solve.run import experiments, options, preflight, retention
+from solve.run.adaptation import FINER, find_class_layers, scale_constants, start_from
 from solve.run.job import LATEST, Job
-from solve.run.recipe import FINER, find_class_layers, scale_recipe, start_from
-from solve.samples import classifiers, folders, recipes
+from solve.samples import classifiers, own_data, recipes
 
 USAGE = """finetune.py --images photos --labels masks --classes classes.txt \\
            --net voc_fcn8s --weights vgg16-fcn.caffemodel"""
@@ -70,7 +70,7 @@ class Plan:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CaffeError(f'{path}: not the plan of a run of finetune.py: {error}') from error
 
-    def make_net(self, split: str, lists_dir: Path) -> NetParameter:
+    def make_net_param(self, split: str, lists_dir: Path) -> NetParameter:
         """Make the net for `split` with own classes; its pairs are in `lists_dir`."""
         fcn = find_net(self.net)
         param = fcn(split, classes=len(self.classes), **self.arguments)
@@ -102,7 +102,7 @@ def find_net(name: str) -> Any:
         return fcn
     usable = [
         known
-        for known in sorted(plugins.offered(plugins.NETS))
+        for known in sorted(plugins.find_entry_points(plugins.NETS_GROUP))
         if (found := experiments.find_fcn(known))
         and 'classes' in inspect.signature(found).parameters
     ]
@@ -113,19 +113,19 @@ def find_net(name: str) -> Any:
 
 def solve(job: Job, plan: Plan) -> None:
     lists = job.folder.absolute() / own.PLACES['lists_dir']
-    fcn = functools.partial(plan.make_net, lists_dir=lists)
+    fcn = functools.partial(plan.make_net_param, lists_dir=lists)
     solver = job.make_solver({}, fcn, train='train', test='val')
     if not job.restore(solver):  # --resume
         layers = find_class_layers(find_net(plan.net), len(plan.classes))
         start_from(solver.net, job.weights[0], *layers, plan.keep_classes)
-    parallel.first(lambda: write_nets(job, plan, fcn))
-    with job.watch(solver, rounds=1, step=solver.param.snapshot) as rounds:
+    parallel.call_on_first(lambda: write_nets(job, plan, fcn))
+    with job.watch(solver, 1, step=solver.param.snapshot, prune=job.prune) as rounds:
         for iterations in rounds:
             solver.step(iterations)
             scores = score.seg_tests(solver, False, job.images, layer='score')
             job.record(solver, scores, plan.classes)
             job.prune(solver)  # --keep
-    job.finish(solver, data=own.MEAN)
+    job.save_and_report(solver, data=own.MEAN)
     best = job.prefix.with_name(f'{job.prefix.name}_iter_{solver.notes["best"]["iteration"]}')
     print(
         f'Best: mean IU {solver.notes["best"]["mean_iu"]:.4f} on val. To use it:\n'
@@ -140,7 +140,7 @@ def write_nets(job: Job, plan: Plan, fcn: Any) -> None:
         prototxt.write(fcn(split), job.folder / f'{split}.prototxt')
     beside = make_folder(job.prefix.parent)
     prototxt.write(fcn('deploy'), beside / 'deploy.prototxt')
-    with replacing(beside / experiments.CLASSES) as temporary:
+    with replacing(beside / experiments.CLASSES_FILE) as temporary:
         temporary.write_text(''.join(f'{name}\n' for name in plan.classes), encoding='utf-8')
 
 
@@ -175,7 +175,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     widths = experiments.find_widths(find_net(args.net), weights.read(args.weights))
     widths.pop('classes', None)
     alexnet = args.net == 'voc_fcn_alexnet'
-    recipe = scale_recipe(
+    recipe = scale_constants(
         voc_fcn_alexnet.SOLVER if alexnet else voc_fcn32s.SOLVER,
         not alexnet,
         len(splits['train']),
@@ -219,7 +219,7 @@ def _make_job(folder: Path, plan: Plan, resume: Path | None, args: argparse.Name
     start = [Path(plan.weights)] if plan.weights else []
     job = Job(plan.net, folder, start, resume, constants=plan.constants)
     job.step, job.iterations, job.keep = plan.constants['snapshot'], args.iterations, args.keep
-    if parallel.restarted() and snapshots.list_states(job.prefix):
+    if parallel.is_restarted() and retention.list_states(job.prefix):
         job.resume = LATEST
     return job
 
@@ -239,17 +239,17 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     """
     for name in ('labels', 'classes', 'weights', 'list', 'train_list', 'val_list', 'map'):
         if getattr(args, name):
-            raise CaffeError(f'{options.option(name)} needs --images')
+            raise CaffeError(f'{options.name_option(name)} needs --images')
     name = 'caffenet' if args.net == 'voc_fcn_alexnet' else 'vgg16'
     folder = launch.make_run_folder(args.output or recipes.folder_of('finetune'), None)
     print(
-        f'No --images, so this draws {SAMPLE_IMAGES} pictures of {len(folders.CLASSES)} classes '
+        f'No --images, so this draws {SAMPLE_IMAGES} pictures of {len(own_data.CLASSES)} classes '
         f'into {folder}/data and trains a narrow net on them.',
         flush=True,
     )
-    data = folders.draw(folder / 'data', SAMPLE_IMAGES)
+    data = own_data.draw_pairs(folder / 'data', SAMPLE_IMAGES)
     args.images, args.labels = data / 'images', data / 'labels'
-    plan = Plan(args.net, [*folders.CLASSES], {})
+    plan = Plan(args.net, [*own_data.CLASSES], {})
     splits, _ = check_data(args, plan)
     if args.check:
         return None
@@ -260,7 +260,7 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         start = earlier[0]
         print(f'Starting from {start}', flush=True)
     else:
-        classifiers.train(name, start, recipes.SEED)
+        classifiers.train_classifier(name, start, recipes.SEED)
     published = voc_fcn_alexnet.SOLVER if name == 'caffenet' else voc_fcn32s.SOLVER
     sample = 'voc_fcn_alexnet' if name == 'caffenet' else 'voc_fcn32s'
     constants = {**published, **recipes.make_settings(sample)['constants']}
@@ -299,13 +299,13 @@ def check_data(
     splits = {split: [_absolute(pair) for pair in pairs] for split, pairs in splits.items()}
     found = preflight.check(splits, plan.classes, plan.table, wrong)
     if found.wrong:
-        for line in found.wrong[: preflight.SHOWN]:
+        for line in found.wrong[: preflight.MOST_LISTED]:
             print(f'  {line}', file=sys.stderr)
         raise CaffeError(
             f'{args.images}: {len(found.wrong)} '
             f'problem{"s" * (len(found.wrong) > 1)} with pictures and masks, '
-            + ('listed above' if len(found.wrong) <= preflight.SHOWN else
-               f'the first {preflight.SHOWN} listed above')
+            + ('listed above' if len(found.wrong) <= preflight.MOST_LISTED else
+               f'the first {preflight.MOST_LISTED} listed above')
         )  # fmt: skip
     print(f'{len(train)} pictures to train on, {len(val)} to score, all read.')
     print(*found.lines(), sep='\n')
@@ -339,7 +339,7 @@ def parse_map(text: str | None, classes: Sequence[str]) -> dict[int | str, int]:
     return table
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = options.make_parser('finetune.py', 'Train an official net on your own data.', EPILOG)
     parser.usage = USAGE
     add = parser.add_argument
@@ -366,11 +366,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = make_parser().parse_intermixed_args()
+    args = _make_parser().parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
     with options.session(lasting=True):
         options.choose_device(args.gpu)
-        if prepared := parallel.first(lambda: prepare(args)):
+        if prepared := parallel.call_on_first(lambda: prepare(args)):
             solve(*prepared)
 
 

@@ -1,4 +1,4 @@
-"""From the command line of an experiment's script to its job."""
+"""Make the job of an experiment from its script's command line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from types import ModuleType
 
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve.run import events, folders, log, snapshots
+from solve.run import events, log, retention, workspace
 from solve.run.job import LATEST, Job
-from solve.run.options import ROOT, STATUS, add_gpu, choose_device, make_parser, option, session
+from solve.run.options import (
+    ROOT,
+    STATUS,
+    add_gpu,
+    choose_device,
+    make_parser,
+    name_option,
+    session,
+)
 from solve.samples import recipes
 
 # Marks an output folder as that of one call of torchrun, which may restart the script.
@@ -42,12 +50,12 @@ def run(
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True), _resumable(args):
         choose_device(args.gpu)
-        solve(parallel.first(lambda: _make_job(args, name, data, weights, after)))
+        solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after)))
 
 
 @contextmanager
 def _resumable(args: argparse.Namespace) -> Iterator[None]:
-    """Add to the message of a stop the command that goes on from there."""
+    """Add to the message of a stop the command that resumes the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -80,26 +88,31 @@ def _make_parser(
     example = f"""examples:
   {script}                     a small sample, without data and weights
   {script} 0 --keep 3          on GPU 0, from the default folders
-  {script} --resume latest     go on with the run used last"""
+  {script} --resume latest     resume the last run"""
     parser = make_parser(
         f'{name}.py',
         f'{example}\n\n{doc.strip()}',
-        f'{STATUS}\nSIGHUP, as a closed terminal sends it, writes a snapshot and the run goes on.',
+        f'{STATUS}\nOn SIGHUP (a closed terminal) the run writes a snapshot and goes on.',
         usage='%(prog)s [GPU] [options]',
     )
     add = parser.add_argument
     add_gpu(parser, positional=True)
     for place, folder in data.PLACES.items():
-        add(option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
+        add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in the project')
     add(
         '--weights',
         type=Path,
         metavar='FILE',
         nargs=len(weights),
-        help=f'to start from (default: {", ".join(weights)})',
+        help=f'weights to start from (default: {", ".join(weights)})',
     )
     add('--iterations', type=int, metavar='N', help='stop after N (default: as published)')
-    add('--resume', type=Path, metavar='FILE', help='a .solverstate, or `latest`: the newest one')
+    add(
+        '--resume',
+        type=Path,
+        metavar='FILE',
+        help='a .solverstate, or `latest` for the newest snapshot',
+    )
     add(
         '--keep',
         type=int,
@@ -107,7 +120,11 @@ def _make_parser(
         metavar='N',
         help='keep the newest N snapshots and the best one (default: all)',
     )
-    add('--skip-bad-images', action='store_true', help='train on, and list them at the end')
+    add(
+        '--skip-bad-images',
+        action='store_true',
+        help='skip unreadable images, list them at the end',
+    )
     add('--tensorboard', action='store_true', help="write TensorBoard's event files too")
     add(
         '--output', type=Path, metavar='DIR', help=f'for logs and pictures (default: output/{name})'
@@ -116,7 +133,7 @@ def _make_parser(
         '--snapshot-prefix',
         type=Path,
         metavar='PREFIX',
-        help='of snapshots (default: snapshot/train in the output folder)',
+        help='prefix of snapshots (default: snapshot/train in the output folder)',
     )
     return parser
 
@@ -147,7 +164,7 @@ def _make_job(
     job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
     job.skip_bad_images, job.tensorboard = args.skip_bad_images, args.tensorboard
-    if parallel.restarted() and snapshots.list_states(job.prefix):
+    if parallel.is_restarted() and retention.list_states(job.prefix):
         job.resume = LATEST
     return job
 
@@ -167,7 +184,7 @@ def _make_real_job(
     places = {place: getattr(args, place) or ROOT / folder for place, folder in data.PLACES.items()}
     for place, folder in places.items():
         if not folder.is_dir():
-            raise CaffeError(f'{folder}: no such folder; {option(place)} says where it is')
+            raise CaffeError(f'{folder}: no such folder; {name_option(place)} says where it is')
     start = args.weights or [ROOT / path for path in weights]
     for path in start:
         if not args.resume and not path.is_file():
@@ -190,7 +207,7 @@ def _make_sample_job(
     print(
         f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
         'spot.\nThe real experiment needs '
-        f'{", ".join(map(option, data.PLACES))} and --weights; see --help.'
+        f'{", ".join(map(name_option, data.PLACES))} and --weights; see --help.'
     )
     folder = args.output = make_run_folder(args.output or recipes.folder_of(name), args.resume)
     print(f'Output folder: {folder}', flush=True)
@@ -198,14 +215,14 @@ def _make_sample_job(
     if resume == LATEST and not _has_snapshots(args.snapshot_prefix or folder / 'snapshot/train'):
         print('Nothing is saved there yet: the sample starts again.', flush=True)
         resume = None
-    sample = recipes.prepare(name, folder, after, start=not resume)
+    sample = recipes.prepare_sample(name, folder, after, start=not resume)
     return Job(name, folder, resume=resume, **sample)
 
 
 def _has_snapshots(prefix: Path) -> bool:
     """Return whether a run, or a stage of a chain, has left snapshots under a prefix."""
     stages = (path / prefix.name for path in prefix.parent.glob('*/'))
-    return any(snapshots.list_states(each) for each in (prefix, *stages))
+    return any(retention.list_states(each) for each in (prefix, *stages))
 
 
 def find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Path:
@@ -242,7 +259,7 @@ def make_run_folder(folder: Path, resume: Path | None) -> Path:
     chosen, number = folder, 2
     while not resume and not _is_of_this_torchrun(chosen) and log.find(chosen):
         chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
-    folders.take(chosen)
+    workspace.take(chosen)
     if run_id := parallel.run_id():
         (chosen / MARK).write_text(run_id)
     return chosen

@@ -25,13 +25,13 @@ def solve(job: Job) -> None:
     if not job.restore(solver):  # --resume
         job.load_weights(solver.net)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
-    with job.watch(solver, rounds=50, step=8000) as rounds:
-        for iterations in rounds:
+    with job.watch(solver, rounds=50, step=8000, prune=job.prune) as rounds:
+        for iterations in rounds:  # 50 of 8000; as in the release, max_iter does not count
             solver.step(iterations)
             scores = score.seg_tests(solver, False, job.images, layer='score')
             job.record(solver, scores, pascalcontext.CLASSES)
             job.prune(solver)  # --keep
-    job.finish(solver, data=pascalcontext.MEAN)
+    job.save_and_report(solver, data=pascalcontext.MEAN)
 
 
 if __name__ == '__main__':

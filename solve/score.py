@@ -8,29 +8,30 @@ from __future__ import annotations
 if __name__ == '__main__':
     import _checkout
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from caffe_port import TEST, Net, parallel, prototxt
+from caffe_port import TEST, Net, parallel, plugins, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files import weights
+from caffe_port.files.checksum import digest_file, digest_text
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 from caffe_port.zoo import load_all
 from solve.datasets import voc
 from solve.datasets.layer import Params, SegDataLayer
-from solve.run import experiments, folders, options
+from solve.run import experiments, options, workspace
 from solve.run.counting import compute_hist, do_seg_tests, find_data_layers, find_tasks, seg_tests
+from solve.run.evaluation import Evaluation
+from solve.run.experiments import ALL_PLACES
 from solve.run.metrics import fast_hist
-from solve.run.options import ROOT, option
-from solve.run.scoring import Scoring
+from solve.run.options import ROOT, name_option
 
 __all__ = ['compute_hist', 'do_seg_tests', 'fast_hist', 'seg_tests']
 
 # The split that the release scores each experiment on.
 SPLITS = {'voc': 'seg11valid', 'nyud': 'test', 'siftflow': 'test', 'pascalcontext': 'val'}
-PLACES = tuple(dict.fromkeys(place for data in experiments.DATA.values() for place in data.PLACES))
 EXAMPLES = """examples:
   score.py voc_fcn8s fcn8s-heavy-pascal.caffemodel
   score.py siftflow_fcn16s siftflow.pth --siftflow-dir SiftFlow --predictions
@@ -39,23 +40,23 @@ EXAMPLES = """examples:
 Score a net on a split, as the official release does. If it is stopped, the same command goes on
 where it was.
 """
-FILES = """
+OUTPUT_HELP = """
 The output folder then holds scores.json, confusion.npy (rows are labels, columns predictions),
 confusion.png and what the options add. SIFT Flow has two tasks: each has its own files, with
 _sem or _geo behind their names.
 """
 
 
-def prepare(args: argparse.Namespace) -> Scoring:
+def prepare(args: argparse.Namespace) -> Evaluation:
     """Make the net that a command line names, with its weights, and the folder for its scores."""
     layers = weights.read(args.weights)
     data = experiments.find_data(args.net)
     split = args.split or (SPLITS[args.net.split('_')[0]] if data else None)
-    param = experiments.make_net(args.net, split, layers)
+    param = experiments.make_net_param(args.net, split, layers)
     places = {place: ROOT / folder for place, folder in data.PLACES.items()} if data else {}
-    places |= {place: getattr(args, place) for place in PLACES if getattr(args, place)}
+    places |= {place: getattr(args, place) for place in ALL_PLACES if getattr(args, place)}
     set_data(param, split, places)
-    net = make_net(param, places)
+    net = make_test_net(args.net, param, places)
     load_all(net, args.weights, layers)
     fed, tasks = find_data_layers(net), find_tasks(net)
     if not fed:
@@ -77,25 +78,25 @@ def prepare(args: argparse.Namespace) -> Scoring:
         layer.split,
     )
     folder = args.output or Path('output', 'score', '-'.join(named))
-    parallel.first(lambda: folders.take(folder))
+    parallel.call_on_first(lambda: workspace.take(folder))
     print(
         f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
         f'output folder: {folder}',
         flush=True,
     )
     of = identify(param, layer, args.weights)
-    return Scoring(net, layer, tasks, folder, of, args.weights)
+    return Evaluation(net, layer, tasks, folder, of, args.weights)
 
 
 def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) -> None:
     """Let the data layers of a net feed `split` in order, from the folders in `places`."""
     for layer, params in _parse_data_layers(param):
-        own = sys.modules[layer.python_param.module].PLACES
+        own = plugins.import_layer_module(layer.python_param.module).PLACES
         for place in places:
             if place not in own:
                 raise CaffeError(
-                    f"{option(place)}: not a folder of this net's data; those are "
-                    + ' and '.join(map(option, own))
+                    f"{name_option(place)}: not a folder of this net's data; those are "
+                    + ' and '.join(map(name_option, own))
                 )
         changes = {
             'randomize': False,
@@ -108,11 +109,15 @@ def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) ->
 def _parse_data_layers(param: NetParameter) -> Iterator[tuple[LayerParameter, Params]]:
     """Yield the data layers of a net that solve/datasets has, with their parsed param_str."""
     for layer in param.layer:
-        if hasattr(sys.modules.get(layer.python_param.module), 'PLACES'):
+        module = None
+        with suppress(CaffeError):  # whatever is wrong with it, making the net says so
+            if layer.type == 'Python':
+                module = plugins.import_layer_module(layer.python_param.module)
+        if hasattr(module, 'PLACES'):
             yield layer, Params.parse(layer.name, layer.python_param.param_str)
 
 
-def make_net(param: NetParameter, places: dict[str, Path]) -> Net:
+def make_test_net(name: str, param: NetParameter, places: dict[str, Path]) -> Net:
     """Make a net to test; where a folder of its data is missing, name the option for it."""
     try:
         return Net(param, TEST)
@@ -120,9 +125,9 @@ def make_net(param: NetParameter, places: dict[str, Path]) -> Net:
         for place, folder in places.items():
             if str(folder) in str(error) and not folder.is_dir():
                 raise CaffeError(
-                    f'{folder}: no such folder; {option(place)} says where it is'
+                    f'{folder}: no such folder; {name_option(place)} says where it is'
                 ) from error
-        raise
+        raise CaffeError(f'{name}: {error}') from error
 
 
 def identify(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, str]:
@@ -130,45 +135,42 @@ def identify(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, 
     plain = NetParameter()
     plain.CopyFrom(param)
     for data, params in _parse_data_layers(plain):
-        kept = {key: params.values[key] for key in sorted({*params.values} - {'split', *PLACES})}
+        kept = {
+            key: params.values[key] for key in sorted({*params.values} - {'split', *ALL_PLACES})
+        }
         data.python_param.param_str = repr(kept)
-    checksum = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            checksum.update(chunk)
     return {
-        'net': _digest(prototxt.to_text(plain)),
-        'weights': f'{path.stat().st_size} bytes, sha256 {checksum.hexdigest()}',
-        'images': f'{len(layer.ids)} of {layer.split}, {_digest(repr(layer.ids))}',
+        'net': f'sha256 {digest_text(prototxt.to_text(plain))}',
+        'weights': f'{path.stat().st_size} bytes, sha256 {digest_file(path)}',
+        'images': f'{len(layer.ids)} of {layer.split}, sha256 {digest_text(repr(layer.ids))}',
     }
 
 
-def _digest(text: str) -> str:
-    return f'sha256 {hashlib.sha256(text.encode()).hexdigest()}'
-
-
-def score(args: argparse.Namespace) -> None:
+def score_net(args: argparse.Namespace) -> None:
     """Score the net that a command line names and report its scores."""
     scoring = prepare(args)
     state = scoring.count(args.predictions, args.force)
-    parallel.first(lambda: scoring.report(state, args.report))
+    parallel.call_on_first(lambda: scoring.report(state, args.report))
 
 
 def main() -> None:
     parser = options.make_net_parser(
-        'score.py', EXAMPLES, f'{FILES}\n{options.STATUS}', positional_gpu=True
+        'score.py', EXAMPLES, f'{OUTPUT_HELP}\n{options.STATUS}', positional_gpu=True
     )
     add = parser.add_argument
     add('--split', help="default: the published one; for a prototxt, the prototxt's")
-    for place in PLACES:
+    for place in ALL_PLACES:
         add(
-            option(place), type=Path, metavar='DIR', help="default: the script's, or the prototxt's"
+            name_option(place),
+            type=Path,
+            metavar='DIR',
+            help="default: the script's, or the prototxt's",
         )
     add('--output', type=Path, metavar='DIR', help='default: output/score/NET-WEIGHTS-SPLIT')
     add('--predictions', action='store_true', help='write predictions as palette PNGs')
     add('--report', action='store_true', help='write report.html, with best and worst pictures')
     add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
-    options.run_net_command(parser, score)
+    options.run_net_command(parser, score_net)
 
 
 if __name__ == '__main__':

@@ -25,14 +25,14 @@ def solve(job: Job) -> None:
     if not job.restore(solver):  # --resume
         job.load_weights(solver.net)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
-    with job.watch(solver, rounds=50, step=2000) as rounds:  # Deviates: the release saves nothing
-        for iterations in rounds:
+    with job.watch(solver, rounds=50, step=2000, prune=job.prune) as rounds:
+        for iterations in rounds:  # 50 of 2000; as in the release, max_iter does not count
             solver.step(iterations)
             sem = score.seg_tests(solver, False, job.images, layer='score_sem', gt='sem')
             geo = score.seg_tests(solver, False, job.images, layer='score_geo', gt='geo')
             job.record(solver, sem, siftflow.SEMANTIC, geo=(geo, siftflow.GEOMETRIC))
             job.prune(solver)  # --keep
-    job.finish(solver, data=siftflow.MEAN)
+    job.save_and_report(solver, data=siftflow.MEAN)  # Deviates: the release saves nothing
 
 
 if __name__ == '__main__':

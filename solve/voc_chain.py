@@ -17,7 +17,7 @@ from caffe_port import parallel
 from caffe_port.errors import CaffeError, make_folder
 from solve import launch, voc_fcn8s, voc_fcn16s, voc_fcn32s
 from solve.datasets import voc
-from solve.run import log, snapshots
+from solve.run import log, retention
 from solve.run.job import LATEST, Job
 from solve.samples import recipes
 
@@ -32,7 +32,7 @@ def solve(job: Job) -> None:
         stage = make_stage(job, name, weights)
         print(f'\n{name}, from {"its latest snapshot" if stage.resume else weights[0]}', flush=True)
         script.solve(stage)
-        weights = [snapshots.weights_of(snapshots.find_latest(stage.prefix))]
+        weights = [retention.name_weights(retention.find_latest(stage.prefix))]
         scored = [line for line in log.read(stage.folder) if 'mean_iu' in line]
         mean_iu.append(scored[-1]['mean_iu'])
     print('\n           ', *(f'{name:>10}' for name in STAGES))
@@ -43,7 +43,7 @@ def make_stage(job: Job, name: str, weights: list[Path]) -> Job:
     """Make the job of one net of the chain, in a folder of its own."""
     folder = make_folder(job.folder / name)
     prefix = job.prefix.parent / name / job.prefix.name
-    resumes = (job.resume or parallel.restarted()) and snapshots.list_states(prefix)
+    resumes = (job.resume or parallel.is_restarted()) and retention.list_states(prefix)
     resume = LATEST if resumes or not weights else None
     stage = replace(job, name=name, folder=folder, prefix=prefix, weights=weights, resume=resume)
     return replace(stage, **recipes.make_settings(name)) if job.constants else stage

@@ -25,13 +25,13 @@ def solve(job: Job) -> None:
     if not job.restore(solver):  # --resume
         job.load_weights(solver.net)
         surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
-    with job.watch(solver, rounds=25, step=4000) as rounds:
-        for iterations in rounds:
+    with job.watch(solver, rounds=25, step=4000, prune=job.prune) as rounds:
+        for iterations in rounds:  # 25 of 4000, up to max_iter
             solver.step(iterations)
             scores = score.seg_tests(solver, False, job.images, layer='score')
             job.record(solver, scores, voc.CLASSES)
             job.prune(solver)  # --keep
-    job.finish(solver, data=voc.MEAN)
+    job.save_and_report(solver, data=voc.MEAN)
 
 
 if __name__ == '__main__':

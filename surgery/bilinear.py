@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from surgery.blobs import blobs_of, shape_of
 
@@ -49,7 +49,7 @@ def interp(net: Any, layers: Iterable[str]) -> None:
 
 def _check(layer: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 4:
-        raise CaffeError(f'{layer}: weights of shape {shape_text(shape)}, must have 4 axes')
+        raise CaffeError(f'{layer}: weights of shape {format_shape(shape)}, must have 4 axes')
     channels, across, height, width = shape
     if height != width:
         raise CaffeError(f'{layer}: {height} x {width} filter, must be square')

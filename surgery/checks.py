@@ -1,4 +1,4 @@
-"""Find the most common mistake of training an FCN before it costs a day."""
+"""Find the most common mistake in training an FCN before it costs a day."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _become_dilated_pooling(layer: LayerParameter, stride: int, dilation: int) -
 
 
 def _is_pointwise(layer: LayerParameter) -> bool:
-    """Whether each pixel of the tops is made of the same pixel of the bottoms."""
+    """Say whether each pixel of the tops depends on the same pixel of the bottoms alone."""
     if layer.type == 'LRN':
         return layer.lrn_param.norm_region == LRNParameter.ACROSS_CHANNELS
     if layer.type == 'MVN':

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from surgery.blobs import blobs_of, shape_of
 
@@ -77,8 +77,8 @@ def _check_count(moved: Moved) -> None:
     count, new_count = math.prod(moved.shape), math.prod(moved.new_shape)
     if count != new_count:
         raise CaffeError(
-            f'{moved.layer} {moved.blob} of shape {shape_text(moved.shape)} cannot be '
-            f'{moved.new_layer} of shape {shape_text(moved.new_shape)}: a transplant may '
+            f'{moved.layer} {moved.blob} of shape {format_shape(moved.shape)} cannot be '
+            f'{moved.new_layer} of shape {format_shape(moved.new_shape)}: a transplant may '
             f'change the shape but not the count, {count} and {new_count}'
         )
 
@@ -102,12 +102,12 @@ def expand_score(new_net: Any, new_layer: str, net: Any, layer: str) -> None:
     if (shape[:1], new_shape[:1]) != ((classes,), (new_classes,)):
         raise CaffeError(
             f'{layer} and {new_layer}: {classes} and {new_classes} biases for weights '
-            f'of shape {shape_text(shape)} and {shape_text(new_shape)}'
+            f'of shape {format_shape(shape)} and {format_shape(new_shape)}'
         )
     if shape[1:] != new_shape[1:] or classes > new_classes:
         raise CaffeError(
-            f'{layer} of shape {shape_text(shape)} cannot be the first classes of '
-            f'{new_layer} of shape {shape_text(new_shape)}'
+            f'{layer} of shape {format_shape(shape)} cannot be the first classes of '
+            f'{new_layer} of shape {format_shape(new_shape)}'
         )
     new_blobs[0].data[:classes] = blobs[0].data
     # Deviates: the release indexes biases as 1 x 1 x 1 x K, which only old files have.
@@ -126,8 +126,8 @@ def color_to_color_depth(new_net: Any, new_layer: str, net: Any, layer: str) -> 
     shape, new_shape = shape_of(blobs[0]), shape_of(new_blobs[0])
     if len(shape) != 4 or new_shape != (shape[0], shape[1] + 1, *shape[2:]):
         raise CaffeError(
-            f'{layer} of shape {shape_text(shape)} cannot fill {new_layer} of shape '
-            f'{shape_text(new_shape)}: expected one input channel more, the depth'
+            f'{layer} of shape {format_shape(shape)} cannot fill {new_layer} of shape '
+            f'{format_shape(new_shape)}: expected one input channel more, the depth'
         )
     weight = blobs[0].data
     new_blobs[0].data[:, :-1] = weight

@@ -4,6 +4,7 @@ Two processes test at a time (setup.cfg): each has one thread, and so have those
 """
 
 import os
+import secrets
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -12,7 +13,11 @@ def pytest_addoption(parser):
     parser.addoption(
         '--thorough',
         action='store_true',
-        help='run only the tests with drawn input, and draw twenty times as many examples',
+        help='run only the tests with drawn input, and draw forty times as many examples, '
+        'others in each run',
+    )
+    parser.addoption(
+        '--thorough-seed', type=int, metavar='N', help='the seed of --thorough, to draw it again'
     )
     parser.addoption(
         '--fuzz', type=float, default=0, metavar='MINUTES', help='run the fuzzer for so long'
@@ -31,8 +36,17 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     # By the environment, so that the processes of pytest-xdist know it too.
+    if config.getoption('--thorough') and 'PYTEST_XDIST_WORKER' not in os.environ:
+        seed = config.getoption('--thorough-seed')
+        os.environ['THOROUGH'] = str(secrets.randbits(32) if seed is None else seed)
+
+
+def pytest_terminal_summary(terminalreporter, config):
     if config.getoption('--thorough'):
-        os.environ['THOROUGH'] = '1'
+        terminalreporter.write_line(
+            f'drawn by seed {os.environ["THOROUGH"]}: to draw the same again, '
+            f'--thorough --thorough-seed {os.environ["THOROUGH"]}'
+        )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,4 +1,7 @@
-"""A bound on the memory that a block of a test takes."""
+"""A bound on the resident memory that a block of a test takes, by a peak that begins with it.
+
+tests/costs.py is for files of strangers, which may ask for more than a test's process can have.
+"""
 
 import re
 from collections.abc import Iterator

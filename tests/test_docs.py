@@ -1,6 +1,8 @@
 """What the pages say is so: their code runs, their tables are computed anew, their flags exist."""
 
 import io
+import logging
+import os
 import re
 import runpy
 import shlex
@@ -13,12 +15,19 @@ import pytest
 from PIL import Image
 
 import caffe_port as caffe
+from caffe_port.__main__ import TOOLS, main
 from caffe_port.files import weights
 from caffe_port.ops.base import LAYER_TYPES
+from caffe_port.tools import compute_image_mean, convert_imageset
+from caffe_port.tools.brew import COMMANDS
+from caffe_port.tools.brew import FLAGS as BREW_FLAGS
 from nets import voc_fcn8s, voc_fcn16s, voc_fcn32s
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [
+    *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY', 'CHANGELOG')),
+    *sorted((ROOT / 'docs').glob('*.md')),
+]
 BLOCK = re.compile(r'^```python\n(.*?)^```', re.M | re.S)
 ROW = re.compile(r'^\| (.*) \|$', re.M)
 
@@ -121,31 +130,108 @@ def test_offsets_of_the_page_are_the_nets():
 
 
 def commands():
-    """Each `python FILE ...` of the pages, in blocks and in tables."""
+    """Each `python FILE ...` and `python -m MODULE ...` of the pages, in blocks and in tables."""
     for page in PAGES:
         text = page.read_text().replace('\\\n', ' ')
         for line in re.findall(
-            r'(?:python|torchrun [^`\n]*?) ((?:solve|caffe_port|tests)/[^`\n]*)', text
+            r'(?:python(?: -m)?|torchrun [^`\n]*?) '
+            r'((?:(?:solve|caffe_port|tests)/|caffe_port[. ])[^`\n]*)',
+            text,
         ):
             command = re.split(r' && |;|\.\.\.$', line)[0].strip()
             yield pytest.param(command, id=f'{page.name}: {command[:60]}')
 
 
-@pytest.mark.parametrize('command', commands())
+@pytest.mark.parametrize('command', list(commands()))
 def test_commands_of_the_pages_are_there_and_take_their_flags(command, monkeypatch):
     script, *arguments = shlex.split(command.replace('...', ''))
     path = ROOT / script
-    assert path.is_file(), script
     flags = [argument for argument in arguments if argument.startswith('--')]
     monkeypatch.setattr(sys, 'argv', [str(path), '--help'])
-    monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
-    monkeypatch.delitem(sys.modules, '_checkout', raising=False)
     said = io.StringIO()
-    with redirect_stdout(said), pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(path), run_name='__main__')
+    if '/' in script:
+        assert path.is_file(), script
+        monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
+        monkeypatch.delitem(sys.modules, '_checkout', raising=False)
+        with redirect_stdout(said), pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name='__main__')
+    elif script == 'caffe_port':  # its usage ends with status 1; its own page's test has the rest
+        assert arguments[0] in {*COMMANDS, *TOOLS, 'NAME'}
+        if arguments[0] in COMMANDS:
+            assert {flag[2:].split('=')[0] for flag in flags} <= set(BREW_FLAGS)
+        return
+    else:
+        with redirect_stdout(said), pytest.raises(SystemExit) as ended:
+            runpy.run_module(script, run_name='__main__')
     assert not ended.value.code
     for flag in flags:
         assert re.search(rf'{flag}\b', said.getvalue()), f'{script} has no {flag}'
+
+
+def write_what_the_tools_need(folder):
+    """The files that docs/caffe-tools.md begins with."""
+    (folder / 'images').mkdir()
+    random = np.random.RandomState(0)
+    for name in ('train', 'test'):
+        lines = []
+        for i in range(6):
+            pixels = (random.randint(0, 99, (8, 8)) + 150 * (i % 2)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / 'images' / f'{name}{i}.png')
+            lines.append(f'{name}{i}.png {i % 2}\n')
+        (folder / 'images' / f'{name}.txt').write_text(''.join(lines))
+    (folder / 'train_val.prototxt').write_text(
+        ''.join(
+            'layer { name: "d" type: "Data" top: "data" top: "label" '
+            f'include {{ phase: {phase} }} data_param {{ source: "{name}_lmdb" '
+            'backend: LMDB batch_size: 2 } '
+            'transform_param { mean_file: "mean.binaryproto" scale: 0.01 } }'
+            for phase, name in (('TRAIN', 'train'), ('TEST', 'test'))
+        )
+        + 'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { '
+        'num_output: 2 weight_filler { type: "xavier" } } }'
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }'
+    )
+    (folder / 'solver.prototxt').write_text(
+        'net: "train_val.prototxt" base_lr: 0.01 lr_policy: "fixed" max_iter: 40 snapshot: 20 '
+        'display: 20 snapshot_prefix: "snap"'
+    )
+    for suffix in ('prototxt', 'caffemodel'):
+        old = ROOT / 'tests/golden/formats' / f'legacy_v1.{suffix}'
+        (folder / f'old.{suffix}').write_bytes(old.read_bytes())
+    (folder / 'old_solver.prototxt').write_text('net: "x" solver_type: ADAM')
+
+
+def test_commands_of_the_page_on_caffes_tools_run(tmp_path, monkeypatch):
+    pytest.importorskip('lmdb')
+    write_what_the_tools_need(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / 'docs/caffe-tools.md').read_text()
+    commands = re.findall(r'^    python -m caffe_port (.*)$', text, re.M)
+    assert {command.split()[0] for command in commands} == {*COMMANDS, *TOOLS} - {'device_query'}
+    for command in commands:
+        arguments, _, target = command.partition(' 2> ')
+        handler = logging.FileHandler(target or os.devnull)
+        logging.getLogger('caffe_port').addHandler(handler)
+        try:
+            assert main(shlex.split(arguments)) == 0, command
+        finally:
+            logging.getLogger('caffe_port').removeHandler(handler)
+            handler.close()
+    results = 'train_lmdb', 'mean.binaryproto', 'train.log.train', 'features', 'new.caffemodel'
+    assert all((tmp_path / name).exists() for name in results)
+
+
+def test_the_page_on_caffes_tools_names_every_flag_and_no_other():
+    table = {
+        re.search(r'`(\w+)', name)[1]: set(re.findall(r'--(\w+)', arguments))
+        for name, arguments in (
+            row.split(' | ', 1) for row in ROW.findall((ROOT / 'docs/caffe-tools.md').read_text())
+        )
+        if name in {f'`{each}`' for each in (*COMMANDS, *TOOLS)}
+    }
+    assert set().union(*(table[name] for name in COMMANDS)) == set(BREW_FLAGS)
+    for tool in (convert_imageset, compute_image_mean):
+        assert table[tool.__name__.rpartition('.')[2]] == set(tool.FLAGS)
 
 
 def test_links_of_the_pages_lead_somewhere():

@@ -3,108 +3,136 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 
-# As DESIGN lists the rooms, from the foundation up. A folder stands for its files that are
-# not named themselves; those come in the order in which they import each other.
+# The rooms as DESIGN lists them, from the foundation up: a file, a folder with all that is in
+# it, or `folder/*`, the files of a folder that are not named themselves. Every file is in one.
 ORDER = """
 caffe_port/_checkout caffe_port/version caffe_port/errors caffe_port/plugins caffe_port/mode
+caffe_port/timer
 caffe_port/proto caffe_port/parallel caffe_port/rng
 caffe_port/blob caffe_port/net_spec caffe_port/coord_map
 caffe_port/files caffe_port/prototxt
-caffe_port/ops caffe_port/outputs caffe_port/module caffe_port/plan caffe_port/tape caffe_port/debug
-caffe_port/batches caffe_port/net caffe_port/glog caffe_port/solving caffe_port/pyio
-caffe_port/classifier caffe_port/draw caffe_port/verify caffe_port/export
-caffe_port caffe_port/convert
+caffe_port/ops caffe_port/outputs caffe_port/building caffe_port/module caffe_port/plan
+caffe_port/tape caffe_port/debug caffe_port/aliases caffe_port/batches caffe_port/net_weights
+caffe_port/net
+caffe_port/glog caffe_port/solving caffe_port/nccl caffe_port/pyio caffe_port/classifier
+caffe_port/detector caffe_port/draw caffe_port/verify caffe_port/export caffe_port/zoo
+caffe_port/tools caffe_port/__main__ caffe_port/__init__ caffe_port/convert
 nets surgery
-solve/datasets solve/run solve/samples solve
+solve/_checkout solve/datasets solve/run solve/samples solve/launch solve/score solve/*
 """.split()
-FILES = [
-    path.relative_to(ROOT)
-    for package in ('caffe_port', 'nets', 'surgery', 'solve')
+PACKAGES = ('caffe_port', 'nets', 'surgery', 'solve')
+# What may be imported where it is needed: optional packages, and one that takes half a second.
+# What may be imported by its name: what prototxts and entry points name, optional packages.
+WHERE_NEEDED = {
+    ('caffe_port/draw.py', '_drawn_by_matplotlib'): 'matplotlib.figure',
+    ('caffe_port/ops/hdf5_data.py', '_h5py'): 'h5py',
+    ('caffe_port/ops/databases.py', '_Lmdb'): 'lmdb',
+    ('caffe_port/ops/databases.py', '_LevelDb'): 'plyvel',
+    ('caffe_port/tools/new_database.py', '_Lmdb'): 'lmdb',
+    ('caffe_port/tools/new_database.py', '_LevelDb'): 'plyvel',
+}
+BY_NAME = {('caffe_port/plugins.py', '_import'), ('caffe_port/files/stored.py', 'import_library')}
+FILES = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+    for package in PACKAGES
     for path in sorted((ROOT / package).rglob('*.py'))
-    if path.name != 'caffe_pb2.py'
-]
+}
 
 
-def module_of(path):
-    return '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
-
-
-MODULES = {module_of(path) for path in FILES} | {'caffe_port.proto.caffe_pb2'}
+def name_of(module):
+    return str(FILES[module].relative_to(ROOT))
 
 
 def room_of(module):
-    """The number of the line of ORDER that a module is in."""
-    name = module.replace('.', '/')
-    while name not in ORDER:
-        name = name.rpartition('/')[0]
-    return ORDER.index(name)
+    """Return the number of a module's room in ORDER, from 1; 0 for a file that is in none."""
+    file = Path(name_of(module)).with_suffix('')
+    rooms = [str(file), f'{file.parent}/*', *map(str, file.parents)]
+    return next((ORDER.index(room) + 1 for room in rooms if room in ORDER), 0)
 
 
-def imports_of(path):
-    """Each module of ours that a file imports, with the line, wherever in it that is."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+def imports_of(module):
+    """Yield each module of the house that a module imports, wherever in it, with the line."""
+    package = module if FILES[module].name == '__init__.py' else module.rpartition('.')[0]
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert not node.level, f'{path}:{node.lineno}: a relative import'
-            names = [f'{node.module}.{alias.name}' for alias in node.names]
-        else:
-            continue
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split('.')[: len(package.split('.')) - node.level + 1]
+            source = '.'.join([*(above if node.level else []), *filter(None, [node.module])])
+            names = [f'{source}.{alias.name}' for alias in node.names]
         for name in names:
-            while name and name not in MODULES:
+            while name and name not in FILES:
                 name = name.rpartition('.')[0]
             if name:
                 yield name, node.lineno
 
 
-@pytest.mark.parametrize('path', FILES, ids=str)
-def test_a_file_imports_only_from_rooms_above(path):
-    own = module_of(path)
-    below = [
-        f'{path}:{line}: {own} imports {name}, which stands below it'
-        for name, line in imports_of(path)
-        if room_of(name) > room_of(own)
-    ]
-    assert not below, '\n'.join(below)
+def find_hidden(module):
+    """Yield the line and fault of each import that is not at the top, or by a string."""
+    file = name_of(module)
+
+    def walk(node, top):
+        for child in ast.iter_child_nodes(node):
+            within = top
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+                within = top or getattr(child, 'name', 'lambda')
+            names = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                names = [child.module or '.']
+            if isinstance(child, ast.ImportFrom) and child.level:
+                yield child.lineno, 'a relative import'
+            elif top and names and [WHERE_NEEDED.get((file, top))] != names:
+                yield child.lineno, f'{", ".join(names)} is imported in {top}'
+            used = getattr(child, 'attr', getattr(child, 'id', getattr(child, 'name', '')))
+            if used == 'TYPE_CHECKING' and not isinstance(child, ast.alias):
+                yield child.lineno, 'an import for type checkers only'
+            if used in ('import_module', '__import__') and (file, top) not in BY_NAME:
+                yield child.lineno, 'an import by a string'
+            yield from walk(child, within)
+
+    yield from walk(ast.parse(FILES[module].read_text()), '')
 
 
-def test_within_a_room_no_files_import_each_other_in_a_circle():
-    graph = {module_of(path): {name for name, _ in imports_of(path)} for path in FILES}
-    done = set()
-    while len(done) < len(graph):
-        free = [
-            name
-            for name in graph
-            if name not in done and graph[name] - {name} <= done | {'caffe_port.proto.caffe_pb2'}
+def report(faults):
+    assert not faults, '\n'.join(faults)
+
+
+def test_files_import_only_from_rooms_above():
+    rooms = {module: room_of(module) for module in FILES}
+    faults = [f'{name_of(module)}:1: in no room of ORDER' for module in FILES if not rooms[module]]
+    report(
+        faults
+        + [
+            f'{name_of(module)}:{line}: imports {name}, which stands below'
+            for module in FILES
+            for name, line in imports_of(module)
+            if rooms[name] and rooms[module] and rooms[name] > rooms[module]
         ]
-        assert free, f'in a circle: {", ".join(sorted(set(graph) - done))}'
-        done.update(free)
+    )
 
 
-@pytest.mark.parametrize('path', FILES, ids=str)
-def test_imports_stand_at_the_top_and_name_modules(path):
-    """None in a function, under TYPE_CHECKING or by a string, but for optional packages."""
-    tree = ast.parse((ROOT / path).read_text())
-    hidden = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            hidden += [
-                inner
-                for inner in ast.walk(node)
-                if isinstance(inner, ast.ImportFrom)
-                and (inner.module or '').split('.')[0] in ('caffe_port', 'nets', 'surgery', 'solve')
-            ]
-        if isinstance(node, ast.Name) and node.id == 'TYPE_CHECKING':
-            hidden.append(node)
-        if isinstance(node, ast.Call) and getattr(
-            node.func, 'attr', getattr(node.func, 'id', '')
-        ) in ('import_module', '__import__'):
-            hidden.append(node)
-    # Plugins are named by prototxts and entry points, optional packages by their extras.
-    if path in (Path('caffe_port/plugins.py'), Path('caffe_port/files/stored.py')):
-        hidden = []
-    assert not hidden, '\n'.join(f'{path}:{node.lineno}: a hidden import' for node in hidden)
+def test_no_files_import_each_other_in_a_circle():
+    left = {module: {name for name, _ in imports_of(module)} - {module} for module in FILES}
+    while free := [module for module, needs in left.items() if not needs & set(left)]:
+        for module in free:
+            del left[module]
+    path = [*left][:1]
+    while path and path[-1] not in path[:-1]:
+        path.append(min(left[path[-1]] & set(left)))
+    circle = path[path.index(path[-1]) :] if path else []
+    report([f'{name_of(circle[0])}:1: in a circle: {" > ".join(circle)}'] if circle else [])
+
+
+def test_imports_stand_at_the_top_and_name_modules():
+    report(
+        [
+            f'{name_of(module)}:{line}: {fault}'
+            for module in FILES
+            for line, fault in find_hidden(module)
+        ]
+    )

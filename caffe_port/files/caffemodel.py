@@ -18,20 +18,20 @@ from typing import TypeAlias
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import hdf5, wire
 from caffe_port.files.hdf5 import write_hdf5 as write_hdf5
 from caffe_port.files.hdf5 import write_state_hdf5 as write_state_hdf5
 from caffe_port.files.stored import (
-    Arrays,
+    LayerArrays,
     Shape,
-    State,
     StoredBlob,
     StoredLayer,
+    StoredState,
     layers_to_write,
+    open_to_write,
     payload,
-    writing,
 )
 from caffe_port.files.upgrade import put, upgrade_net, v0_type, v1_type
 from caffe_port.proto.caffe_pb2 import (
@@ -75,7 +75,7 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
     Raises CaffeError for any other file, and for a blob whose count of values differs
     from its shape's; binary files beyond 2 GiB are refused, as by protobuf.
     """
-    source = wire.Source(path)
+    source = wire.WireFile(path)
     if source.is_hdf5():
         return hdf5.read(path)
     with _expecting(source, MODEL):
@@ -92,7 +92,7 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
 
 def read_net(path: str | os.PathLike) -> NetParameter:
     """Return the net in a .caffemodel, upgraded to the current format, without its blobs."""
-    source = wire.Source(path)
+    source = wire.WireFile(path)
     if source.is_hdf5():
         raise CaffeError(f'{source.path}: expected {MODEL}, found an HDF5 file, which holds no net')
     with _expecting(source, MODEL):
@@ -109,7 +109,7 @@ def read_net(path: str | os.PathLike) -> NetParameter:
 
 
 def write(
-    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None = None
+    path: str | os.PathLike, net: NetParameter, blobs: LayerArrays, diffs: LayerArrays | None = None
 ) -> None:
     """Write a .caffemodel: every layer of `net`, with the blobs given for its name.
 
@@ -128,12 +128,12 @@ def write(
     _write_pieces(path, pieces)
 
 
-def read_state(path: str | os.PathLike) -> State:
+def read_state(path: str | os.PathLike) -> StoredState:
     """Return the content of a .solverstate or .solverstate.h5.
 
     Raises CaffeError for any other file.
     """
-    source = wire.Source(path)
+    source = wire.WireFile(path)
     if source.is_hdf5():
         return hdf5.read_state(path)
     learned_net, numbers = '', {'current_step': 0}
@@ -149,7 +149,7 @@ def read_state(path: str | os.PathLike) -> State:
                 numbers[name] = wire.signed(field.value, 32)
         if 'iter' not in numbers:
             raise CaffeError(f'{source.path}: expected {STATE}, found no iter in it')
-    return State(numbers['iter'], learned_net, numbers['current_step'], history)
+    return StoredState(numbers['iter'], learned_net, numbers['current_step'], history)
 
 
 def write_state(
@@ -170,7 +170,7 @@ def write_state(
 
 def read_blob(path: str | os.PathLike) -> np.ndarray:
     """Return the blob of a .binaryproto, such as a mean image 1 x C x H x W: float32."""
-    source = wire.Source(path)
+    source = wire.WireFile(path)
     with _expecting(source, BLOB):
         return _stored(source, 0, source.size, source.path).array()
 
@@ -181,8 +181,8 @@ def write_blob(path: str | os.PathLike, array: np.ndarray) -> None:
 
 
 @contextmanager
-def _expecting(source: wire.Source, due: str) -> Iterator[None]:
-    """Let an error say what the file is, if it is not what is `due`."""
+def _expecting(source: wire.WireFile, due: str) -> Iterator[None]:
+    """Add to an error what the file is, if it is not what is `due`."""
     try:
         if source.size > MAX_BYTES:
             raise CaffeError(
@@ -191,13 +191,13 @@ def _expecting(source: wire.Source, due: str) -> Iterator[None]:
             )
         yield
     except CaffeError as error:
-        found = wire.what_is(source)
+        found = wire.describe_file(source)
         if found in (due, wire.UNKNOWN):
             raise
         raise CaffeError(f'{source.path}: expected {due}, found {found}') from error
 
 
-def _layer(source: wire.Source, field: wire.Field, kind: type[Message]) -> StoredLayer:
+def _layer(source: wire.WireFile, field: wire.Field, kind: type[Message]) -> StoredLayer:
     name, type_, blobs = _layer_parts(source, field, kind)
     return StoredLayer(
         name,
@@ -210,7 +210,7 @@ def _layer(source: wire.Source, field: wire.Field, kind: type[Message]) -> Store
 
 
 def _layer_parts(
-    source: wire.Source, layer: wire.Field, kind: type[Message]
+    source: wire.WireFile, layer: wire.Field, kind: type[Message]
 ) -> tuple[str, str, list[wire.Field]]:
     """Return the name, the type and the fields of the blobs of a layer.
 
@@ -234,7 +234,7 @@ def _layer_parts(
     return name, type_, blobs
 
 
-def _stored(source: wire.Source, start: int, end: int, where: str) -> StoredBlob:
+def _stored(source: wire.WireFile, start: int, end: int, where: str) -> StoredBlob:
     """Index the BlobProto at start:end."""
     legacy: dict[str, int] = {}
     dims: list[int] = []
@@ -254,7 +254,7 @@ def _stored(source: wire.Source, start: int, end: int, where: str) -> StoredBlob
                 dims += [wire.signed(value, 64) for value in values if part]
     # As Blob::FromProto: old dims before `shape`, doubles before floats.
     declared = [legacy.get(name, 0) for name in _LEGACY_DIMS] if legacy else dims
-    shape = checked_shape(declared, where)
+    shape = check_shape(declared, where)
     data = 'double_data' if runs['double_data'] else 'data'
     diff = 'double_diff' if runs['double_diff'] else 'diff'
     stored = partial(_counted, source, where, shape)
@@ -263,7 +263,7 @@ def _stored(source: wire.Source, start: int, end: int, where: str) -> StoredBlob
 
 
 def _counted(
-    source: wire.Source,
+    source: wire.WireFile,
     where: str,
     shape: Shape,
     runs: list[wire.Run],
@@ -278,7 +278,11 @@ def _counted(
 
 
 def _without_blobs(
-    source: wire.Source, start: int, end: int, kind: type[Message], layers: dict[str, type[Message]]
+    source: wire.WireFile,
+    start: int,
+    end: int,
+    kind: type[Message],
+    layers: dict[str, type[Message]],
 ) -> bytes:
     """Return the bytes of the net or layer at start:end, less its blobs.
 
@@ -292,7 +296,7 @@ def _without_blobs(
         if name in layers:
             inner = _V0 if name == 'layers' else {}
             body = _without_blobs(source, field.start, field.end, layers[name], inner)
-            start, body = field.end, wire.opening(field.number, len(body)) + body
+            start, body = field.end, wire.encode_header(field.number, len(body)) + body
         if len(out) + len(body) + field.end - start > MAX_NET_BYTES:
             raise CaffeError(f'{source.path}: more than {MAX_NET_BYTES} bytes besides blobs')
         out += body + source.read(start, field.end)
@@ -304,16 +308,16 @@ def _blob(array: np.ndarray, diff: np.ndarray | None) -> list[Piece]:
     pieces: list[Piece] = []
     for number, values in ((5, array), (6, diff)):
         if values is not None and values.size:
-            pieces += [wire.opening(number, 4 * values.size), values]
+            pieces += [wire.encode_header(number, 4 * values.size), values]
     if array.ndim:
         shape = BlobShape(dim=array.shape).SerializeToString()
-        pieces += [wire.opening(7, len(shape)), shape]
+        pieces += [wire.encode_header(7, len(shape)), shape]
     return pieces
 
 
 def _message(number: int, pieces: list[Piece]) -> list[Piece]:
-    """Make the pieces of a message those of field `number` of the one around it."""
-    return [wire.opening(number, _length(pieces)), *pieces]
+    """Wrap the pieces of a message as field `number` of another."""
+    return [wire.encode_header(number, _length(pieces)), *pieces]
 
 
 def _part(message: Message, numbers: range) -> bytes:
@@ -336,6 +340,6 @@ def _write_pieces(path: str | os.PathLike, pieces: list[Piece]) -> None:
             f'{path}: not written: {size} bytes, and protobuf reads no message of '
             f'more than {MAX_BYTES}; HDF5 (a name that ends in .h5) has no such limit'
         )
-    with writing(path) as out:
+    with open_to_write(path) as out:
         for piece in pieces:
             out.write(piece if isinstance(piece, bytes) else payload(piece))

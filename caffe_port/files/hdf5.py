@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import check_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.files import wire
 from caffe_port.files.stored import (
-    Arrays,
-    State,
+    LayerArrays,
     StoredBlob,
     StoredLayer,
+    StoredState,
+    import_library,
     layers_to_write,
-    library,
-    refused,
+    translate_errors,
 )
 from caffe_port.proto.caffe_pb2 import NetParameter
 
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
         ]
 
 
-def read_state(path: str | os.PathLike) -> State:
+def read_state(path: str | os.PathLike) -> StoredState:
     """Return the content of a .solverstate.h5. Raises CaffeError for any other file."""
     with _open(path) as (source, file):
         history = _blobs(source, _group(file, 'history', 'a .solverstate.h5', path), 'history')
@@ -67,11 +67,11 @@ def read_state(path: str | os.PathLike) -> State:
             for name in ('iter', 'current_step')
         ]
         learned_net = _single(source, file, 'learned_net', 'S').partition(b'\0')[0].decode('utf-8')
-        return State(numbers[0], learned_net, numbers[1], history.get('', []))
+        return StoredState(numbers[0], learned_net, numbers[1], history.get('', []))
 
 
 def write_hdf5(
-    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None = None
+    path: str | os.PathLike, net: NetParameter, blobs: LayerArrays, diffs: LayerArrays | None = None
 ) -> None:
     """Write a .caffemodel.h5: a group for each layer of `net`, with the blobs of its name.
 
@@ -104,7 +104,7 @@ def write_state_hdf5(
     current_step: int,
 ) -> None:
     """Write a .solverstate.h5 as Caffe does."""
-    h5py = library('h5py', path, 'hdf5')
+    h5py = import_library('h5py', path, 'hdf5')
     with _create(path) as file:
         file.create_dataset('iter', data=np.array([iter], np.int32))
         file.create_dataset('current_step', data=np.array([current_step], np.int32))
@@ -119,10 +119,13 @@ def write_state_hdf5(
 
 
 @contextmanager
-def _open(path: str | os.PathLike) -> Iterator[tuple[wire.Source, Any]]:
-    """Open an HDF5 file twice: to read values from, and as h5py sees it, closed at the end."""
-    h5py, source = library('h5py', path, 'hdf5'), wire.Source(path)
-    with refused(path, "damaged, or not one of Caffe's HDF5 files"), h5py.File(path, 'r') as file:
+def _open(path: str | os.PathLike) -> Iterator[tuple[wire.WireFile, Any]]:
+    """Open an HDF5 file twice: to read values in place, and by h5py; close both at the end."""
+    h5py, source = import_library('h5py', path, 'hdf5'), wire.WireFile(path)
+    with (
+        translate_errors(path, "damaged, or not one of Caffe's HDF5 files"),
+        h5py.File(path, 'r') as file,
+    ):
         yield source, file
 
 
@@ -132,9 +135,9 @@ def _create(path: str | os.PathLike) -> Iterator[Any]:
 
     It grows in memory: the library ends the process where a disk refuses its writes.
     """
-    h5py = library('h5py', path, 'hdf5')
+    h5py = import_library('h5py', path, 'hdf5')
     with (
-        refused(path, 'not written'),
+        translate_errors(path, 'not written'),
         h5py.File(
             os.fspath(path), 'w', driver='core', backing_store=False, block_size=_GROWTH
         ) as file,
@@ -167,7 +170,7 @@ def _member(group: Any, name: str, path: str | os.PathLike) -> Any:
     return link and group[name]
 
 
-def _blobs(source: wire.Source, root: Any, kind: str) -> dict[str, list[StoredBlob]]:
+def _blobs(source: wire.WireFile, root: Any, kind: str) -> dict[str, list[StoredBlob]]:
     """Return the blobs 0, 1, ... of each group within `root`, and under '' its own."""
     found: dict[str, dict[str, StoredBlob]] = {}
     for name, key, dataset in _datasets(root, '', source.path, itertools.count(1)):
@@ -207,7 +210,7 @@ def _datasets(
             yield name, key, item
 
 
-def _place(source: wire.Source, dataset: Any, where: str) -> int:
+def _place(source: wire.WireFile, dataset: Any, where: str) -> int:
     """Return where in the file the values of a dataset begin, all in one piece.
 
     Raises CaffeError for the ways to store values that Caffe does not use: in chunks, with
@@ -224,17 +227,17 @@ def _place(source: wire.Source, dataset: Any, where: str) -> int:
     return place or 0
 
 
-def _stored(source: wire.Source, dataset: Any, where: str) -> StoredBlob:
+def _stored(source: wire.WireFile, dataset: Any, where: str) -> StoredBlob:
     dtype = dataset.dtype
     plain = dataset.id.get_type().get_size() == dtype.itemsize and dataset.shape is not None
     if dtype.kind != 'f' or not plain:
         raise CaffeError(f'{where}: expected floats, found {dtype}')
-    shape = checked_shape(dataset.shape, where)
+    shape = check_shape(dataset.shape, where)
     runs = [wire.Run(_place(source, dataset, where), dataset.size)]
     return StoredBlob(where, shape, dtype, partial(source.load, runs, dtype))
 
 
-def _single(source: wire.Source, file: Any, name: str, kind: str) -> bytes:
+def _single(source: wire.WireFile, file: Any, name: str, kind: str) -> bytes:
     """Return the bytes of a dataset of one number or string."""
     dataset, where = _member(file, name, source.path), f'{source.path}: {name}'
     if dataset is None or dataset.dtype.kind != kind or dataset.size != 1:

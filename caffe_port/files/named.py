@@ -14,13 +14,20 @@ from typing import IO
 
 import numpy as np
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import wire
-from caffe_port.files.stored import Shape, StoredBlob, library, payload, refused, writing
+from caffe_port.files.stored import (
+    Shape,
+    StoredBlob,
+    import_library,
+    open_to_write,
+    payload,
+    translate_errors,
+)
 
 Named = dict[str, StoredBlob]
-Read = Callable[[StoredBlob], np.ndarray]
+ReadBlob = Callable[[StoredBlob], np.ndarray]
 
 # What a file may say besides its values: real nets take less than 1 MiB for names and shapes.
 MAX_INDEX = 1 << 21
@@ -33,7 +40,7 @@ _FLOATS: dict[str, np.dtype] = {
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which zipfile cannot read a directory of unbounded size at once."""
+    """A file that bounds how much zipfile reads at once, as for its directory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_INDEX:
@@ -57,14 +64,14 @@ def read_safetensors(path: str | os.PathLike) -> Named:
 
     Raises CaffeError for any other file, or without the safetensors library.
     """
-    numpy, source = library('safetensors.numpy', path, 'safetensors'), wire.Source(path)
+    numpy, source = import_library('safetensors.numpy', path, 'safetensors'), wire.WireFile(path)
     length = int.from_bytes(source.head(8), 'little')
     if length > min(MAX_INDEX, source.size - 8):
         raise CaffeError(
             f'{path}: expected a .safetensors, found a header of {length} bytes '
             f'in a file of {source.size}'
         )
-    with refused(path, 'damaged, or not a .safetensors'):
+    with translate_errors(path, 'damaged, or not a .safetensors'):
         file = numpy.safe_open(path, 'numpy')
         return {key: _slice(file, key, f'{path}: {key}') for key in sorted(file.keys())}
 
@@ -76,18 +83,18 @@ def _slice(file, key: str, where: str) -> StoredBlob:
         raise CaffeError(f'{where}: expected {", ".join(_FLOATS)}, found {part.get_dtype()}')
 
     def fill(out: np.ndarray) -> None:
-        with refused(where, 'damaged'), np.errstate(over='ignore'):
+        with translate_errors(where, 'damaged'), np.errstate(over='ignore'):
             out[:] = file.get_tensor(key).reshape(-1)
 
-    return StoredBlob(where, checked_shape(part.get_shape(), where), dtype, fill)
+    return StoredBlob(where, check_shape(part.get_shape(), where), dtype, fill)
 
 
 def write_safetensors(
-    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: Read
+    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
 ) -> None:
     """Write float32 tensors in the library's order, by name; they are in memory together."""
-    numpy = library('safetensors.numpy', path, 'safetensors')
-    with writing(path) as out:
+    numpy = import_library('safetensors.numpy', path, 'safetensors')
+    with open_to_write(path) as out:
         out.write(numpy.save({key: read(blob) for key, blob in blobs}))
 
 
@@ -99,9 +106,9 @@ def read_npz(path: str | os.PathLike) -> Named:
 
     Raises CaffeError for any other file.
     """
-    wire.Source(path)  # refuses what is no file
+    wire.WireFile(path)  # refuses what is no file
     found: Named = {}
-    with refused(path, 'damaged, or not an .npz'):
+    with translate_errors(path, 'damaged, or not an .npz'):
         file = archive(path)
         for info in file.infolist():
             key = info.filename.removesuffix('.npy')
@@ -115,7 +122,7 @@ def read_npz(path: str | os.PathLike) -> Named:
                 what = 'it twice' if key in found else str(dtype)
                 raise CaffeError(f'{where}: expected floats, found {what}')
             fill = partial(_fill_npy, file, info, where, shape[::-1] if fortran else None)
-            found[key] = blob = StoredBlob(where, checked_shape(shape, where), dtype, fill)
+            found[key] = blob = StoredBlob(where, check_shape(shape, where), dtype, fill)
             if size != blob.count * dtype.itemsize:
                 raise CaffeError(
                     f'{where}: expected {blob.count * dtype.itemsize} bytes for shape '
@@ -139,8 +146,8 @@ def _fill_npy(
     reversed_shape: Shape | None,
     out: np.ndarray,
 ) -> None:
-    """Fill `out`; `reversed_shape` is given where the order is Fortran's."""
-    with refused(where, 'damaged'), file.open(info) as member, np.errstate(over='ignore'):
+    """Fill `out`; `reversed_shape` is given for Fortran order."""
+    with translate_errors(where, 'damaged'), file.open(info) as member, np.errstate(over='ignore'):
         dtype = _npy_header(member)[2]
         for first in range(0, out.size, _CHUNK):
             part = out[first : first + _CHUNK]
@@ -154,9 +161,11 @@ def _fill_npy(
         out[:] = out.reshape(reversed_shape).T.reshape(-1)
 
 
-def write_npz(path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: Read) -> None:
+def write_npz(
+    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
+) -> None:
     """Write an uncompressed .npz of float32 arrays, one after another."""
-    with writing(path) as out, zipfile.ZipFile(out, 'w') as file:
+    with open_to_write(path) as out, zipfile.ZipFile(out, 'w') as file:
         for key, blob in blobs:
             # Without a date: equal values make equal files.
             info = zipfile.ZipInfo(f'{key}.npy')

@@ -1,4 +1,4 @@
-"""PyTorch's .pth: an index of a state_dict's tensors, made without unpickling.
+"""Read and write PyTorch's .pth: index a state_dict's tensors without unpickling.
 
 torch.load builds whatever a pickle describes, and a hundred bytes can describe gigabytes.
 Here the few opcodes that torch.save writes for a state_dict act on plain values, one by
@@ -21,11 +21,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import wire
-from caffe_port.files.named import MAX_INDEX, Named, Read, archive
-from caffe_port.files.stored import StoredBlob, refused, writing
+from caffe_port.files.named import MAX_INDEX, Named, ReadBlob, archive
+from caffe_port.files.stored import StoredBlob, open_to_write, translate_errors
 
 LOG = logging.getLogger('caffe_port')
 
@@ -60,7 +60,7 @@ class _Name(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """The values that a tensor looks at: their kind (Float, ...), key in the file and count."""
+    """The values behind a tensor: their kind (Float, ...), key in the file and count."""
 
     kind: str
     key: str
@@ -82,8 +82,8 @@ def read_torch(path: str | os.PathLike) -> Named:
     Raises CaffeError for what is not a plain state_dict of dense floating tensors, and for
     a pickle that asks for anything but tensors.
     """
-    source = wire.Source(path)
-    with refused(path, 'not a state_dict that torch.save wrote'):
+    source = wire.WireFile(path)
+    with translate_errors(path, 'not a state_dict that torch.save wrote'):
         unpack = _zipped if source.head(4) == wire.ZIP else _flat
         content, place_of = unpack(source)
         if not isinstance(content, dict):
@@ -109,11 +109,11 @@ def read_torch(path: str | os.PathLike) -> Named:
 
 
 def write_torch(
-    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: Read
+    path: str | os.PathLike, blobs: Sequence[tuple[str, StoredBlob]], read: ReadBlob
 ) -> None:
-    """Write a state_dict of float32 tensors that torch.load(weights_only=True) takes."""
+    """Write a state_dict of float32 tensors that torch.load(weights_only=True) reads."""
     state = {key: torch.from_numpy(read(blob)) for key, blob in blobs}
-    with writing(path) as out:
+    with open_to_write(path) as out:
         try:
             torch.save(state, out)
         except RuntimeError as error:  # torch hides the disk's own error behind it
@@ -132,7 +132,7 @@ def _unwrapped(path: str | os.PathLike, content: dict) -> dict:
 Places = Callable[[_Storage], tuple[int, int]]  # where a storage begins, and its bytes
 
 
-def _zipped(source: wire.Source) -> tuple[Any, Places]:
+def _zipped(source: wire.WireFile) -> tuple[Any, Places]:
     """Read an archive: its directory, then data.pkl."""
     members = {info.filename: info for info in archive(source.path).infolist()}
     pickles = [name for name in members if re.fullmatch(r'[^/]*/data\.pkl', name)]
@@ -159,7 +159,7 @@ def _zipped(source: wire.Source) -> tuple[Any, Places]:
     return content, lambda storage: span(f'data/{storage.key}')
 
 
-def _flat(source: wire.Source) -> tuple[Any, Places]:
+def _flat(source: wire.WireFile) -> tuple[Any, Places]:
     """Read a file of before PyTorch 1.6: five pickles, then each storage after its count."""
     file, storages = io.BytesIO(source.head(MAX_INDEX)), dict[str, _Storage]()
     magic, _, system = (_unpickle(file, storages) for _ in range(3))
@@ -273,14 +273,14 @@ def _made(name: str, args: tuple) -> Any:
     raise ValueError(f'a call of {name}')
 
 
-def _stored(source: wire.Source, where: str, tensor: _Tensor, place_of: Places) -> StoredBlob:
+def _stored(source: wire.WireFile, where: str, tensor: _Tensor, place_of: Places) -> StoredBlob:
     storage, offset, shape, stride = tensor
     if not isinstance(storage, _Storage):
         raise ValueError('a tensor without values')
     kind, _, count = storage
     if any(type(number) is not int or number < 0 for number in (count, offset, *shape, *stride)):
         raise CaffeError(f'{where}: its shape, strides or offset are no counts')
-    shape, dtype = checked_shape(shape, where), _FLOATS[kind]
+    shape, dtype = check_shape(shape, where), _FLOATS[kind]
     blob_size = math.prod(shape) * dtype.itemsize
     start, size = place_of(storage)
     size = min(size, count * dtype.itemsize, source.size - start)
@@ -296,7 +296,7 @@ def _stored(source: wire.Source, where: str, tensor: _Tensor, place_of: Places) 
 
 
 def _fill(
-    source: wire.Source,
+    source: wire.WireFile,
     run: wire.Run,
     dtype: np.dtype,
     shape: tuple[int, ...],

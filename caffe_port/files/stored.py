@@ -1,4 +1,4 @@
-"""What weight files hold: layers' blobs that stay on the disk until they are read."""
+"""What weight files hold: layers, whose blobs stay on the disk until they are read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import IO
 
 import numpy as np
 
-from caffe_port.blob import checked_shape
+from caffe_port.blob import Shape, check_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.proto.caffe_pb2 import LayerParameter, NetParameter
 
-Arrays = Mapping[str, Sequence[np.ndarray]]
-Shape = tuple[int, ...]
+LayerArrays = Mapping[str, Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class StoredLayer:
 
 
 @dataclass(frozen=True)
-class State:
+class StoredState:
     """A solver's state; `history` has at least one blob for each learnable parameter."""
 
     iter: int
@@ -93,7 +92,7 @@ def without_padding(shape: Shape, axes: int) -> Shape:
 
 
 def layers_to_write(
-    path: str | os.PathLike, net: NetParameter, blobs: Arrays, diffs: Arrays | None
+    path: str | os.PathLike, net: NetParameter, blobs: LayerArrays, diffs: LayerArrays | None
 ) -> Iterator[tuple[LayerParameter, list[tuple[np.ndarray, np.ndarray | None]]]]:
     """Yield each layer of `net` with its arrays, each paired with its diff or None.
 
@@ -110,7 +109,7 @@ def layers_to_write(
             where = f'{path}: {layer.name}: blob {i}'
             if array.dtype.kind not in 'fiub':
                 raise CaffeError(f'{where}: expected numbers, found {array.dtype}')
-            checked_shape(array.shape, where)
+            check_shape(array.shape, where)
         given = [np.asarray(diff) for diff in (diffs or {}).get(layer.name, ())]
         shapes = [array.shape for array in arrays]
         if given and [diff.shape for diff in given] != shapes:
@@ -127,15 +126,19 @@ def payload(array: np.ndarray) -> memoryview:
 
 
 @contextmanager
-def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Open a file to write whole or not at all; raise CaffeError for whatever fails."""
-    with refused(path, 'not written'), replacing(path) as temporary, open(temporary, 'wb') as out:
+def open_to_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Open a file that is written whole or not at all; raise CaffeError for any failure."""
+    with (
+        translate_errors(path, 'not written'),
+        replacing(path) as temporary,
+        open(temporary, 'wb') as out,
+    ):
         yield out
 
 
 @contextmanager
-def refused(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """Turn whatever a library raises within into a CaffeError `path: what: ...`.
+def translate_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Turn any exception of a library within the block into a CaffeError `path: what: ...`.
 
     On damaged files zipfile, numpy, h5py and the others raise nearly every exception.
     """
@@ -147,7 +150,7 @@ def refused(path: str | os.PathLike, what: str) -> Iterator[None]:
         raise CaffeError(f'{path}: {what}: {_one_line(error)}') from error
 
 
-def library(name: str, path: str | os.PathLike, extra: str) -> ModuleType:
+def import_library(name: str, path: str | os.PathLike, extra: str) -> ModuleType:
     """Import an optional library; raise CaffeError, with what to install, without it."""
     try:
         return importlib.import_module(name)

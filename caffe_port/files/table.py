@@ -1,18 +1,18 @@
-"""What a weight file holds, as a table: a row for each blob."""
+"""Show what a weight file holds, as a table with a row for each blob."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import printable
-from caffe_port.files.named import Read
+from caffe_port.files.named import ReadBlob
 from caffe_port.files.stored import StoredLayer
-from caffe_port.files.weights import blob_names, nbytes
+from caffe_port.files.weights import count_bytes, name_blobs
 
 _CHUNK = 1 << 20
 _HEAD = ['layer', 'type', 'blob', 'shape', 'parameters', 'min', 'mean', 'max', 'std', '']
@@ -20,7 +20,7 @@ _NUMBERS = range(4, 9)  # columns set flush right
 
 
 class Statistics(NamedTuple):
-    """Of all values; nan where there are none."""
+    """Statistics of all values; nan if there are none."""
 
     min: float
     mean: float
@@ -28,8 +28,8 @@ class Statistics(NamedTuple):
     std: float
 
 
-def statistics(values: np.ndarray) -> Statistics:
-    """Return minimum, mean, maximum and standard deviation, added up in float64."""
+def compute_statistics(values: np.ndarray) -> Statistics:
+    """Return minimum, mean, maximum and standard deviation, summed in float64."""
     flat = values.reshape(-1)
     if not flat.size:
         return Statistics(*[math.nan] * 4)
@@ -40,36 +40,41 @@ def statistics(values: np.ndarray) -> Statistics:
     return Statistics(float(flat.min()), mean, float(flat.max()), math.sqrt(squares / flat.size))
 
 
-def table(layers: Sequence[StoredLayer], read: Read) -> Iterator[str]:
+def format_layers(layers: Sequence[StoredLayer], read: ReadBlob) -> Iterator[str]:
     """Yield the lines of the table; one blob is in memory at a time.
 
     Layers whose values are all zero, or not all finite, are marked.
     """
     rows = [_HEAD]
     for layer in layers:
-        found = [statistics(read(blob)) for blob in layer.blobs]
+        found = [compute_statistics(read(blob)) for blob in layer.blobs]
         first = [printable(layer.name), printable(layer.type)]
         mark = _mark([each for each, blob in zip(found, layer.blobs) if blob.count])
-        for name, blob, values in zip(blob_names(layer), layer.blobs, found):
+        for name, blob, values in zip(name_blobs(layer), layer.blobs, found):
             numbers = [f'{blob.count:,}', *[f'{value:.4g}' for value in values]]
-            rows.append([*first, name, shape_text(blob.shape), *numbers, mark])
+            rows.append([*first, name, format_shape(blob.shape), *numbers, mark])
             first, mark = ['', ''], ''
+    yield from align_columns(rows, _NUMBERS)
+    yield summarize(layers)
+
+
+def align_columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    """Yield each row as a line whose cells stand in columns, those of `right` flush right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [
-            cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
+            cell.rjust(width) if i in right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths))
         ]
         yield '  '.join(cells).rstrip()
-    yield summary(layers)
 
 
-def summary(layers: Sequence[StoredLayer]) -> str:
+def summarize(layers: Sequence[StoredLayer]) -> str:
     """Count layers, blobs, parameters and bytes."""
     blobs = sum(len(layer.blobs) for layer in layers)
     return (
-        f'{len(layers)} layers, {blobs} blobs, {nbytes(layers) // 4:,} parameters, '
-        f'{nbytes(layers):,} bytes'
+        f'{len(layers)} layers, {blobs} blobs, {count_bytes(layers) // 4:,} parameters, '
+        f'{count_bytes(layers):,} bytes'
     )
 
 

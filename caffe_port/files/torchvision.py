@@ -1,4 +1,4 @@
-"""VGG16 between torchvision's names, colours and scale and Caffe's.
+"""Convert VGG16 between torchvision's names, colours and scale and Caffe's.
 
 torchvision's net takes z = (x / 255 - m) / s, with x in RGB, 0 to 255, and m and s the
 mean and deviation of each channel. Caffe's takes y = x - c, in BGR. With M = 255 m,

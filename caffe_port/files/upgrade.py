@@ -94,8 +94,12 @@ _SOLVER_TYPES = {
 }
 
 
-def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
+def upgrade_net(
+    net: NetParameter, name: str = 'net', dropped: list[str] | None = None
+) -> NetParameter:
     """Return a copy of `net` in the current format; errors call it `name`.
+
+    What means nothing to its layer is dropped with a warning, which is added to `dropped`.
 
     Raises CaffeError for what no format allows, such as `layer` beside `layers`, for more
     than MAX_LAYERS layers and for strings longer than MAX_STRING.
@@ -114,7 +118,8 @@ def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
     old = list(upgraded.layers)
     if any(layer.HasField('layer') for layer in old):
         inputs = set(upgraded.input)
-        old = [_from_v0(layer, name) for layer in _without_padding_layers(old, inputs, name)]
+        found = [] if dropped is None else dropped
+        old = [_from_v0(layer, name, found) for layer in _without_padding_layers(old, inputs, name)]
     upgraded.layer.extend([_from_v1(layer) for layer in old])
     upgraded.ClearField('layers')
     _inputs_to_layer(upgraded, name)
@@ -122,8 +127,12 @@ def upgrade_net(net: NetParameter, name: str = 'net') -> NetParameter:
     return upgraded
 
 
-def upgrade_solver(solver: SolverParameter, name: str = 'solver') -> SolverParameter:
+def upgrade_solver(
+    solver: SolverParameter, name: str = 'solver', dropped: list[str] | None = None
+) -> SolverParameter:
     """Return a copy of `solver` with `type` for the older `solver_type`, its nets upgraded.
+
+    `dropped` is as for `upgrade_net`.
 
     Raises CaffeError where both are given, and as `upgrade_net` does.
     """
@@ -143,7 +152,7 @@ def upgrade_solver(solver: SolverParameter, name: str = 'solver') -> SolverParam
         if upgraded.HasField(field)
     ]
     for net in [*nets, *upgraded.test_net_param]:
-        net.CopyFrom(upgrade_net(net, name))
+        net.CopyFrom(upgrade_net(net, name, dropped))
     return upgraded
 
 
@@ -159,7 +168,7 @@ def v0_type(word: str) -> str:
 
 
 def _check_strings(message: Message, name: str) -> None:
-    """Refuse strings beyond MAX_STRING, and those not UTF-8, which protobuf returns as bytes."""
+    """Raise CaffeError for strings beyond MAX_STRING or not UTF-8 (protobuf returns bytes)."""
     for field, value in message.ListFields():
         values = [value] if field.has_presence else value
         if field.type == field.TYPE_MESSAGE:
@@ -217,7 +226,7 @@ def _fold(padding: V1LayerParameter, layer: V1LayerParameter, name: str) -> None
     layer.bottom[0] = padding.bottom[0]
 
 
-def _from_v0(connection: V1LayerParameter, name: str) -> V1LayerParameter:
+def _from_v0(connection: V1LayerParameter, name: str, dropped: list[str]) -> V1LayerParameter:
     old = connection.layer
     if old.HasField('type') and old.type not in V0_TYPES:
         raise CaffeError(f'{name}: {old.name}: unknown V0 layer type "{old.type}"')
@@ -236,13 +245,11 @@ def _from_v0(connection: V1LayerParameter, name: str) -> V1LayerParameter:
         elif field.name == 'hdf5_output_param' and old.type == 'hdf5_output':
             layer.hdf5_output_param.CopyFrom(value)
         elif field.name != 'type':
-            LOG.warning(
-                '%s: %s: %s means nothing to a V0 layer of type "%s"; dropped, as in Caffe',
-                name,
-                old.name,
-                field.name,
-                old.type,
+            dropped.append(
+                f'{name}: {old.name}: {field.name} means nothing to a V0 layer of type '
+                f'"{old.type}"; dropped, as in Caffe'
             )
+            LOG.warning('%s', dropped[-1])
     return layer
 
 

@@ -1,4 +1,4 @@
-"""Weight files of every kind as layers with their blobs in Caffe's order; fitted to a net.
+"""Read and write weight files of every kind as layers of blobs, and fit them to a net.
 
 The suffix says the kind. Files of named tensors (.pth, .pt, .safetensors, .npz) call a
 blob `<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance and
@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5, named, pth, wire
-from caffe_port.files.named import Named, Read
+from caffe_port.files.named import Named, ReadBlob
 from caffe_port.files.stored import Shape, StoredBlob, StoredLayer, without_padding
 from caffe_port.proto.caffe_pb2 import NetParameter
 
@@ -32,7 +32,7 @@ READERS: dict[str, Callable[[Any], Named]] = {
     '.safetensors': named.read_safetensors,
     '.npz': named.read_npz,
 }
-WRITERS: dict[str, Callable[[Any, Sequence[tuple[str, StoredBlob]], Read], None]] = {
+WRITERS: dict[str, Callable[[Any, Sequence[tuple[str, StoredBlob]], ReadBlob], None]] = {
     '.pth': pth.write_torch,
     '.pt': pth.write_torch,
     '.safetensors': named.write_safetensors,
@@ -59,7 +59,7 @@ def kind_of(path: str | os.PathLike) -> str:
     raise CaffeError(f'{path}: expected a name that ends in {", ".join(SUFFIXES)}')
 
 
-def nbytes(layers: Iterable[StoredLayer]) -> int:
+def count_bytes(layers: Iterable[StoredLayer]) -> int:
     """Return the bytes of all values as float32."""
     return sum(4 * blob.count for layer in layers for blob in layer.blobs)
 
@@ -86,10 +86,10 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
             raise CaffeError(f'{path}: two layers named "{layer.name}"')
         names.add(layer.name)
     bound = max(_MOST_TIMES * os.path.getsize(path), _LEAST_BOUND)
-    if nbytes(layers) > bound:
+    if count_bytes(layers) > bound:
         raise CaffeError(
             f'{path}: expected at most {bound} bytes of values in a file of this '
-            f'size, found {nbytes(layers)}'
+            f'size, found {count_bytes(layers)}'
         )
     return layers
 
@@ -104,8 +104,8 @@ def read_layers(path: str | os.PathLike) -> list[StoredLayer]:
 
 
 def read_net(path: str | os.PathLike) -> NetParameter | None:
-    """Return the net that a weight file holds, None where it holds none."""
-    if kind_of(path) in READERS or wire.Source(path).is_hdf5():
+    """Return the net that a weight file holds; None if it holds none."""
+    if kind_of(path) in READERS or wire.WireFile(path).is_hdf5():
         return None
     return caffemodel.read_net(path)
 
@@ -115,7 +115,7 @@ def write(
     layers: Sequence[StoredLayer],
     net: NetParameter | None = None,
     names: Names | None = None,
-    read: Read = StoredBlob.array,
+    read: ReadBlob = StoredBlob.array,
 ) -> None:
     """Write layers as a weight file of the kind that the suffix says.
 
@@ -136,7 +136,7 @@ def write(
         hdf5.write_hdf5(path, bare, arrays)
 
 
-def blob_names(layer: StoredLayer) -> list[str]:
+def name_blobs(layer: StoredLayer) -> list[str]:
     """Return what files of named tensors call the blobs of a layer of its type."""
     count = len(layer.blobs)
     if layer.type == 'Python':
@@ -148,7 +148,7 @@ def blob_names(layer: StoredLayer) -> list[str]:
 
 def _named(layers: Sequence[StoredLayer], names: Names) -> Iterator[tuple[str, StoredBlob]]:
     for layer in layers:
-        for name, blob in zip(names.get(layer.name) or blob_names(layer), layer.blobs):
+        for name, blob in zip(names.get(layer.name) or name_blobs(layer), layer.blobs):
             yield f'{layer.name}.{name}', blob
 
 
@@ -182,7 +182,7 @@ def _layers(path: str | os.PathLike, tensors: Named) -> list[StoredLayer]:
 
 
 def _without_prefix(path: str | os.PathLike, tensors: Named) -> Named:
-    """Take off what wrappers of a module put before the key of every tensor."""
+    """Remove the prefixes that wrappers of a module put before every key."""
     taken = ''
     for _ in _WRAPPERS:  # a key can be all prefixes: no more rounds than there are wrappers
         prefix = next((each for each in _WRAPPERS if _all_have(tensors, each)), '')
@@ -201,7 +201,7 @@ def _all_have(tensors: Named, prefix: str) -> bool:
 
 
 def _place(name: str) -> int | None:
-    """Return which blob of its layer a name means, None where it means none."""
+    """Return which blob of its layer a name means; None if it means none."""
     number = _NUMBERED.fullmatch(name)
     return int(number[1]) if number else _PLACES.get(name)
 
@@ -224,7 +224,7 @@ class Shaped(Protocol):
 
 
 class NetLayer(Protocol):
-    """A layer as Net.layer_dict has it: its type and its blobs."""
+    """A layer as a Net has it: its type and its blobs."""
 
     @property
     def type(self) -> str: ...
@@ -234,7 +234,7 @@ class NetLayer(Protocol):
 
 @dataclass
 class Fit:
-    """The layers of a net that a file has, in the net's order and shapes; the rest in words.
+    """The layers of a net that a file has, in the net's order and shapes; the rest as text.
 
     missing: layers that only the net has. mismatched: layers whose blobs differ.
     left_over: layers that only the file has. cast: fully connected layers that were made
@@ -247,11 +247,20 @@ class Fit:
     left_over: list[str] = field(default_factory=list)
     cast: list[str] = field(default_factory=list)
 
+    def check(self, path: str | os.PathLike) -> None:
+        """Raise CaffeError, naming file `path`, if it does not have all layers of the net."""
+        wrong = self.missing + self.mismatched
+        if wrong:
+            raise CaffeError(
+                f'{path}: does not fit the net: {len(self.missing)} layers missing, '
+                f'{len(self.mismatched)} mismatched, first {wrong[0]}'
+            )
+
 
 def fit(
     layers: Sequence[StoredLayer], net: Mapping[str, NetLayer], fully_conv: bool = False
 ) -> Fit:
-    """Match a file's layers with those of a net (its layer_dict) by name, blob for blob.
+    """Match a file's layers with those of a net (from find_owners) by name, blob for blob.
 
     Shapes may differ by the 1s with which old files pad them. With `fully_conv` the
     O x (I*H*W) weights of a fully connected layer may become O x I x H x W ones of a
@@ -287,7 +296,7 @@ def fit(
 
 
 def _castable(found: Sequence[Shape], shapes: Sequence[Shape]) -> bool:
-    """Return whether blobs of a fully connected layer can do what a convolution does."""
+    """Return whether blobs of a fully connected layer have the counts of a convolution."""
     if len(found) != len(shapes):
         return False
     outputs, *window = shapes[0]
@@ -300,4 +309,4 @@ def _same(found: Shape, shape: Shape) -> bool:
 
 
 def _shapes(shapes: Sequence[Shape]) -> str:
-    return ', '.join(map(shape_text, shapes))
+    return ', '.join(map(format_shape, shapes))

@@ -67,7 +67,7 @@ class Run(NamedTuple):
     tagged: bool = False
 
 
-class Source:
+class WireFile:
     """A regular file, open for reading at any place; its errors name it.
 
     Raises CaffeError if there is no such file, it cannot be read or is empty.
@@ -280,7 +280,7 @@ def known_fields(kind: type[Message]) -> dict[int, tuple[str, tuple[int, ...]]]:
     return found
 
 
-def what_is(source: Source) -> str:
+def describe_file(source: WireFile) -> str:
     """Say what a file is: by its first bytes, else by the message it would fit."""
     head = source.head()
     for magic, words in _MAGIC:
@@ -317,7 +317,7 @@ def signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> bits - 1 else value
 
 
-def opening(number: int, length: int) -> bytes:
+def encode_header(number: int, length: int) -> bytes:
     """Encode what precedes a payload of `length` bytes: its tag and the length."""
     out = bytearray()
     for value in (number << 3 | BYTES, length):

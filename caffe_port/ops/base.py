@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port.blob import Blob, ParamBlob, checked_shape
+from caffe_port.blob import Blob, ParamBlob, Shape, check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TRAIN
 from caffe_port.ops import fillers
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
-Shape = tuple[int, ...]
 LAYER_TYPES: dict[str, type[Op]] = {}
 # The largest pad or stride that is laid out in memory; nets in use have less than 10.
 MAX_PAD = 1024
@@ -33,7 +32,7 @@ class Op(nn.Module):
     bottoms: tuple[int, float] = (1, 1)  # how many it takes: least, most
     tops: tuple[int, float] = (1, 1)
     loss = False  # whether the first top has loss_weight 1 by default
-    # Per bottom, the last entry for all further ones: whether force_backward gives it a diff.
+    # Whether force_backward gives a bottom a diff; the last entry counts for all further ones.
     forceable: tuple[bool, ...] = (True,)
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
@@ -45,10 +44,10 @@ class Op(nn.Module):
         super().__init__()
         self.param, self.phase = param, phase
         self.training = phase == TRAIN  # from here on train() and eval() set it
-        # Copied for forward: torch.compile cannot read a protobuf message.
+        # Kept for forward: torch.compile cannot read a protobuf message.
         self.top_count = len(param.top)
         self.in_place = list(param.bottom) == list(param.top)
-        # An empty buffer, which Module.to moves: it knows the layer's device.
+        # An empty buffer that Module.to moves, so that it has the layer's device.
         self.register_buffer(
             'place', torch.empty(0, dtype=torch.uint8, device=device), persistent=False
         )
@@ -92,12 +91,12 @@ class Op(nn.Module):
     top_shapes: Callable[..., list[Shape]] = _shapes_by_forward
 
     def retrace(self, bottoms: Sequence[Tensor], tops: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return tops that lead back to `bottoms`, as if they had just been computed.
+        """Return tops that autograd can follow back to `bottoms`, without a forward of the net.
 
-        `tops` are the values as they stand. What forward keeps, such as BatchNorm's
-        statistics, stays; Dropout draws a mask.
+        `tops` are the blobs' current values. What forward keeps, such as BatchNorm's
+        statistics, does not change; Dropout draws a new mask.
         """
-        # Forward may write to clones, which lead back to the params.
+        # Forward may write to these clones; gradients still reach the params.
         clones = {name: getattr(self, name).clone() for name in self.blob_names}
         return as_tuple(torch.func.functional_call(self, clones, tuple(bottoms)))
 
@@ -109,7 +108,7 @@ class Op(nn.Module):
         learned: bool = True,
     ) -> None:
         """Add a parameter blob and fill it by `filler`, or with 0."""
-        shape = checked_shape(shape, f'param {name}')
+        shape = check_shape(shape, f'param {name}')
         if filler is None or (filler.type == 'constant' and filler.value == 0):
             values = zeros(shape).to(self.device)
         else:
@@ -126,7 +125,7 @@ class Op(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
     ) -> None:
-        # NetModule reports unexpected keys: to a layer "a" those of a layer "a.b" would be some.
+        # NetModule reports unexpected keys: layer "a" would report the keys of a layer "a.b".
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, [], errors
         )
@@ -153,7 +152,7 @@ def as_tuple(tops: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def settings(**values: Any) -> list[str]:
-    """Return `name=value` for each; equal numbers of all axes are one, and None is left out."""
+    """Return `name=value` for each; write numbers equal on all axes once, and leave out None."""
     texts = []
     for name, value in values.items():
         if isinstance(value, tuple) and len(set(value)) == 1:
@@ -165,7 +164,7 @@ def settings(**values: Any) -> list[str]:
 
 
 def zeros(shape: Shape) -> Tensor:
-    """Return zeros, which take no memory until written if there are many.
+    """Return zeros; a large tensor takes no memory until it is written.
 
     Weights usually come from a file next, and a prototxt alone must not be able to fill
     the machine's memory.

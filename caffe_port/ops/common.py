@@ -114,7 +114,7 @@ class Split(Op):
 
 
 class Silence(Op):
-    """Take bottoms and give no top, so that they are no outputs, as silence_layer.cpp."""
+    """Consume bottoms, so that they are not outputs of the net, as silence_layer.cpp."""
 
     bottoms, tops = (1, math.inf), (0, 0)
 
@@ -137,7 +137,7 @@ class Tile(Op):
 
 
 class Flatten(Op):
-    """Make axes `axis` to `end_axis` one, as flatten_layer.cpp."""
+    """Merge the axes from `axis` to `end_axis`, as flatten_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.flatten_param

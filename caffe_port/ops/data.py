@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.blob import Blob, checked_shape, shape_text
+from caffe_port.blob import Blob, check_shape, format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import fillers
 from caffe_port.ops.base import Op, Shape
@@ -30,7 +30,7 @@ class Input(Op):
             len(shapes) in (0, 1, count),
             f'{len(shapes)} shapes for {count} tops: give none, one or one each',
         )
-        self.shapes = [checked_shape(s.dim, 'input') for s in shapes] or [()]
+        self.shapes = [check_shape(s.dim, 'input') for s in shapes] or [()]
         if len(self.shapes) == 1:
             self.shapes *= count
 
@@ -54,7 +54,7 @@ class DummyData(Op):
             shapes = list(zip(*(self._per_top(dims, name) for name, dims in legacy.items())))
         else:
             shapes = self._per_top([s.dim for s in p.shape], 'shape')
-        self.shapes = [checked_shape(shape, 'data') for shape in shapes]
+        self.shapes = [check_shape(shape, 'data') for shape in shapes]
         self.fillers = self._per_top(list(p.data_filler) or [FillerParameter()], 'data_filler')
         self.kept_tops = [
             Blob(shape, self.device, filler.value) if filler.type == 'constant' else None
@@ -82,7 +82,7 @@ class DummyData(Op):
 
 
 class MemoryData(Op):
-    """Feed arrays of the program, a batch after the other, as memory_data_layer.cpp.
+    """Feed arrays from memory, one batch after the other, as memory_data_layer.cpp.
 
     They come from set_arrays, which Net.set_input_arrays calls, and begin anew after their
     end; a forward sees what has been written to them. As in Caffe transform_param does not
@@ -93,17 +93,17 @@ class MemoryData(Op):
 
     def setup(self) -> None:
         p = self.param.memory_data_param
-        self.shape = checked_shape((p.batch_size, p.channels, p.height, p.width), 'data')
+        self.shape = check_shape((p.batch_size, p.channels, p.height, p.width), 'data')
         self.require(
             min(self.shape) > 0,
             'memory_data_param: batch_size, channels, height and width must be positive, found '
-            + shape_text(self.shape),
+            + format_shape(self.shape),
         )
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None
         self.position = 0
 
     def set_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
-        """Feed data (N x channels x height x width) and N labels, float32, from their begin.
+        """Feed data (N x channels x height x width) and N labels, float32, from their start.
 
         Raises CaffeError for another type or shape, and where N is no multiple of batch_size.
         """
@@ -116,7 +116,7 @@ class MemoryData(Op):
             )
             self.require(
                 array.ndim == 4 and array.shape[1:] == shape,
-                f'{what}: expected N x {shape_text(shape)}, found {shape_text(array.shape)}',
+                f'{what}: expected N x {format_shape(shape)}, found {format_shape(array.shape)}',
             )
         self.require(
             len(data) == len(labels), f'{len(data)} images and {len(labels)} labels: must agree'
@@ -144,7 +144,7 @@ class MemoryData(Op):
         return tuple(torch.from_numpy(array).to(self.device) for array in batch)
 
     def state(self) -> dict:
-        """Return the place in the arrays, which belong to the program."""
+        """Return the position in the arrays; the arrays themselves are not saved."""
         return {'position': self.position}
 
     def set_state(self, state: dict) -> None:

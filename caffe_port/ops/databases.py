@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from caffe_port import parallel
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST
 from caffe_port.ops import images
@@ -144,6 +144,28 @@ class Records:
             raise CaffeError(f'{self.path}: expected records, found none')
         self.key, self.value = item
 
+    def where(self) -> str:
+        """Return what errors call the current record."""
+        return f'{self.path}: record {self.key.decode(errors="replace")}'
+
+    def datum(self) -> Datum:
+        """Return the current record; raises CaffeError if it is no Datum."""
+        try:
+            return Datum.FromString(self.value)
+        except DecodeError as error:
+            raise CaffeError(
+                f'{self.where()}: expected a Datum, found {len(self.value)} bytes: {error}'
+            ) from error
+
+    def walk(self) -> Iterator[Datum]:
+        """Yield every record once, from the current one on."""
+        first = self.key
+        yield self.datum()
+        self.advance()
+        while self.key != first:
+            yield self.datum()
+            self.advance()
+
     def advance(self) -> None:
         """Go on to the next record, after the last to the first."""
         with self._reading():
@@ -166,6 +188,26 @@ class Records:
         self.__dict__.update(state)
         self._open()
         self.seek(self.key)
+
+
+def pixels_of(datum: Datum, color: bool | None, where: str) -> np.ndarray:
+    """Return the image of a Datum, channels x H x W: uint8, or float32 if it has float_data.
+
+    An encoded image is decoded in colour, in grey or, with None, as it is. Raises CaffeError,
+    which begins with `where`, if it is none or has another number of values than its shape.
+    """
+    if datum.encoded:
+        return images.decode(datum.data, color, where).transpose(2, 0, 1)
+    shape = datum.channels, datum.height, datum.width
+    values: np.ndarray = np.frombuffer(datum.data, np.uint8)
+    if not values.size:
+        values = np.array(datum.float_data, np.float32)
+    if min(shape) <= 0 or values.size != math.prod(shape):
+        raise CaffeError(
+            f'{where}: expected {format_shape(shape)} values, found {values.size}; a Datum '
+            'with an image file in it must say encoded'
+        )
+    return values.reshape(shape)
 
 
 class Data(ImageSource):
@@ -205,29 +247,8 @@ class Data(ImageSource):
 
     def _image(self) -> tuple[np.ndarray, float, str]:
         """Return the image, the label and the place of the current record."""
-        where = f'{self.records.path}: record {self.records.key.decode(errors="replace")}'
-        try:
-            datum = Datum.FromString(self.records.value)
-        except DecodeError as error:
-            raise CaffeError(
-                f'{where}: expected a Datum, found {len(self.records.value)} bytes: {error}'
-            ) from error
-        return self._pixels(datum, where), datum.label, where
-
-    def _pixels(self, datum: Datum, where: str) -> np.ndarray:
-        if datum.encoded:
-            image = images.decode(datum.data, self.transform.color, where)
-            return image.transpose(2, 0, 1)
-        shape = datum.channels, datum.height, datum.width
-        values: np.ndarray = np.frombuffer(datum.data, np.uint8)
-        if not values.size:
-            values = np.array(datum.float_data, np.float32)
-        if min(shape) <= 0 or values.size != math.prod(shape):
-            raise CaffeError(
-                f'{where}: expected {shape_text(shape)} values, found {values.size}; a Datum '
-                'with an image file in it must say encoded'
-            )
-        return values.reshape(shape)
+        datum, where = self.records.datum(), self.records.where()
+        return pixels_of(datum, self.transform.color, where), datum.label, where
 
     def position(self) -> dict:
         return {

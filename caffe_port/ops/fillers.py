@@ -15,15 +15,15 @@ from caffe_port.proto.caffe_pb2 import FillerParameter
 
 # The most values that one net draws (1.2 GB), so that a few lines of prototxt cannot fill the
 # machine's memory. The largest official net, FCN-32s on colour and HHA, has 275 million.
-MAX_COUNT = 300_000_000
+MAX_DRAWN = 300_000_000
 # How many values to draw at once: the stream gives float64, twice the blob's memory.
 _CHUNK = 2**20
 _spent: ContextVar[list[int] | None] = ContextVar('spent', default=None)
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """Make all params filled in the block, those of a net, share the bound of MAX_COUNT values."""
+def limit_draws() -> Iterator[None]:
+    """Count all params filled in the block, those of a net, against one bound, MAX_DRAWN."""
     token = _spent.set([0])
     try:
         yield
@@ -38,7 +38,7 @@ def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
     are not: Caffe's depend on the boost it was built with.
 
     Raises CaffeError for an unknown type, for a shape that does not fit the type, and for
-    more than MAX_COUNT values, all params of a `bounded` net taken together.
+    more than MAX_DRAWN values, all params of a net under `limit_draws` taken together.
     """
     if filler.type not in _FILLERS:
         raise CaffeError(
@@ -53,10 +53,10 @@ def fill(filler: FillerParameter, shape: tuple[int, ...]) -> np.ndarray:
 def _spend(kind: str, shape: tuple[int, ...]) -> None:
     """Count a blob's values against the bound."""
     spent, count = _spent.get() or [0], math.prod(shape)
-    if spent[0] + count > MAX_COUNT:
+    if spent[0] + count > MAX_DRAWN:
         raise CaffeError(
             f'filler {kind}: {shape} are {count} values after {spent[0]} of other '
-            f'params, at most {MAX_COUNT} are drawn for a net; load weights over a '
+            f'params, at most {MAX_DRAWN} are drawn for a net; load weights over a '
             'constant 0 instead'
         )
     spent[0] += count

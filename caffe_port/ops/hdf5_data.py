@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from caffe_port import parallel
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError, WriteError, replacing
 from caffe_port.mode import TEST
 from caffe_port.ops.base import Op, Shape
@@ -88,7 +88,7 @@ class HDF5Data(Source):
         if found.dtype.kind not in 'fiu' or not found.shape or not found.shape[0]:
             raise CaffeError(
                 f'{path}: "{top}": expected rows of numbers, found {found.dtype} of shape '
-                f'{shape_text(found.shape or ())}'
+                f'{format_shape(found.shape or ())}'
             )
         return np.asarray(found[()], np.float32)
 
@@ -103,7 +103,7 @@ class HDF5Data(Source):
                 if rows.shape[1:] != top.shape[1:]:
                     raise CaffeError(
                         f'{self._files[self._file]}: "{name}": expected rows of '
-                        f'{shape_text(top.shape[1:])}, found {shape_text(rows.shape[1:])}'
+                        f'{format_shape(top.shape[1:])}, found {format_shape(rows.shape[1:])}'
                     )
                 top[item] = rows[row]
             self._advance()

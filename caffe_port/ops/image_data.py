@@ -30,13 +30,13 @@ def shuffle(items: MutableSequence[Any], stream: rng.Stream) -> None:
         while pick > i:
             word = next(words, None)
             if word is None:
-                words = iter(stream.words(i).tolist())
+                words = iter(stream.draw_words(i).tolist())
                 continue
             pick = word // bucket
         items[i], items[pick] = items[pick], items[i]
 
 
-def read_list(path: str) -> list[tuple[str, int]]:
+def read_entries(path: str) -> list[tuple[str, int]]:
     """Read a list of images: each line is a file name, a space and a label.
 
     Raises CaffeError, naming the line, for what is no list.
@@ -65,7 +65,7 @@ def read_list(path: str) -> list[tuple[str, int]]:
 class ImageData(ImageSource):
     """Feed image files and labels from a list, as image_data_layer.cpp.
 
-    With shuffle the order is drawn anew for every pass. With rand_skip the first pass begins
+    With shuffle a new order is drawn for every pass. With rand_skip the first pass begins
     up to so many images later. As in Caffe many ranks do not share a list: those that
     train shuffle it each in its own way, or feed the same images.
     """
@@ -78,7 +78,7 @@ class ImageData(ImageSource):
             'image_data_param: new_height and new_width go together',
         )
         self._size = (p.new_height, p.new_width) if p.new_height else None
-        self._entries, self._passes, self._line = read_list(p.source), 0, 0
+        self._entries, self._passes, self._line = read_entries(p.source), 0, 0
         self._order = list(range(len(self._entries)))
         self._stream = rng.Stream() if p.shuffle else None
         self._first_stream = self._stream and self._stream.state()
@@ -86,7 +86,7 @@ class ImageData(ImageSource):
         if self.phase == TRAIN and parallel.solver_rank() and not (p.shuffle or p.rand_skip):
             LOG.warning('%s: every rank feeds the same images: use shuffle', self.param.name)
         if p.rand_skip:
-            self._line = int(rng.words(1)[0]) % p.rand_skip
+            self._line = int(rng.draw_words(1)[0]) % p.rand_skip
             self.require(
                 self._line < len(self._entries),
                 f'{p.source}: cannot skip {self._line} of {len(self._entries)} images',

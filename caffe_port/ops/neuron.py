@@ -41,7 +41,7 @@ class Dropout(Op):
     def forward(self, bottom: Tensor) -> Tensor:
         if not self.training or bottom.is_meta:  # meta asks for shapes alone: draw nothing
             return bottom if self.in_place else bottom.clone()
-        mask = rng.keep_mask(bottom.shape, 1 - self.ratio, bottom.device)
+        mask = rng.draw_mask(bottom.shape, 1 - self.ratio, bottom.device)
         return bottom * mask * (1 / (1 - self.ratio))
 
 

@@ -60,7 +60,7 @@ class _Pool(Op, abstract=True):
         padded = F.pad(bottom, (0, wide, 0, high)).flatten(0, 1)[:, None]
         elements = F.unfold(padded, kernel, stride=stride)
         sums = elements.detach().cumsum(1)
-        bound = rng.uniform(sums[:, 0].shape, bottom.device) * sums[:, -1]
+        bound = rng.draw_uniform(sums[:, 0].shape, bottom.device) * sums[:, -1]
         picks = (sums >= bound[:, None]).to(torch.uint8).argmax(1, keepdim=True)
         rows = (padded.shape[2] - kernel[0]) // stride[0] + 1
         return elements.gather(1, picks).reshape(count, channels, rows, -1)

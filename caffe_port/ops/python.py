@@ -61,7 +61,7 @@ def _find(module: str, layer: str) -> type[Layer]:
     """Return the class that a python_param names, which must derive from Layer."""
     if not re.fullmatch(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*', module):
         raise CaffeError(f'python_param: "{module}" is not the name of a module')
-    loaded = plugins.layer_module(module)
+    loaded = plugins.import_layer_module(module)
     found = getattr(loaded, layer, None)
     if not (isinstance(found, type) and issubclass(found, Layer)):
         raise CaffeError(

@@ -193,7 +193,7 @@ class _Recurrent(Op, abstract=True):
 
     @staticmethod
     def _carries(x: Tensor) -> bool:
-        """Whether this is a forward whose states go on to the next."""
+        """Say whether this forward hands its states on to the next."""
         return not (x.is_meta or torch.compiler.is_compiling())
 
     def _tops(self, top: Tensor, x: Tensor, last: list[Tensor]) -> tuple[Tensor, ...]:
@@ -238,6 +238,8 @@ class LSTM(_Recurrent):
 
     With D = num_output the blobs are W_xc (4 D x values of x), b_c (4 D), W_xc_static if there
     is a static input, and W_hc (4 D x D); gates are in the order i, f, o, g. States: h, c.
+
+    On a GPU cuDNN computes it where no sequence begins after the first step.
     """
 
     bottoms, tops = (2, 5), (1, 3)
@@ -246,15 +248,62 @@ class LSTM(_Recurrent):
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
         inputs, size = self._read_settings(x, others), self.size
         self._add_blobs(inputs, 4 * size, (4 * size, size))
+        # PyTorch's cell, without parameters of its own; in a tuple it is no submodule.
+        self._cell = (torch.nn.LSTM(sum(inputs), size, device='meta'),)
 
     def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        inputs = self._inputs(x, cont, others)
         h, c = self._first_states(x, others[self.has_static :])
+        if self._fits_cudnn(x, cont):
+            top, h, c = self._run_cudnn(x, cont, others, h, c)
+            return self._tops(top, x, [h, c])
+        inputs = self._inputs(x, cont, others)
         outputs = []
         for gates_after, going_on in self._steps(inputs, self._blobs()[-1], cont):
             c, h = _Cell.apply(c, gates_after(h), going_on)
             outputs.append(h)
         return self._tops(torch.stack(outputs), x, [h, c])
+
+    def _fits_cudnn(self, x: Tensor, cont: Tensor) -> bool:
+        """Say whether the cell is cuDNN's: on a GPU, all sequences going on after step 0.
+
+        It waits for the device, which has cont.
+        """
+        if not (x.is_cuda and self._carries(x)):
+            return False
+        begins = cont[:1] == 0
+        return bool((cont[1:] == 1).all() & (begins | (cont[:1] == 1)).all())
+
+    def _run_cudnn(
+        self, x: Tensor, cont: Tensor, others: tuple[Tensor, ...], h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the top and the last h and c from PyTorch's LSTM.
+
+        Its gates are in the order i, f, g, o. A static input counts as more values of x.
+        """
+        self.require(
+            cont.shape == x.shape[:2], f'cont {tuple(cont.shape)}, expected {tuple(x.shape[:2])}'
+        )
+        weight, bias, *static, recurrent = self._blobs()
+        values = self._rows(x, 1, x, weight)
+        if static:
+            rows = self._rows(others[0], 0, x, static[0])
+            values = torch.cat([values, rows.expand(len(x), *rows.shape)], -1)
+            weight = torch.cat([weight, static[0]], 1)
+
+        def in_its_order(gates: Tensor) -> Tensor:
+            i, f, o, g = gates.chunk(4)
+            return torch.cat([i, f, g, o])
+
+        parameters = {
+            'weight_ih_l0': in_its_order(weight),
+            'weight_hh_l0': in_its_order(recurrent),
+            'bias_ih_l0': in_its_order(bias),
+            'bias_hh_l0': torch.zeros_like(bias),
+        }
+        going_on = cont.detach()[0, :, None]
+        first = tuple(state.where(going_on != 0, 0)[None] for state in (h, c))
+        top, (h, c) = torch.func.functional_call(self._cell[0], parameters, (values, first))
+        return top, h[0], c[0]
 
 
 class RNN(_Recurrent):

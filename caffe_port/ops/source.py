@@ -23,7 +23,7 @@ MAX_AHEAD = 16
 
 
 class Ahead(Generic[T]):
-    """Calls `produce` in a background thread, up to `depth` times before it is asked for.
+    """Calls `produce` in a background thread, up to `depth` results ahead.
 
     The thread ends whenever enough is ready, and no process waits for it at its end.
     """
@@ -85,7 +85,7 @@ class Source(Op, abstract=True):
 
     A subclass defines `setup`, which opens the files, sets `shapes`, those of the next tops,
     and calls `begin`; `read`, which returns the next batch, an array per top; and `position`
-    and `go_to`, which tell and take the place of that batch. All but `setup` may run in a
+    and `go_to`, which return and set the position of that batch. All but `setup` may run in a
     background thread, one at a time.
 
     state() is the place of the batch that the next forward will give, whatever has been read
@@ -156,7 +156,7 @@ class Source(Op, abstract=True):
 
 
 class ImageSource(Source, abstract=True):
-    """Base of sources of images with labels, which transform_param changes.
+    """Base of sources of images with labels, which transform_param transforms.
 
     As in Caffe the host stream gives: the seed of the transform, what `open` draws, the seed
     of the transform anew, and that of the thread, which draws nothing from it.
@@ -168,7 +168,7 @@ class ImageSource(Source, abstract=True):
         self.transform = Transform(self.param.transform_param, self.phase)
         self.open()
         self.transform.seed()
-        rng.words(1)
+        rng.draw_words(1)
         self.begin(self.param.data_param.prefetch)
 
     def open(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from caffe_port import rng
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
 from caffe_port.mode import TRAIN
@@ -49,7 +49,7 @@ class Transform:
         """
         if min(image.shape[1:]) < self.crop:
             raise CaffeError(
-                f'{where}: crop_size {self.crop} exceeds the image, {shape_text(image.shape)}'
+                f'{where}: crop_size {self.crop} exceeds the image, {format_shape(image.shape)}'
             )
         return image.shape[0], self.crop or image.shape[1], self.crop or image.shape[2]
 
@@ -61,8 +61,8 @@ class Transform:
         shape = self.shape(image, where)
         if shape != top.shape:
             raise CaffeError(
-                f'{where}: expected {shape_text(top.shape)} as the first of the batch has, '
-                f'found {shape_text(shape)}'
+                f'{where}: expected {format_shape(top.shape)} as the first of the batch has, '
+                f'found {format_shape(shape)}'
             )
         mirror = self._mirror and self._draw(2)
         (y, x), (height, width) = self._corner(image), shape[1:]
@@ -89,8 +89,8 @@ class Transform:
     def _mean_for(self, image: np.ndarray, where: str) -> np.ndarray:
         if self._mean_name and self.mean.shape != image.shape:
             raise CaffeError(
-                f'{where}: the image is {shape_text(image.shape)}, the mean in '
-                f'{self._mean_name} {shape_text(self.mean.shape)}'
+                f'{where}: the image is {format_shape(image.shape)}, the mean in '
+                f'{self._mean_name} {format_shape(self.mean.shape)}'
             )
         if len(self.mean) not in (1, len(image)):
             raise CaffeError(
@@ -115,6 +115,6 @@ def _mean_of(path: str) -> np.ndarray:
     mean = caffemodel.read_blob(path)
     if mean.ndim not in (3, 4) or mean.size != np.prod(mean.shape[-3:]):
         raise CaffeError(
-            f'{path}: expected a mean of 1 x channels x H x W, found {shape_text(mean.shape)}'
+            f'{path}: expected a mean of 1 x channels x H x W, found {format_shape(mean.shape)}'
         )
     return mean.reshape(mean.shape[-3:])

@@ -1,4 +1,4 @@
-"""The WindowData layer: windows of images, of objects and of background, as R-CNN is trained."""
+"""The WindowData layer: windows on objects and background, as for training R-CNN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from caffe_port import rng
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import images
 from caffe_port.ops.source import ImageSource
@@ -139,7 +139,7 @@ class WindowData(ImageSource):
         (x1, x2), columns, left = self._extent(window, 0, image.shape[1], mirror)
         (y1, y2), rows, above = self._extent(window, 1, image.shape[0], False)
         if not (0 <= x1 <= x2 < image.shape[1] and 0 <= y1 <= y2 < image.shape[0]):
-            raise CaffeError(f'{where}: outside the image, {shape_text(image.shape)}')
+            raise CaffeError(f'{where}: outside the image, {format_shape(image.shape)}')
         if not (rows and columns):
             return
         part = images.resize(image[y1 : y2 + 1, x1 : x2 + 1], rows, columns)
@@ -192,7 +192,7 @@ class WindowData(ImageSource):
         expected = self._windows.channels, rows.stop - rows.start, columns.stop - columns.start
         if offset < 0 or part.shape != expected:
             raise CaffeError(
-                f'{where}: the mean {shape_text(mean.shape)} does not cover {self._crop} x '
+                f'{where}: the mean {format_shape(mean.shape)} does not cover {self._crop} x '
                 f'{self._crop} of {self._windows.channels} channels'
             )
         return part

@@ -1,5 +1,5 @@
 """Caffe's messages: caffe.proto, and caffe_pb2 compiled from it."""
 
-from . import caffe_pb2
+from caffe_port.proto import caffe_pb2
 
 __all__ = ['caffe_pb2']

@@ -24,6 +24,7 @@ __all__ = [
     'parse_solver',
     'read_net',
     'read_solver',
+    'read_unchanged',
     'to_text',
     'upgrade_net',
     'upgrade_solver',
@@ -32,7 +33,7 @@ __all__ = [
 
 # The largest nets take a few hundred KB. The parser takes up to 2 s for a MiB, and a message
 # costs far more memory than the two braces it is read from.
-MAX_BYTES = 4 << 20
+MAX_TEXT_BYTES = 4 << 20
 MAX_MESSAGES = 1 << 17
 
 # Comments and strings are matched so that the braces in them do not count.
@@ -61,6 +62,14 @@ def read_solver(path: str | os.PathLike) -> SolverParameter:
     return parse_solver(_read_text(path), os.fspath(path))
 
 
+def read_unchanged(path: str | os.PathLike, message: M) -> M:
+    """Read a prototxt into an empty message, in whatever format it is.
+
+    Raises CaffeError, naming file, line and field, for any other file.
+    """
+    return _parse(_read_text(path), message, os.fspath(path))
+
+
 def parse_net(text: str, name: str = '<string>') -> NetParameter:
     """Do as `read_net`, with text; errors call it `name`."""
     return upgrade_net(_parse(text, NetParameter(), name), name)
@@ -83,9 +92,11 @@ def write(message: Message, path: str | os.PathLike) -> None:
 
 
 def _read_text(path: str | os.PathLike) -> str:
-    source = wire.Source(path)
-    if source.size > MAX_BYTES:
-        raise CaffeError(f'{source.path}: {source.size} bytes, a prototxt has at most {MAX_BYTES}')
+    source = wire.WireFile(path)
+    if source.size > MAX_TEXT_BYTES:
+        raise CaffeError(
+            f'{source.path}: {source.size} bytes, a prototxt has at most {MAX_TEXT_BYTES}'
+        )
     data = source.read(0, source.size)
     try:
         if b'\0' not in data:
@@ -94,7 +105,7 @@ def _read_text(path: str | os.PathLike) -> str:
         if wire.is_text(source.head()):
             line = data.count(b'\n', 0, error.start) + 1
             raise CaffeError(f'{source.path}:{line}: not UTF-8 text') from error
-    raise CaffeError(f'{source.path}: expected a prototxt, found {wire.what_is(source)}')
+    raise CaffeError(f'{source.path}: expected a prototxt, found {wire.describe_file(source)}')
 
 
 def _parse(text: str, message: M, name: str) -> M:

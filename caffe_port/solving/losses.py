@@ -1,4 +1,4 @@
-"""Losses of a run that have not been checked yet: none may be NaN or infinite."""
+"""Keep the losses of a run until they are checked for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caffe_port.errors import CaffeError
 
 @dataclass
 class Pass:
-    """One forward of a net: the images in it, as far as its data layers tell, and its loss."""
+    """A forward of a net: its loss, and the names of its images if the data layers know them."""
 
     images: str
     loss: Tensor
@@ -24,7 +24,7 @@ class Pass:
 class Unchecked:
     """The losses since the last check.
 
-    A check waits for the device, so on a GPU there are few.
+    A check waits for the GPU, so it runs seldom.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The resume file beside a solver state: what Caffe's snapshots forget.
+"""The resume file beside a solver state, for what Caffe's snapshots do not hold.
 
 These are data order, random streams, recent losses and a script's notes. It also holds the
 digests of the snapshot's other two files, which ties the three together.
@@ -6,7 +6,6 @@ digests of the snapshot's other two files, which ties the three together.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from caffe_port import mode, parallel, rng
 from caffe_port.errors import CaffeError, replacing
+from caffe_port.files.checksum import digest_file
 from caffe_port.net import Net
 
 LOG = logging.getLogger('caffe_port')
@@ -50,7 +50,7 @@ class Stateful(Protocol):
     def set_state(self, state: Any) -> None: ...
 
 
-def beside(state: str | os.PathLike) -> Path:
+def name_resume_file(state: str | os.PathLike) -> Path:
     """Return the path of a solver state's resume file: x.solverstate has x.memory.json."""
     name = Path(state).name.removesuffix('.h5').removesuffix('.solverstate')
     return Path(state).with_name(f'{name}.memory.json')
@@ -60,8 +60,7 @@ def _layers(solver: Resumable) -> Iterator[tuple[str, Stateful]]:
     """Yield the layers that have a state of their own, by number of the net and name."""
     for number, net in enumerate([solver.net, *solver.test_nets]):
         for node in net.module.nodes:
-            layers: tuple[Any, ...] = node.op, getattr(node.op, 'layer', None)
-            for layer in layers:
+            for layer in (node.op, node.python_layer):
                 if hasattr(layer, 'set_state'):
                     yield f'{number}:{node.name}', layer
 
@@ -86,10 +85,10 @@ def collect(solver: Resumable) -> dict:
     }
 
 
-def save(path: Path, content: dict, digests: dict[str, str] | None = None) -> None:
+def write(path: Path, content: dict, digests: dict[str, str] | None = None) -> None:
     """Write what `collect` has returned.
 
-    `digests` are the snapshot's files, as `digest` returns them; without them those in
+    `digests` are the snapshot's files, as `digest_file` returns them; without them those in
     the file at `path`, which is written anew, stay.
     """
     if digests is None:
@@ -111,19 +110,7 @@ def _stored_digests(path: Path) -> dict[str, str]:
         return {}
 
 
-def digest(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file, in hexadecimal. Raises CaffeError if it cannot be read."""
-    found, block = hashlib.sha256(), bytearray(1 << 20)
-    try:
-        with open(path, 'rb', buffering=0) as file:
-            while count := file.readinto(block):
-                found.update(memoryview(block)[:count])
-    except OSError as error:
-        raise CaffeError(f'{path}: not read: {error.strerror}') from error
-    return found.hexdigest()
-
-
-def load(path: Path, iteration: int) -> dict | None:
+def read(path: Path, iteration: int) -> dict | None:
     """Read the resume file of a snapshot at `iteration`; None where there is no file.
 
     Raises CaffeError if the file is broken or of another iteration. All of it is checked
@@ -208,7 +195,7 @@ def check_file(content: dict, where: Path, kind: str, path: Path) -> None:
     a digest, as earlier versions wrote it, every file passes.
     """
     expected = content[_DIGESTS].get(kind)
-    if expected is not None and digest(path) != expected:
+    if expected is not None and digest_file(path) != expected:
         raise CaffeError(
             f'{path}: not the .{kind} of this snapshot: its SHA-256 is not the one in {where}'
         )

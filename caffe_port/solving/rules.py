@@ -1,4 +1,4 @@
-"""The types of solvers: how each makes the update that a parameter's gradient asks for."""
+"""The types of solvers: how each computes the update of a parameter from its gradient."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Rule:
 
 
 def sgd(step: Step, diffs: Tensors, history: Tensors) -> None:
-    """history = momentum * history + rate * diff; the update is the history."""
+    """Take SGD's step: history = momentum * history + rate * diff is the update."""
     torch._foreach_mul_(history, step.param.momentum)
     torch._foreach_add_(history, diffs, alpha=step.rate)
     torch._foreach_copy_(diffs, history)
 
 
 def nesterov(step: Step, diffs: Tensors, history: Tensors) -> None:
-    """As sgd, but the update is (1 + momentum) * history - momentum * the history before."""
+    """Do as sgd, but update by (1 + momentum) * history - momentum * the history before."""
     momentum = step.param.momentum
     update = torch._foreach_mul(history, -momentum)
     torch._foreach_mul_(history, momentum)
@@ -70,19 +70,19 @@ def nesterov(step: Step, diffs: Tensors, history: Tensors) -> None:
 
 
 def adagrad(step: Step, diffs: Tensors, history: Tensors) -> None:
-    """history += diff ** 2; the update is rate * diff / (sqrt(history) + delta)."""
+    """Add diff ** 2 to the history; update by rate * diff / (sqrt(history) + delta)."""
     torch._foreach_add_(history, torch._foreach_mul(diffs, diffs))
     _scale(step, diffs, history)
 
 
 def rmsprop(step: Step, diffs: Tensors, history: Tensors) -> None:
-    """As adagrad, but the history is a running mean of squares, by rms_decay."""
+    """Do as adagrad, but the history is a running mean of squares, by rms_decay."""
     _mean_of_squares(history, diffs, step.param.rms_decay)
     _scale(step, diffs, history)
 
 
 def adadelta(step: Step, diffs: Tensors, gradients: Tensors, updates: Tensors) -> None:
-    """The update is rate * u, u = diff * sqrt((updates + delta) / (gradients + delta)).
+    """Update by rate * u, u = diff * sqrt((updates + delta) / (gradients + delta)).
 
     Both histories are running means of squares, by momentum: of diff and, after it, of u.
     """
@@ -97,7 +97,7 @@ def adadelta(step: Step, diffs: Tensors, gradients: Tensors, updates: Tensors) -
 
 
 def adam(step: Step, diffs: Tensors, means: Tensors, squares: Tensors) -> None:
-    """The update is rate * correction * means / (sqrt(squares) + delta).
+    """Update by rate * correction * means / (sqrt(squares) + delta).
 
     The histories are running means of diff, by momentum, and of its square, by momentum2;
     at iteration t, counted from 1, correction is sqrt(1 - momentum2 ** t) / (1 - momentum ** t).
@@ -115,13 +115,13 @@ def adam(step: Step, diffs: Tensors, means: Tensors, squares: Tensors) -> None:
 
 
 def _mean_of_squares(means: Tensors, values: Tensors, decay: float) -> None:
-    """means = decay * means + (1 - decay) * values ** 2."""
+    """Set means = decay * means + (1 - decay) * values ** 2."""
     torch._foreach_mul_(means, decay)
     torch._foreach_add_(means, torch._foreach_mul(values, values), alpha=1 - decay)
 
 
 def _scale(step: Step, diffs: Tensors, history: Tensors) -> None:
-    """diff = rate * diff / (sqrt(history) + delta)."""
+    """Set diff = rate * diff / (sqrt(history) + delta)."""
     root = torch._foreach_sqrt(history)
     torch._foreach_add_(root, step.param.delta)
     torch._foreach_div_(diffs, root)

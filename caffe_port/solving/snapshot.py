@@ -1,4 +1,4 @@
-"""The three files of a snapshot: weights, solver state and resume file, written and read."""
+"""Write and read the three files of a snapshot: weights, solver state and resume file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import caffemodel
+from caffe_port.files.checksum import digest_file
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving import resume
@@ -38,8 +39,8 @@ def write(
     write_state = caffemodel.write_state_hdf5 if hdf5 else caffemodel.write_state
     with replacing(state) as temporary:
         write_state(state, kept['iter'], model, update.arrays(), current_step)
-        digests = {'caffemodel': resume.digest(model), 'solverstate': resume.digest(temporary)}
-        resume.save(resume.beside(state), kept, digests)
+        digests = {'caffemodel': digest_file(model), 'solverstate': digest_file(temporary)}
+        resume.write(resume.name_resume_file(state), kept, digests)
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def read(path: Path, net: Net, update: Update, kind: str) -> Snapshot:
         model = path.parent / named.name
         if not os.path.exists(model):
             model = named
-    resume_file = resume.beside(path)
-    kept = resume.load(resume_file, state.iter)
+    resume_file = resume.name_resume_file(path)
+    kept = resume.read(resume_file, state.iter)
     if kept is not None:
         if kept['type'] not in (None, kind):
             raise CaffeError(f'{path}: of a solver of type {kept["type"]}, this one is {kind}')

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from caffe_port import mode, parallel, prototxt, rng
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.solving import display, nets, resume, snapshot
+from caffe_port.solving import display, resume, snapshot, solver_nets
 from caffe_port.solving.losses import Pass, Unchecked
 from caffe_port.solving.rules import RULES
 from caffe_port.solving.schedule import learning_rate
@@ -27,6 +27,17 @@ from caffe_port.solving.update import Update
 
 LOG = logging.getLogger('caffe_port')
 _MAX_UNCHECKED = 1000  # iterations
+
+
+@runtime_checkable
+class StepCallback(Protocol):
+    """An object whose methods a solver calls in each iteration."""
+
+    def on_start(self) -> None:
+        """Act before the forward passes."""
+
+    def on_gradients_ready(self) -> None:
+        """Act once gradients are there."""
 
 
 def _no_action() -> None:
@@ -68,8 +79,8 @@ class SGDSolver:
         self._check()
         if self.param.random_seed >= 0:
             rng.set_random_seed(self.param.random_seed + parallel.solver_rank())
-        self.net = nets.train_net(self.param, folder, self.where)
-        self.test_nets = nets.test_nets(self.param, folder, self.where)
+        self.net = solver_nets.make_train_net(self.param, folder, self.where)
+        self.test_nets = solver_nets.make_test_nets(self.param, folder, self.where)
         for weights in self.param.weights:
             for name in filter(None, (part.strip() for part in weights.split(','))):
                 self.net.copy_from(name)
@@ -129,14 +140,32 @@ class SGDSolver:
 
     # Stepping.
 
-    def add_callback(self, before: Callable[[], None], after: Callable[[], None]) -> None:
-        """Call `before` ahead of each iteration's forward, `after` once gradients are there."""
-        self._callbacks.append((before, after))
+    def add_callback(
+        self, before: Callable[[], None] | StepCallback, after: Callable[[], None] | None = None
+    ) -> None:
+        """Call `before` ahead of each iteration's forward, `after` once gradients are there.
+
+        A single object, such as NCCL, has both as its methods on_start and on_gradients_ready.
+
+        Raises CaffeError if it has not.
+        """
+        if after is not None:
+            assert callable(before)
+            self._callbacks.append((before, after))
+        elif isinstance(before, StepCallback):
+            self._callbacks.append((before.on_start, before.on_gradients_ready))
+        else:
+            raise CaffeError(
+                'add_callback: expected two functions, or one object with on_start and '
+                f'on_gradients_ready, found one {type(before).__name__}'
+            )
 
     def solve(self, resume: str | os.PathLike | None = None) -> None:
         """Step until max_iter, from a .solverstate if given; then snapshot and test as set."""
         if resume is not None:
             self.restore(resume)
+        LOG.info('Solving %s', self.net.name)
+        LOG.info('Learning Rate Policy: %s', self.param.lr_policy)
         self.step(max(self.param.max_iter - self.iter, 0))
         p = self.param
         if p.snapshot_after_train and not (p.snapshot and self.iter % p.snapshot == 0):
@@ -188,13 +217,13 @@ class SGDSolver:
         if not self._in_step and parallel.solver_count() > 1:
             self.net.follow_device()
             parallel.broadcast([item.parameter.data for item in self.net.module.learnable])
-            self.net.params_written()
+            self.net.mark_params_stale()
         self._in_step = True
 
     def _agreed_action(self) -> str | None:
         """Return what requested_action() of any rank asks for."""
         actions = (None, 'snapshot', 'stop')
-        return actions[parallel.agree(actions.index(self.requested_action()))]
+        return actions[parallel.take_largest(actions.index(self.requested_action()))]
 
     def _forward_backward(self) -> list[Pass]:
         """Run iter_size passes, which add up gradients."""
@@ -208,7 +237,7 @@ class SGDSolver:
 
     def _images(self) -> str:
         """Name the images in the net now, as far as its data layers tell."""
-        layers: list[Any] = [getattr(node.op, 'layer', None) for node in self.net.module.nodes]
+        layers = [node.python_layer for node in self.net.module.nodes]
         return ', '.join(str(layer.current) for layer in layers if hasattr(layer, 'current'))
 
     def rate(self) -> float:
@@ -234,7 +263,7 @@ class SGDSolver:
         self._advance_step()
         self.net.module.flush()
         self._update.apply(self.rate(), self.iter)
-        self.net.params_written()
+        self.net.mark_params_stale()
 
     # Losses, display and tests.
 
@@ -272,10 +301,10 @@ class SGDSolver:
         self.check_losses()
         if parallel.solver_rank():
             return
-        pace = self._pace.text(self.iter, time.monotonic())
+        pace = self._pace.format(self.iter, time.monotonic())
         LOG.info('Iteration %d%s, loss = %.6g', self.iter, pace, self.smoothed_loss)
         values = {name: self.net.blobs[name].data for name in self.net.outputs}
-        display.outputs('Train', self.net, values)
+        display.log_outputs('Train', self.net, values)
         LOG.info('Iteration %d, lr = %.6g', self.iter, self.rate())
 
     def test_all(self) -> None:
@@ -285,7 +314,7 @@ class SGDSolver:
         for number, (net, passes) in enumerate(zip(self.test_nets, self.param.test_iter)):
             LOG.info('Iteration %d, Testing net (#%d)', self.iter, number)
             net.share_with(self.net)
-            display.test(net, passes, self.param.test_compute_loss)
+            display.test_and_log(net, passes, self.param.test_compute_loss)
 
     # Snapshots.
 
@@ -348,60 +377,3 @@ class SGDSolver:
         self._update.restore(found.history)
         self._pace = display.Pace(self.iter, time.monotonic())
         LOG.info('Restored iteration %d from %s', self.iter, path)
-
-
-class NesterovSolver(SGDSolver):
-    """SGD with Nesterov's momentum."""
-
-    type = 'Nesterov'
-
-
-class AdaGradSolver(SGDSolver):
-    """AdaGrad: the rate is divided by the root of all squared gradients' sum."""
-
-    type = 'AdaGrad'
-
-
-class RMSPropSolver(SGDSolver):
-    """RMSProp: the rate is divided by the root of recent squared gradients' mean."""
-
-    type = 'RMSProp'
-
-
-class AdaDeltaSolver(SGDSolver):
-    """AdaDelta: steps as large as recent ones, by the gradient's part of recent gradients."""
-
-    type = 'AdaDelta'
-
-
-class AdamSolver(SGDSolver):
-    """Adam: means of the gradient and of its square, corrected for their start at 0."""
-
-    type = 'Adam'
-
-
-SOLVERS: dict[str, type[SGDSolver]] = {
-    each.type: each
-    for each in (
-        SGDSolver,
-        NesterovSolver,
-        AdaGradSolver,
-        RMSPropSolver,
-        AdaDeltaSolver,
-        AdamSolver,
-    )
-}
-
-
-def get_solver(solver: str | os.PathLike | SolverParameter) -> SGDSolver:
-    """Return a solver of the type that a solver prototxt names.
-
-    Raises CaffeError for another type than Caffe's.
-    """
-    if isinstance(solver, SolverParameter):
-        param, where = solver, 'solver'
-    else:
-        param, where = prototxt.read_solver(solver), os.fspath(solver)
-    if param.type not in SOLVERS:
-        raise CaffeError(f'{where}: no solver type "{param.type}"; there are {", ".join(SOLVERS)}')
-    return SOLVERS[param.type](solver)

@@ -1,4 +1,4 @@
-"""What every type of solver does to gradients and parameters, and the history it keeps."""
+"""Update the parameters from their gradients, and keep the solver's history."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from caffe_port import parallel
+from caffe_port.building import Learnable
 from caffe_port.errors import CaffeError
 from caffe_port.files.stored import StoredBlob
-from caffe_port.module import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving.rules import RULES, Step
 
 LOG = logging.getLogger('caffe_port')
-# Elements that are worked on at once. A rule takes several passes over memory: on a CPU this
-# few stay in its cache meanwhile, on a GPU they bound the memory of what passes leave behind.
+# How many elements are updated at once. A rule passes over them several times: on a CPU so few
+# stay in the cache, on a GPU they bound the memory of intermediate results.
 _PIECE_OF_CPU = 2**20
 _PIECE_OF_GPU = 2**25
 
@@ -39,7 +39,7 @@ class Update:
     def apply(self, rate: float, iteration: int) -> None:
         """Average gradients over ranks and move the parameters; collective."""
         p = self.param
-        # The same on all ranks, unlike the diffs of frozen parameters that somebody has read.
+        # Trained parameters are the same on all ranks; reading a frozen one's diff creates it.
         trained = [item.parameter for item in self._learnable if item.parameter.requires_grad]
         grads = [_diff(parameter) for parameter in trained]
         parallel.average(grads)
@@ -60,7 +60,7 @@ class Update:
                 torch._foreach_sub_(weights, diffs)
 
     def _stays(self, i: int) -> bool:
-        """Return whether a parameter's update and history are all 0: they get no memory."""
+        """Return whether a parameter's update and history are all 0, and so need no memory."""
         item = self._learnable[i]
         return (
             self._rule.history_is_update
@@ -70,7 +70,7 @@ class Update:
         )
 
     def _tensors(self, i: int) -> tuple[Tensor, ...]:
-        """A parameter, its diff and its history, all on the parameter's device."""
+        """Return a parameter, its diff and its history, all on the parameter's device."""
         parameter = self._learnable[i].parameter
         history = self._history.get(i)
         if history is None:
@@ -104,8 +104,8 @@ class Update:
     def largest(self) -> tuple[str, list[tuple[float, torch.nn.Parameter]]]:
         """Return the largest magnitude in each parameter that has been moved, for messages.
 
-        The first item names what was measured: the last change, or the value for types whose
-        history does not tell the last change.
+        The first item names what was measured: the last change or, for types whose history
+        is not the last change, the value.
         """
         if self._rule.history_is_update:
             what, tensors = 'last change', {i: kept[0] for i, kept in self._history.items()}
@@ -162,17 +162,18 @@ class Update:
 
 
 def _diff(parameter: torch.nn.Parameter) -> Tensor:
-    """Return a parameter's gradient, of zeros where it has none."""
+    """Return a parameter's gradient; zeros if it has none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
 def _pieces(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
-    """Cut rows of tensors of one shape each into pieces, and yield some of them at a time.
+    """Cut tensors into pieces of bounded size, and yield the pieces in batches.
 
-    Yields the columns of the rows: as many lists as a row has tensors. The pieces share
-    the tensors' memory. A tensor that is not contiguous stays whole.
+    Each row has tensors of one shape: weights, diff and history of a parameter. A batch is a
+    list for each column: pieces of weights, of diffs, of histories. Pieces share the tensors'
+    memory. A tensor that is not contiguous stays whole.
     """
     batch: list[tuple[Tensor, ...]] = []
     size = 0

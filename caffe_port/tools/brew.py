@@ -22,7 +22,8 @@ from caffe_port import mode, parallel, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.solving.solver import get_solver
+from caffe_port.solving.display import average_outputs, note_losses
+from caffe_port.solving.solver_types import get_solver
 
 LOG = logging.getLogger('caffe_port')
 FLAGS: dict[str, str | int] = dict(
@@ -57,7 +58,7 @@ def train(flags: dict[str, Any]) -> None:
     if not gpus and param.solver_mode == SolverParameter.GPU and torch.cuda.is_available():
         gpus = [param.device_id]
     if len(gpus) > 1 and not parallel.run_id():
-        _start_processes(gpus)
+        _start_processes(gpus, flags)
         return
     _choose_device(gpus)
     parallel.join()
@@ -88,27 +89,16 @@ def test(flags: dict[str, Any]) -> None:
         net.copy_from(weights)
     iterations = flags['iterations']
     LOG.info('Running for %d iterations.', iterations)
-    sums: dict[str, np.ndarray] = {}
-    loss = 0.0
-    with torch.no_grad():
-        for batch in range(iterations):
-            outputs = net.forward()
-            loss += float(net.loss())
-            for name, values in outputs.items():
-                for value in values.flat:
-                    LOG.info('Batch %d, %s = %.6g', batch, name, value)
-                sums[name] = sums.get(name, 0) + values.astype(np.float64)
-    LOG.info('Loss: %.6g', loss / max(iterations, 1))
-    weights_of = {
-        name: weight
-        for node in net.module.nodes
-        for name, weight in zip(node.tops, node.loss_weights)
-    }
-    for name, total in sums.items():
-        for value in total.flat:
-            mean, weight = value / iterations, weights_of.get(name, 0)
-            note = f' (* {weight:g} = {weight * mean:.6g} loss)' if weight else ''
-            LOG.info('%s = %.6g%s', name, mean, note)
+
+    def log_batch(batch: int, outputs: dict[str, np.ndarray]) -> None:
+        for name, values in outputs.items():
+            for value in values.flat:
+                LOG.info('Batch %d, %s = %.6g', batch, name, value)
+
+    means, loss = average_outputs(net, iterations, log_batch)
+    LOG.info('Loss: %.6g', loss)
+    for name, mean, note in note_losses(net, means):
+        LOG.info('%s = %.6g%s', name, mean, note)
 
 
 def time(flags: dict[str, Any]) -> None:
@@ -219,11 +209,12 @@ def _choose_device(gpus: Sequence[int]) -> None:
     mode.set_mode_gpu()
 
 
-def _start_processes(gpus: Sequence[int]) -> None:
-    """Run this same command once for each GPU, as one net in training."""
+def _start_processes(gpus: Sequence[int], flags: dict[str, Any]) -> None:
+    """Run this training once for each GPU, as one net in training."""
     LOG.info('Using GPUs %s', ', '.join(map(str, gpus)))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    command += [f'--nproc_per_node={len(gpus)}', '-m', 'caffe_port', *sys.argv[1:]]
+    command += [f'--nproc_per_node={len(gpus)}', '-m', 'caffe_port', 'train']
+    command += [f'--{name}={flags[name]}' for name in FLAGS if flags[name] != FLAGS[name]]
     status = subprocess.run(command).returncode
     if status:
         sys.exit(status)
@@ -247,7 +238,7 @@ def _signals(flags: dict[str, Any]):
 
 
 def _now() -> float:
-    """Milliseconds; waits for the GPU first."""
+    """Wait for the GPU and return the time in milliseconds."""
     if mode.device().type == 'cuda':
         torch.cuda.synchronize()
     return clock.perf_counter() * 1000

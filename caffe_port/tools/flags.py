@@ -60,3 +60,13 @@ def _number(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise CaffeError(f"illegal value '{text}' specified for int32 flag '{name}'") from None
+
+
+def usage(text: str, defaults: Mapping[str, Value]) -> str:
+    """Return a command's usage and its flags with their defaults."""
+    lines = [f'  --{name} (default: {_text(value)})' for name, value in defaults.items()]
+    return '\n'.join([text, 'flags, with one dash or two, as --name=x or --name x:', *lines])
+
+
+def _text(value: Value) -> str:
+    return repr(value) if isinstance(value, str) else str(value).lower()

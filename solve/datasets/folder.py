@@ -1,4 +1,4 @@
-"""Own pictures and masks: pictures in one folder, masks of the same stem in another."""
+"""Own data: pictures in one folder, masks of the same stems in another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nets.data import VOC_MEAN_BGR
 from solve.datasets.images import (
     VOID,
     bgr_blob,
+    check_exists,
     check_labels,
-    existing,
     label_blob,
-    picture,
+    open_picture,
     plain_name,
     read_rgb,
 )
-from solve.datasets.labels import recoded
+from solve.datasets.labels import recode
 from solve.datasets.layer import Params, SegDataLayer
 
 MEAN = VOC_MEAN_BGR
@@ -47,7 +47,7 @@ def read_mask(path: Path) -> np.ndarray:
 
     Raises CaffeError if the file is missing, broken, no PNG, or holds colours.
     """
-    image = picture(path, ('PNG',))
+    image = open_picture(path, ('PNG',))
     if image.mode not in MODES:
         raise CaffeError(
             f'{path}: colour mask (mode {image.mode}), expected a palette or grey PNG whose '
@@ -70,7 +70,7 @@ def map_labels(
         known = {key: value for key, value in table.items() if isinstance(key, int)}
         if OTHERS in table:
             known = {**dict.fromkeys(np.unique(numbers).tolist(), table[OTHERS]), **known}
-        return recoded(numbers, known, path, f'one of the map, {", ".join(map(str, known))},')
+        return recode(numbers, known, path, f'one of the map, {", ".join(map(str, known))},')
     valid = (numbers >= 0) & (numbers < classes) | (numbers == VOID)
     check_labels(numbers, valid, path, f'0..{classes - 1} or {VOID} (void)')
     return numbers.astype(np.uint8)
@@ -87,7 +87,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
 def read_pairs(path: Path) -> list[Pair]:
     """Read what write_pairs has written; raise CaffeError for anything else."""
     pairs = []
-    for number, line in enumerate(existing(path).read_text(encoding='utf-8').splitlines(), 1):
+    for number, line in enumerate(check_exists(path).read_text(encoding='utf-8').splitlines(), 1):
         parts = line.split('\t')
         if len(parts) != 3:
             raise CaffeError(

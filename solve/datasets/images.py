@@ -22,7 +22,7 @@ def read_list(path: str | os.PathLike) -> list[str]:
     Raises CaffeError if the file is missing, empty or not UTF-8, or if a line is not a
     plain name.
     """
-    path = existing(path)
+    path = check_exists(path)
     try:
         lines = path.read_text(encoding='utf-8-sig').split('\n')
     except OSError as error:
@@ -48,7 +48,7 @@ def plain_name(name: str, where: str) -> str:
     return name
 
 
-def existing(path: str | os.PathLike) -> Path:
+def check_exists(path: str | os.PathLike) -> Path:
     """Return `path` if it is a file; raise CaffeError if not."""
     path = Path(path)
     try:
@@ -69,7 +69,7 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
 
     Raises CaffeError if it is missing, broken or of another format.
     """
-    return np.asarray(picture(path, ('JPEG', 'PNG'), 'RGB'))
+    return np.asarray(open_picture(path, ('JPEG', 'PNG'), 'RGB'))
 
 
 def read_label_png(path: str | os.PathLike) -> np.ndarray:
@@ -79,7 +79,7 @@ def read_label_png(path: str | os.PathLike) -> np.ndarray:
 
     Raises CaffeError as read_rgb does, and if the PNG holds colours.
     """
-    image = picture(path, ('PNG',))
+    image = open_picture(path, ('PNG',))
     if image.mode not in ('P', 'L'):
         raise CaffeError(
             f'{path}: PNG of mode {image.mode}, must be palette (P) or grey (L): '
@@ -88,11 +88,11 @@ def read_label_png(path: str | os.PathLike) -> np.ndarray:
     return np.asarray(image)
 
 
-def picture(
+def open_picture(
     path: str | os.PathLike, formats: tuple[str, ...], mode: str | None = None
 ) -> Image.Image:
     """Read a picture of one of `formats`, converted to `mode` if given."""
-    path, wanted = existing(path), ' or '.join(formats)
+    path, wanted = check_exists(path), ' or '.join(formats)
     try:
         with Image.open(path, formats=formats) as image:
             image.load()

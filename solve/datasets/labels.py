@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from caffe_port.blob import shape_text
+from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
-from solve.datasets.images import VOID, check_labels, existing
+from solve.datasets.images import VOID, check_exists, check_labels
 
 
 def read_mat(path: str | os.PathLike, variable: str, field: str | None = None) -> np.ndarray:
@@ -23,7 +23,7 @@ def read_mat(path: str | os.PathLike, variable: str, field: str | None = None) -
     Raises CaffeError if the file is missing, broken or of version 7.3 (HDF5), or holds
     something else.
     """
-    path = existing(path)
+    path = check_exists(path)
     where = f'{path}: .mat file'
     try:
         found = scipy.io.loadmat(path, appendmat=False)
@@ -49,10 +49,10 @@ def read_mat(path: str | os.PathLike, variable: str, field: str | None = None) -
 
 
 def _kind(array: Any) -> str:
-    return f'a {type(array).__name__} of {shape_text(array.shape)} {array.dtype}'
+    return f'a {type(array).__name__} of {format_shape(array.shape)} {array.dtype}'
 
 
-def recoded(labels: np.ndarray, table: Mapping[int, int], path: Path, expected: str) -> np.ndarray:
+def recode(labels: np.ndarray, table: Mapping[int, int], path: Path, expected: str) -> np.ndarray:
     """Replace each number of `labels`, H x W, by what `table` maps it to: uint8.
 
     Raises CaffeError, naming `path` and the first number that is not in `table`;

@@ -1,4 +1,4 @@
-"""The data layer that all data sets share: the order of images, and reading one ahead."""
+"""The data layer that all data sets share: it orders the images and reads one ahead."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class SegDataLayer(Layer):
         )
         seed = params.get('seed', (int,), 'a whole number', None)
         if drawn and seed is None:  # ranks must share one order
-            seed = parallel.first(lambda: secrets.randbits(64))
+            seed = parallel.call_on_first(lambda: secrets.randbits(64))
         self._order = Order(len(self.ids), drawn, seed)
         self._now: tuple[np.ndarray, ...] | None = None
         self._ahead: Future | None = None

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import CaffeError
-from solve.datasets.images import bgr_blob, picture, read_list, read_rgb
-from solve.datasets.labels import read_mat, recoded, void_first
+from solve.datasets.images import bgr_blob, open_picture, read_list, read_rgb
+from solve.datasets.labels import read_mat, recode, void_first
 from solve.datasets.layer import Params, SegDataLayer
 
 CLASSES = tuple(
@@ -40,7 +40,7 @@ def read_depth(path: Path) -> np.ndarray:
     0 ("not measured"), which has no logarithm. The official depths are filled in; the
     release would feed minus infinity there, and the loss would be NaN from then on.
     """
-    image = picture(path, ('PNG',))
+    image = open_picture(path, ('PNG',))
     # The mode is I in older Pillows and I;16 in newer ones; no PNG has more than 16 bits.
     if not image.mode.startswith('I'):
         raise CaffeError(
@@ -60,7 +60,7 @@ def read_depth(path: Path) -> np.ndarray:
 def read_labels(path: Path) -> np.ndarray:
     """Read labels, stored 1..40 with 0 for void, as 0..39 and 255: uint8, H x W."""
     stored, classes = read_mat(path, 'segmentation'), len(CLASSES)
-    return recoded(stored, void_first(classes), path, f'0 (void) or 1..{classes}')
+    return recode(stored, void_first(classes), path, f'0 (void) or 1..{classes}')
 
 
 def depth_blob(depth: np.ndarray) -> np.ndarray:

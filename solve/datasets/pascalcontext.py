@@ -8,7 +8,7 @@ import numpy as np
 
 from caffe_port.errors import CaffeError
 from solve.datasets.images import bgr_blob, label_blob, read_list, read_rgb
-from solve.datasets.labels import read_mat, recoded
+from solve.datasets.labels import read_mat, recode
 from solve.datasets.layer import Params, SegDataLayer
 
 CLASSES = tuple(
@@ -95,5 +95,5 @@ class PASCALContextSegDataLayer(SegDataLayer):
         image, path = self.files(name)
         rgb = read_rgb(image)
         stored = read_mat(path, 'LabelMap')
-        labels = recoded(stored, self._table, path, 'a number of labels.txt, or 0,')
+        labels = recode(stored, self._table, path, 'a number of labels.txt, or 0,')
         return bgr_blob(rgb, self._mean), label_blob(labels, len(CLASSES), path, rgb)

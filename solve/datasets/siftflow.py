@@ -8,7 +8,7 @@ import numpy as np
 
 from caffe_port.errors import CaffeError
 from solve.datasets.images import VOID, bgr_blob, label_blob, read_list, read_rgb
-from solve.datasets.labels import read_mat, recoded, void_first
+from solve.datasets.labels import read_mat, recode, void_first
 from solve.datasets.layer import Params, SegDataLayer
 
 SEMANTIC = tuple(
@@ -30,13 +30,13 @@ SCENES = 'spatial_envelope_256x256_static_8outdoorcategories'
 def read_semantic(path: Path) -> np.ndarray:
     """Read labels, stored 1..33 with 0 for void, as 0..32 and 255: uint8, H x W."""
     classes = len(SEMANTIC)
-    return recoded(read_mat(path, 'S'), void_first(classes), path, f'0 (void) or 1..{classes}')
+    return recode(read_mat(path, 'S'), void_first(classes), path, f'0 (void) or 1..{classes}')
 
 
 def read_geometric(path: Path) -> np.ndarray:
     """Read labels, stored 1..3 with -1, or 0, for void, as 0..2 and 255: uint8, H x W."""
     table = {-1: VOID, **void_first(len(GEOMETRIC))}
-    return recoded(read_mat(path, 'S'), table, path, f'-1 or 0 (void) or 1..{len(GEOMETRIC)}')
+    return recode(read_mat(path, 'S'), table, path, f'-1 or 0 (void) or 1..{len(GEOMETRIC)}')
 
 
 class SIFTFlowSegDataLayer(SegDataLayer):

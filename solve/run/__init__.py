@@ -1,1 +1,1 @@
-"""What scripts and commands stand on."""
+"""What scripts and commands share."""

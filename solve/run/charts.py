@@ -7,13 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Points of a line; of more, every so many-th is drawn.
+from solve.run.log import is_finite
+
+# Most points of a line; of a longer log only every n-th is drawn.
 MOST_POINTS = 600
 _WIDTH, _HEIGHT, _LEFT, _ABOVE, _BELOW = 360, 200, 56, 30, 22
 
 
-def number_text(value: str | float) -> str:
-    """Text as it is; a number with thousands apart or four digits, a dash for NaN."""
+def format_number(value: str | float) -> str:
+    """Return a number with separated thousands or four digits, a dash for NaN; text as it is."""
     if isinstance(value, str):
         return value
     if not math.isfinite(value):
@@ -21,9 +23,9 @@ def number_text(value: str | float) -> str:
     return f'{value:,.0f}' if 1000 <= abs(value) < 1e7 else f'{value:.4g}'
 
 
-def curves(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and mean IU over iterations, as far as the lines have them."""
-    lines = [line for line in lines if _finite(line.get('iteration'))]
+def draw_curves(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Draw loss and mean IU over iterations as HTML; the empty string if the lines have neither."""
+    lines = [line for line in lines if is_finite(line.get('iteration'))]
     scored = dict.fromkeys(key for line in lines for key in line if key.endswith('mean_iu'))
     charts = [
         _chart('loss', {key: _points(lines, key) for key in ('loss', 'smoothed_loss')}, log=True),
@@ -37,20 +39,16 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _points(
     lines: Sequence[Mapping[str, Any]], key: str, factor: float = 1
 ) -> list[tuple[float, float]]:
-    points = [(line['iteration'], factor * line[key]) for line in lines if _finite(line.get(key))]
+    points = [(line['iteration'], factor * line[key]) for line in lines if is_finite(line.get(key))]
     step = math.ceil(len(points) / MOST_POINTS) or 1
     return points[::step] + (points[-1:] if (len(points) - 1) % step else [])
 
 
 def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log: bool) -> str:
-    """Lines over iterations as SVG; those of many points as lines, of few with dots."""
+    """Draw lines over iterations as SVG, with dots if a line has few points."""
     series = {
         key: [(x, y) for x, y in points if y > 0 or not log] for key, points in series.items()
     }
@@ -74,7 +72,8 @@ def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log:
         y = place(first, value)[1]
         drawn.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number_text(value)}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+            f'{format_number(value)}</text>'
         )
     for value in _ticks(first, last, 4):
         if first <= value <= last:
@@ -106,7 +105,7 @@ def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log:
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers, about `count` steps of 1, 2 or 5 times a power of ten, around low..high."""
+    """Return about `count` round numbers around low..high: steps of 1, 2 or 5 times 10 ** n."""
     raw = (high - low) / count or 1
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
@@ -115,7 +114,7 @@ def _ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around low..high; of less than two decades 1, 2 and 5 times these."""
+    """Return powers of ten around low..high; within two decades 1, 2 and 5 times these."""
     begin, end = math.floor(math.log10(low)), math.ceil(math.log10(high))
     if end - begin > 2:
         step = math.ceil((end - begin) / 6)

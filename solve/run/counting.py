@@ -18,7 +18,7 @@ from caffe_port.errors import CaffeError, make_folder
 from solve.datasets.layer import SegDataLayer
 from solve.run.metrics import PRINTED, Scores, fast_hist
 from solve.run.pictures import save_labels
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Count:
 
 def find_data_layers(net: Net) -> list[SegDataLayer]:
     """Return the layers of solve/datasets that feed a net, in its order."""
-    layers = [getattr(node.op, 'layer', None) for node in net.module.nodes]
+    layers = [node.python_layer for node in net.module.nodes]
     return [layer for layer in layers if isinstance(layer, SegDataLayer)]
 
 
@@ -80,7 +80,9 @@ def count_images(
     """
     left = dataset[start:]
     with (
-        progress(desc='scoring', unit='img', leave=False, initial=start, total=len(dataset)) as bar,
+        show_progress(
+            desc='scoring', unit='img', leave=False, initial=start, total=len(dataset)
+        ) as bar,
         _share_images(net, len(left)) as (rank, ranks),
     ):
         for first in range(0, len(left), ranks):

@@ -1,16 +1,16 @@
-"""A run's log as TensorBoard's event files. They need tensorboard."""
+"""Write a run's log as TensorBoard's event files; needs tensorboard."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-from caffe_port.files.stored import library
+from caffe_port.files.stored import import_library
 
 
 def require() -> None:
     """Raise CaffeError, with what to install, where tensorboard is not installed."""
-    library('tensorboard', '--tensorboard', 'tensorboard')
+    import_library('tensorboard', '--tensorboard', 'tensorboard')
 
 
 class Events:
@@ -23,7 +23,7 @@ class Events:
 
     def __init__(self, folder: Path, start: int):
         require()
-        module = library('torch.utils.tensorboard', '--tensorboard', 'tensorboard')
+        module = import_library('torch.utils.tensorboard', '--tensorboard', 'tensorboard')
         self._writer = module.SummaryWriter(str(folder / 'tensorboard'), purge_step=start)
 
     def add(self, iteration: int, values: dict[str, float]) -> None:

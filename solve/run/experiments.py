@@ -1,4 +1,4 @@
-"""What a command line may name as NET: an experiment, with its data set, or a prototxt."""
+"""Find what a command line names as NET: an experiment with its data set, or a prototxt."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from caffe_port.files.stored import StoredLayer
 from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.zoo import find_fcn, find_widths
 from solve.datasets import nyud, pascalcontext, siftflow, voc
-from solve.datasets.images import VOID, existing
+from solve.datasets.images import VOID, check_exists
 
 # The names of own classes, beside the weights that were trained on them.
-CLASSES = 'classes.txt'
+CLASSES_FILE = 'classes.txt'
 DATA = {'voc': voc, 'nyud': nyud, 'siftflow': siftflow, 'pascalcontext': pascalcontext}
+# What nets call the folders of all data sets.
+ALL_PLACES = tuple(dict.fromkeys(place for data in DATA.values() for place in data.PLACES))
 
 
 def read_classes(path: Path) -> list[str]:
@@ -26,7 +28,7 @@ def read_classes(path: Path) -> list[str]:
     name that comes twice.
     """
     try:
-        lines = existing(path).read_text(encoding='utf-8').splitlines()
+        lines = check_exists(path).read_text(encoding='utf-8').splitlines()
     except UnicodeError as error:
         raise CaffeError(f'{path}: not a list of names: {error}') from error
     names = [line.strip() for line in lines if line.strip()]
@@ -43,7 +45,7 @@ def find_data(net: str) -> ModuleType | None:
     return DATA.get(net.split('_')[0]) if find_fcn(net) else None
 
 
-def make_net(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetParameter:
+def make_net_param(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetParameter:
     """Make the net of an experiment for `split`, as narrow as its weights, or read a prototxt.
 
     Raises CaffeError for what is neither.
@@ -53,7 +55,9 @@ def make_net(net: str, split: str | None, layers: Sequence[StoredLayer]) -> NetP
             raise CaffeError(f'{net}: --split is needed for an experiment that is not official')
         return fcn(split, **find_widths(fcn, layers))
     if not Path(net).is_file():
-        names = [name for name in sorted(plugins.offered(plugins.NETS)) if find_fcn(name)]
+        names = [
+            name for name in sorted(plugins.find_entry_points(plugins.NETS_GROUP)) if find_fcn(name)
+        ]
         raise CaffeError(f'{net}: no such file, nor an experiment; those are {", ".join(names)}')
     return prototxt.read_net(net)
 
@@ -63,7 +67,7 @@ def name_classes(data: ModuleType | None, count: int, weights: Path | None = Non
 
     The names are those of a classes.txt beside `weights`, or else the data set's.
     """
-    beside = weights.with_name(CLASSES) if weights else None
+    beside = weights.with_name(CLASSES_FILE) if weights else None
     if beside and beside.is_file() and len(own := read_classes(beside)) == count:
         return own
     for known in ('CLASSES', 'SEMANTIC', 'GEOMETRIC'):

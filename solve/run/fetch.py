@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -24,8 +23,9 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from caffe_port.errors import CaffeError, WriteError, make_folder
+from caffe_port.files.checksum import compute_checksum
 from caffe_port.files.table import printable
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 # Statuses of a server that may answer later.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -59,8 +59,9 @@ def fetch(
     Until then the bytes are in `<path>.part`, where the next call resumes. `nbytes` and
     `checksum` ('sha1:...' or 'sha256:...') are what the file must have, where that is known;
     `check` is called with the whole file before the rename and raises CaffeError to refuse it.
-    An attempt that brings no new byte is followed by at most `attempts` - 1 others, with waits
-    that double from `wait` seconds; `timeout`, in seconds, ends a silent connection.
+    After an attempt that brings no new byte, at most `attempts` - 1 more are made; the waits
+    between them start at `wait` seconds and double. A connection that is silent for `timeout`
+    seconds counts as broken.
 
     Raises CaffeError if `path` exists, if the server refuses, answers with an HTML page or
     offers another length, if the checksum differs, or if all attempts fail; WriteError if the
@@ -72,7 +73,7 @@ def fetch(
     make_folder(path.parent)
     with (
         _Partial(path) as partial,
-        progress(desc=path.name, unit='B', unit_scale=True, total=nbytes, leave=False) as bar,
+        show_progress(desc=path.name, unit='B', unit_scale=True, total=nbytes, leave=False) as bar,
     ):
         download = _Download(url, partial, nbytes, checksum, timeout, bar)
         resumed = download.held > 0
@@ -84,7 +85,7 @@ def fetch(
             partial.cut(0)
             if not resumed:
                 raise
-            bar.write(f'{error}; begins anew')
+            bar.write(f'{error}; starts over')
             download.complete(attempts, wait)
             try:
                 download.verify(check)
@@ -92,15 +93,6 @@ def fetch(
                 partial.cut(0)
                 raise
         partial.publish()
-
-
-def digest(path: str | os.PathLike, algorithm: str) -> str:
-    """Return the checksum of a file as 'sha1:...' or 'sha256:...', in hexadecimal."""
-    found = hashlib.new(algorithm)
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return f'{algorithm}:{found.hexdigest()}'
 
 
 class _Partial:
@@ -180,7 +172,7 @@ class _Partial:
 
 
 class _Download:
-    """What is asked of one server, and how far it has come."""
+    """A download from one server, and its progress."""
 
     def __init__(
         self,
@@ -325,7 +317,7 @@ class _Download:
         if self._nbytes not in (None, self.held):
             raise CaffeError(f'{self._url}: {self.held} bytes came, {self._nbytes} expected')
         if self._checksum:
-            found = digest(self._partial.path, self._checksum.partition(':')[0])
+            found = compute_checksum(self._partial.path, self._checksum)
             if found != self._checksum:
                 raise CaffeError(f'{self._url}: has {found}, {self._checksum} expected')
         if check:
@@ -338,6 +330,6 @@ def _content_length(headers: Message) -> int | None:
 
 
 def _validator(headers: Message) -> str | None:
-    """What tells one state of a file from another: a strong ETag, or the time of its change."""
+    """Return what identifies a version of the file: a strong ETag, or its Last-Modified time."""
     etag = headers.get('ETag', '')
     return etag if etag and not etag.startswith('W/') else headers.get('Last-Modified')

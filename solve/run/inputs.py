@@ -1,4 +1,4 @@
-"""The pictures that a command line names: files, folders, patterns and lists; read as RGB."""
+"""Find the pictures that a command line names (files, folders, lists), and read them as RGB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from caffe_port.errors import CaffeError
-from solve.datasets.images import existing
+from solve.datasets.images import check_exists
 from solve.run.results import is_ours
 
 LISTS = ('.txt', '.lst', '.list')
@@ -18,13 +18,13 @@ LISTS = ('.txt', '.lst', '.list')
 _LEFT_OUT = {'EPS', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPEG'}
 
 
-def formats() -> tuple[str, ...]:
+def list_formats() -> tuple[str, ...]:
     """Return the names of the formats that are read: all that Pillow opens, without EPS."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in _LEFT_OUT)
 
 
-def find(argument: str | Path) -> list[Path]:
+def find_pictures(argument: str | Path) -> list[Path]:
     """Return the pictures that one argument names.
 
     A folder names its pictures, without folders in it or results of infer.py, in the order of
@@ -46,14 +46,16 @@ def find(argument: str | Path) -> list[Path]:
             return sorted((name for name in found if name.is_file()), key=_by_number)
         if path.suffix.lower() in LISTS:
             return _in_list(path)
-        return [existing(path)]
+        return [check_exists(path)]
     except OSError as error:
         raise CaffeError(f'{path}: cannot be read: {error.strerror or error}') from error
 
 
 def _in_folder(folder: Path) -> list[Path]:
     Image.init()
-    known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+    known = {
+        suffix for suffix, name in Image.registered_extensions().items() if name in list_formats()
+    }
     found = [
         path
         for path in folder.iterdir()
@@ -68,7 +70,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _in_list(path: Path) -> list[Path]:
     try:
-        lines = existing(path).read_text(encoding='utf-8-sig').splitlines()
+        lines = check_exists(path).read_text(encoding='utf-8-sig').splitlines()
     except UnicodeError as error:
         raise CaffeError(f'{path}: not a list of files: {error}') from error
     found = [path.parent / line.strip() for line in lines if line.strip()]
@@ -85,7 +87,7 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
     ]
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_upright(path: Path) -> np.ndarray:
     """Read a picture as a viewer shows it: uint8, H x W x 3, RGB; of many frames, the first.
 
     It is turned as its EXIF orientation says. Transparent pixels lie over white. 16 bits of grey
@@ -95,7 +97,7 @@ def read_rgb(path: Path) -> np.ndarray:
     no known white: 32-bit integers and floats.
     """
     try:
-        with Image.open(existing(path), formats=formats()) as image:
+        with Image.open(check_exists(path), formats=list_formats()) as image:
             image.load()
             if image.mode == 'I' and image.format not in ('PNG', 'PPM'):
                 raise CaffeError(

@@ -1,4 +1,4 @@
-"""What each experiment needs: weights and images, where they come from, and what is there."""
+"""List what each experiment needs: weights and images, their sources, and what is there."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel
+from caffe_port.files.checksum import compute_checksum
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.datasets.layer import SegDataLayer
-from solve.run.fetch import digest
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Split:
+class ImageSplit:
     """The images of a data layer: their list, `files` by kind, and how many are published.
 
     `params` is what param_str has besides the folders. Of `lists`, the first that exists
@@ -50,8 +50,8 @@ class Experiment:
     """What an experiment starts from (files in the project), trains on and is scored on."""
 
     start: tuple[str, ...]
-    train: Split
-    test: Split
+    train: ImageSplit
+    test: ImageSplit
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ CLASSIFIERS = {
     'googlenet': 'data/ilsvrc-nets/googlenet.caffemodel',
 }
 
-_SBD = Split(
+_SBD = ImageSplit(
     'SBD train',
     voc.SBDDSegDataLayer,
     {'split': 'train'},
@@ -130,7 +130,7 @@ _SBD = Split(
     8498,
     'http://www.cs.berkeley.edu/~bharath2/codes/SBD/download.html',
 )
-_SEG11VALID = Split(
+_SEG11VALID = ImageSplit(
     'VOC 2011 seg11valid',
     voc.VOCSegDataLayer,
     {'split': 'seg11valid', 'sbdd_dir': '{sbdd_dir}', 'expected': None},
@@ -141,8 +141,8 @@ _SEG11VALID = Split(
 )
 
 
-def _nyud(split: str, images: int | None, *tops: str) -> Split:
-    return Split(
+def _nyud(split: str, images: int | None, *tops: str) -> ImageSplit:
+    return ImageSplit(
         f'NYUDv2 {split}',
         nyud.NYUDSegDataLayer,
         {'split': split, 'tops': [*tops, 'label']},
@@ -153,8 +153,8 @@ def _nyud(split: str, images: int | None, *tops: str) -> Split:
     )
 
 
-def _siftflow(split: str, images: int | None) -> Split:
-    return Split(
+def _siftflow(split: str, images: int | None) -> ImageSplit:
+    return ImageSplit(
         f'SIFT Flow {split}',
         siftflow.SIFTFlowSegDataLayer,
         {'split': split},
@@ -169,8 +169,8 @@ def _siftflow(split: str, images: int | None) -> Split:
     )
 
 
-def _pascalcontext(split: str, images: int | None) -> Split:
-    return Split(
+def _pascalcontext(split: str, images: int | None) -> ImageSplit:
+    return ImageSplit(
         f'PASCAL-Context {split}',
         pascalcontext.PASCALContextSegDataLayer,
         {'split': split},
@@ -226,11 +226,11 @@ EXPERIMENTS = {
 }
 
 
-def weights_of(name: str) -> dict[str, str]:
-    """The weight files of an experiment or classifier, with what each is for.
+def list_weights(name: str) -> dict[str, str]:
+    """List the weight files of an experiment or classifier, with what each is for.
 
-    An experiment has those it starts from and, if the release publishes them, those it leads
-    to, which serve to score and to label images without training.
+    An experiment has those it starts from and, if the release publishes them, the trained
+    ones, to score and to label images without training.
     """
     if name in CLASSIFIERS:
         return {CLASSIFIERS[name]: 'the classifier'}
@@ -242,14 +242,14 @@ def weights_of(name: str) -> dict[str, str]:
 def weight_row(place: str, what: str, root: Path) -> Row:
     """Look at a weight file: is it there, can it be read, is it the published one?"""
     path, published = root / place, WEIGHTS[place]
-    size = '' if published.nbytes is None else size_text(published.nbytes)
+    size = '' if published.nbytes is None else format_size(published.nbytes)
     if not path.is_file():
         part = path.with_name(f'{path.name}.part')
         remark = ''
         if part.is_file():
-            remark = f'{size_text(part.stat().st_size)} of it are in {part.name}'
+            remark = f'{format_size(part.stat().st_size)} of it are in {part.name}'
         return Row(what, 'missing', size, path, remark, published.url)
-    size = size_text(path.stat().st_size)
+    size = format_size(path.stat().st_size)
     try:
         caffemodel.read(path)
     except CaffeError as error:
@@ -257,12 +257,12 @@ def weight_row(place: str, what: str, root: Path) -> Row:
     remark = ''
     if published.checksum:
         algorithm = published.checksum.partition(':')[0]
-        same = digest(path, algorithm) == published.checksum
+        same = compute_checksum(path, published.checksum) == published.checksum
         remark = f'{algorithm} as published' if same else f'{algorithm} is not the published one'
     return Row(what, 'there', size, path, remark)
 
 
-def data_rows(split: Split, places: Mapping[str, Path]) -> list[Row]:
+def data_rows(split: ImageSplit, places: Mapping[str, Path]) -> list[Row]:
     """Look at a split: its list, and a file of every kind for each of its images."""
     path = split.list_path(places)
     try:
@@ -286,7 +286,7 @@ def data_rows(split: Split, places: Mapping[str, Path]) -> list[Row]:
             Row(
                 f'{split.name}, {kind}',
                 state,
-                size_text(sum(there)) if there else '',
+                format_size(sum(there)) if there else '',
                 folder,
                 ''
                 if missing is None
@@ -299,7 +299,7 @@ def data_rows(split: Split, places: Mapping[str, Path]) -> list[Row]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The bytes of the files of a folder, by name; none if there is no such folder."""
+    """Return the bytes of the files of a folder by name; nothing if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -307,7 +307,7 @@ def _sizes(folder: Path) -> dict[str, int]:
         return {}
 
 
-def open_layer(split: Split, places: Mapping[str, Path]) -> SegDataLayer:
+def open_layer(split: ImageSplit, places: Mapping[str, Path]) -> SegDataLayer:
     """Set up a split's data layer with the folders of `places`, without a net.
 
     Raises CaffeError as the layer does, for a list or table that is missing or broken.
@@ -323,8 +323,8 @@ def open_layer(split: Split, places: Mapping[str, Path]) -> SegDataLayer:
     return layer
 
 
-def size_text(nbytes: float) -> str:
-    """A number of bytes for people: 553.4 MB."""
+def format_size(nbytes: float) -> str:
+    """Return a number of bytes as text: 553.4 MB."""
     if nbytes < 1000:
         return f'{nbytes:.0f} bytes'
     for unit in ('kB', 'MB', 'GB'):

@@ -19,12 +19,12 @@ from caffe_port import parallel
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_port.solving import resume
-from solve.run import experiments, folders, log, pictures, snapshots, symptoms, watch
+from solve.run import experiments, log, pictures, retention, symptoms, watch, workspace
 from solve.run.counting import find_data_layers, find_tasks, predict
 from solve.run.events import Events
-from solve.run.loading import load_start, read_net
-from solve.run.metrics import Scores, format_table, numbers_for_report
-from solve.run.report import Extremes, Picture, write_report
+from solve.run.loading import load_start, read_params
+from solve.run.metrics import Scores, format_for_report, format_table
+from solve.run.report import Extremes, ScoredPicture, write_report
 
 LOG = logging.getLogger('caffe_port')
 # As a file to resume from: the run's own newest whole snapshot.
@@ -71,7 +71,7 @@ class Job:
         Raises CaffeError where another process works in the folder, or a job that resumes
         nothing finds another run's snapshots.
         """
-        parallel.first(self._take_folders)
+        parallel.call_on_first(self._take_folders)
         param = SolverParameter(**{**constants, **self.constants})
         param.ClearField('test_net')
         param.ClearField('train_net')
@@ -88,16 +88,16 @@ class Job:
 
     def _take_folders(self) -> None:
         """Make and lock the folders of the run; delete what a killed run left half-written."""
-        if not self.resume and snapshots.list_states(self.prefix):
+        if not self.resume and retention.list_states(self.prefix):
             raise CaffeError(
                 f'{self.prefix}_iter_*: snapshots of another run; --resume latest '
                 'goes on with it, --snapshot-prefix names another place'
             )
-        folders.take(self.folder)
-        folders.make(self.prefix.parent)
-        if not folders.is_held(self.prefix.parent):
-            folders.hold(self.prefix.parent / f'.{self.prefix.name}{folders.LOCK}')
-        snapshots.sweep(self.prefix)
+        workspace.take(self.folder)
+        workspace.make(self.prefix.parent)
+        if not workspace.is_held(self.prefix.parent):
+            workspace.hold(self.prefix.parent / f'.{self.prefix.name}{workspace.LOCK}')
+        retention.sweep(self.prefix)
 
     def restore(self, solver: caffe.SGDSolver) -> bool:
         """Restore the snapshot to resume and return True; return False if the job has none."""
@@ -105,16 +105,16 @@ class Job:
             return False
         state = self.resume
         if state == LATEST:
-            state = parallel.first(lambda: snapshots.find_latest(self.prefix))
+            state = parallel.call_on_first(lambda: retention.find_latest(self.prefix))
         print(f'Resuming from {state}', flush=True)
         solver.check_notes = _check_notes
         solver.restore(state)
-        if not resume.beside(state).exists():
+        if not resume.name_resume_file(state).exists():
             watch.warn(
-                f'{resume.beside(state).name} is missing: data order and random '
+                f'{resume.name_resume_file(state).name} is missing: data order and random '
                 'streams start anew, as in Caffe'
             )
-        for path in parallel.first(lambda: snapshots.set_aside(self.prefix, solver.iter)):
+        for path in parallel.call_on_first(lambda: retention.set_aside(self.prefix, solver.iter)):
             watch.warn(f'a snapshot beyond iteration {solver.iter} is now {path}')
         return True
 
@@ -128,14 +128,24 @@ class Job:
 
     def read_weights(self) -> SimpleNamespace:
         """Read the weights to start from as surgery sees a net: `params`, blobs by layer."""
-        return read_net(self.weights[0])
+        return read_params(self.weights[0])
 
     @contextmanager
-    def watch(self, solver: caffe.SGDSolver, rounds: int, step: int) -> Iterator[list[int]]:
-        """Watch the run (see Watch); yield the iterations before each scoring still to come.
+    def watch(
+        self,
+        solver: caffe.SGDSolver,
+        rounds: int,
+        step: int,
+        prune: Callable[[caffe.SGDSolver], None] | None = None,
+    ) -> Iterator[list[int]]:
+        """Watch the run (see Watch); yield how many iterations come before each scoring.
 
-        As published they are `rounds` times `step`. The first is 0 where the run was
-        stopped after the snapshot of an iteration and before its scores were recorded.
+        The published run is `rounds` scorings, each after `step` iterations, whatever max_iter
+        is. A sample ends at its own max_iter, and --iterations ends any run. A resumed run has
+        the rounds that are left. Its first has 0 iterations if the run was stopped between a
+        snapshot and the scoring of the same iteration.
+
+        `prune(solver)` is called after each snapshot that is due between scorings.
         """
         end = self.iterations or self.constants.get('max_iter') or rounds * step
         step, start = self.step or step, solver.iter
@@ -145,7 +155,7 @@ class Job:
         if self.tensorboard and not caffe.solver_rank():
             self._events = Events(self.folder, start)
         try:
-            with watch.Watch(solver, stops, self._log, lambda: self.prune(solver)):
+            with watch.Watch(solver, stops, self._log, prune):
                 yield [0] * unscored + left
         finally:
             if self._events:
@@ -190,10 +200,10 @@ class Job:
         self._log(solver.iter, **line)
         self._scored = {'': (scores, classes)}
         self._scored |= {f'_{name}': scored for name, scored in others.items()}
-        state = snapshots.list_states(self.prefix).get(solver.iter)
+        state = retention.list_states(self.prefix).get(solver.iter)
         try:
             if state:  # there is none where the disk was full
-                resume.save(resume.beside(state), remembered)
+                resume.write(resume.name_resume_file(state), remembered)
         except WriteError as error:
             LOG.error('scores of iteration %d are not in its snapshot: %s', solver.iter, error)
 
@@ -201,16 +211,19 @@ class Job:
         """Delete all snapshots but the newest and the best one, if --keep says how many."""
         if self.keep and not caffe.solver_rank():
             best = solver.notes.get('best') or {}
-            snapshots.prune(self.prefix, self.keep, best.get('iteration'))
+            retention.prune(self.prefix, self.keep, best.get('iteration'))
 
-    def finish(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
-        """Draw the learning curve and a panel of predictions, and print where all is; collective.
+    def save_and_report(self, solver: caffe.SGDSolver, **means: Sequence[float]) -> None:
+        """Make sure that the end is saved, then draw and print the results; collective.
 
-        `means` are the blobs with the pictures, by name, and what was subtracted from them.
+        If the disk has refused the last snapshot, this prunes and writes it once more. Drawn
+        are the learning curve, a panel of predictions and report.html; images that were
+        skipped are listed. `means` are the blobs with the pictures, by name, and what was
+        subtracted from them.
 
-        Raises WriteError where the last snapshot was refused and is refused once more.
+        Raises WriteError if the disk refuses the snapshot again.
         """
-        if parallel.first(lambda: solver.iter not in snapshots.list_states(self.prefix)):
+        if parallel.call_on_first(lambda: solver.iter not in retention.list_states(self.prefix)):
             self.prune(solver)
             solver.snapshot()
         skipped: dict[str, str] = {}
@@ -218,7 +231,7 @@ class Job:
             skipped.update(of_rank)
         if skipped:
             print(f'{len(skipped)} images were skipped:', *skipped.values(), sep='\n  ')
-        parallel.first(lambda: self._draw(solver, means))
+        parallel.call_on_first(lambda: self._draw(solver, means))
 
     def _draw(self, solver: caffe.SGDSolver, means: Mapping[str, Sequence[float]]) -> None:
         net = solver.test_nets[0]
@@ -233,7 +246,7 @@ class Job:
                 write_report(
                     self.folder / names[-1],
                     f'{self.name}{suffix.replace("_", ", ")}',
-                    {'iteration': str(solver.iter), **numbers_for_report(scores)},
+                    {'iteration': str(solver.iter), **format_for_report(scores)},
                     classes,
                     scores.hist,
                     extremes.pictures,
@@ -280,14 +293,14 @@ def show_images(
             row.append(pictures.Labelled(label, names))
             row.append(pictures.Labelled(best, names, label))
             if number < few:
-                kept.add(Picture.of(str(layer.current), images[0], label, best))
+                kept.add(ScoredPicture.of(str(layer.current), images[0], label, best))
         if number < PANEL_ROWS:
             rows.append(row)
     return titles, rows, extremes
 
 
 def _check_notes(notes: dict) -> None:
-    """Raise CaffeError unless `scored` and `best`, where there, are what `record` writes."""
+    """Raise CaffeError unless `scored` and `best`, if present, are as `record` writes them."""
     best = notes.get('best', {'iteration': 0, 'mean_iu': 0.0})
     if type(notes.get('scored', 0)) is not int:
         raise CaffeError(f'notes of the snapshot: scored is {notes["scored"]!r:.40}, no iteration')

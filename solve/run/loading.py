@@ -1,4 +1,4 @@
-"""Weights to start from, out of a file into a net."""
+"""Load the weights to start from into a net."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FileBlob:
         return self.stored.array()
 
 
-def read_net(path: Path) -> SimpleNamespace:
+def read_params(path: Path) -> SimpleNamespace:
     """Read a weight file as surgery sees a net: `params`, blobs by layer."""
     layers = [layer for layer in weights.read_layers(path) if layer.blobs]
     return SimpleNamespace(
@@ -47,7 +47,7 @@ def load_start(net: Net, path: Path, suffix: str = '') -> None:
 
     Raises CaffeError if the file has no layer of the net, or one of another count.
     """
-    source = read_net(path)
+    source = read_params(path)
     known = [name for name in source.params if name + suffix in net.params]
     if not known:
         raise CaffeError(

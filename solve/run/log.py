@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def _parse(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return line if isinstance(line, dict) and 'iteration' in line else {}
+
+
+def is_finite(value: object) -> bool:
+    """Return whether a value of a line is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def find(folder: Path) -> list[Path]:

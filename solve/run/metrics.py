@@ -1,4 +1,4 @@
-"""What a confusion matrix says: accuracies and IU, as the release computes them."""
+"""Compute accuracies and IU from a confusion matrix, as the release does."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Scores:
         return _nanmean(self.iu[self.labelled])
 
     def printed(self) -> dict[str, float]:
-        """The numbers of PRINTED."""
+        """Return the numbers of PRINTED."""
         return {name: getattr(self, name) for name in PRINTED}
 
 
@@ -95,9 +95,9 @@ def _nanmean(values: np.ndarray) -> float:
 
 
 def format_table(scores: Scores, classes: Sequence[str]) -> str:
-    """Format accuracy and IU per class, in percent; below, name the classes without a label.
+    """Format accuracy and IU of each class in percent, then list the classes without labels.
 
-    The mean IU without these stands beside the one with them, where a prediction has one.
+    If a prediction has one of these, the mean IU is given with and without them.
     """
     width = max(map(len, ('class', *classes)))
     lines = [f'{"class":{width}}  accuracy %    IU %']
@@ -125,7 +125,7 @@ def format_numbers(scores: Scores) -> str:
     return '\n'.join(lines)
 
 
-def numbers_for_report(scores: Scores) -> dict[str, str | float]:
+def format_for_report(scores: Scores) -> dict[str, str | float]:
     """Return the numbers of PRINTED under its words: the loss, and shares as percent."""
     return {
         PRINTED[name]: value if name == 'loss' else f'{100 * value:.2f} %'

@@ -1,4 +1,4 @@
-"""What all command lines share: where they run, how they report errors, NET and WEIGHTS."""
+"""What all command lines share: devices, errors, and the arguments NET and WEIGHTS."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import parallel, plugins
-from caffe_port.errors import CaffeError, printable
-from solve.run import folders, terminal
+from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
+from solve.run import terminal, workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = 'exit status: 0; 2 with one line `error: ...`; 130 if stopped by Ctrl-C or SIGTERM'
 GPU_HELP = 'number of the GPU (default: 0 if there is one, else the CPU)'
 
 
-def option(place: str) -> str:
+def name_option(place: str) -> str:
     """Return the option that names a folder which nets know as `place`."""
     return '--' + place.replace('_', '-')
 
@@ -89,7 +89,7 @@ def run_net_command(
     with session(lasting=True):
         choose_device(args.gpu)
         # The net and the weights may be a stranger's (SECURITY.md).
-        with plugins.registered_only():
+        with plugins.import_registered_only():
             act(args)
 
 
@@ -103,32 +103,30 @@ def session(lasting: bool = False) -> Iterator[None]:
     goes on without output that cannot be written, and ignores SIGHUP, which a terminal sends
     as it closes. Output folders are released at the end.
     """
-    with terminal.lasting() if lasting else nullcontext(), _signals(lasting):
+    with terminal.drop_unwritable() if lasting else nullcontext(), _signals(lasting):
         try:
-            parallel.join()
-            with _silence_other_ranks():
-                yield
-            parallel.leave()
+            with ignore_closed_pipe():
+                parallel.join()
+                with _silence_other_ranks():
+                    yield
+                parallel.leave()
         except CaffeError as error:
             _fail(str(error))
         except KeyboardInterrupt as stop:
             print(str(stop) or 'stopped', file=sys.stderr)
-            folders.release()
+            workspace.release()
             parallel.end(130, str(stop) or 'stopped')
-        except BrokenPipeError:
-            # Python would complain once more as it flushes stdout at its exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             if error.filename is None:
                 raise
             _fail(f'{os.fsdecode(error.filename)}: {error.strerror}')
         finally:
-            folders.release()
+            workspace.release()
 
 
 def _fail(words: str) -> None:
     print(f'error: {printable(words)}', file=sys.stderr)
-    folders.release()
+    workspace.release()
     parallel.end(2, words)
 
 

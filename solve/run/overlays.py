@@ -1,4 +1,4 @@
-"""A picture under its classes: tints, contours, and a legend of what is in it."""
+"""Draw classes over a picture: tints, contours and a legend."""
 
 from __future__ import annotations
 

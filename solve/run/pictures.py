@@ -1,8 +1,7 @@
-"""Pictures of labels, predictions, confusion and learning: arrays and logs in, files out."""
+"""Draw labels, predictions, confusion and learning curves from arrays and logs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ KINDS = ('.png', '.pdf', '.svg')
 # In the metadata of what is drawn.
 _DRAWN = 'FCN pictures'
 _VOID_COLOURS = (236, 236, 236), (168, 168, 168)
-_RIGHT, _WRONG = (225, 225, 225), (200, 30, 40)
 
 
 def to_picture(blob: np.ndarray, mean: Sequence[float]) -> np.ndarray:
@@ -41,15 +39,6 @@ def to_picture(blob: np.ndarray, mean: Sequence[float]) -> np.ndarray:
 def colour_labels(labels: np.ndarray) -> np.ndarray:
     """Give class indices (H x W) VOC's colours, void a hatch: H x W x 3 uint8, RGB."""
     return _hatch_void(palette()[labels.astype(np.uint8)], labels)
-
-
-def colour_errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Show where a prediction (H x W) is wrong: red, elsewhere grey, void a hatch.
-
-    H x W x 3 uint8, RGB.
-    """
-    wrong = (label != prediction)[..., np.newaxis]
-    return _hatch_void(np.where(wrong, _WRONG, _RIGHT).astype(np.uint8), label)
 
 
 def _hatch_void(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -87,7 +76,7 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
 
     Raises CaffeError where there is no log, or for another suffix.
     """
-    kind_of(path)
+    check_kind(path)
     logs = [(name, file) for run in runs for name, file in _find_logs(run)]
     figure = Figure(figsize=(9, 5.5), layout='constrained')
     above, below = figure.subplots(2, 1, sharex=True)
@@ -100,7 +89,9 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
             (below, 'mean_iu', dict(ls='--', marker='o'), 'mean IU'),
             (below, 'geo_mean_iu', dict(ls=':', marker='s'), 'mean IU, geo'),
         ):
-            points = [(line['iteration'], line[key]) for line in lines if _is_finite(line.get(key))]
+            points = [
+                (line['iteration'], line[key]) for line in lines if log.is_finite(line.get(key))
+            ]
             if points:
                 axis.plot(
                     *zip(*points),
@@ -119,10 +110,6 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
     _save(figure, path)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _find_logs(run: Path) -> list[tuple[str, Path]]:
     """Return the logs of a run by name: of a log file, a run's folder, or a chain's."""
     if not run.is_dir():
@@ -139,7 +126,7 @@ def _first_time(file: Path) -> float:
     return lines[0].get('time', 0) if lines else 0
 
 
-def kind_of(path: Path) -> str:
+def check_kind(path: Path) -> str:
     """Return the format that the suffix of a file names; raise CaffeError for an unknown one."""
     if path.suffix.lower() not in KINDS:
         raise CaffeError(f'{path}: the suffix must be one of {", ".join(KINDS)}')
@@ -154,26 +141,19 @@ class Labelled:
     """Labels (H x W) to show in a panel: in colours, with the classes' names beneath the row.
 
     Of a prediction `truth` is the label that it is compared with; its IU stands above it.
-    With `errors`, it is shown where the prediction is wrong.
     """
 
     labels: np.ndarray
     names: Sequence[str]
     truth: np.ndarray | None = None
-    errors: bool = False
 
     def picture(self) -> np.ndarray:
-        if self.errors and self.truth is not None:
-            return colour_errors(self.truth, self.labels)
         return colour_labels(self.labels)
 
     def caption(self) -> str:
         if self.truth is None:
             return ''
         known = self.truth != VOID
-        if self.errors:
-            wrong = (self.truth != self.labels)[known].mean() if known.any() else math.nan
-            return f'{wrong:.1%} wrong' if known.any() else 'all void'
         if not known.any():
             return 'all void'
         hist = fast_hist(
@@ -226,7 +206,7 @@ def _list_classes(row: Sequence[np.ndarray | Labelled]) -> list[Patch]:
     """Return a patch with the name of each class in a row of a panel; of void a hatched one."""
     colours, found = palette() / 255, {}
     for shown in row:
-        if isinstance(shown, Labelled) and not shown.errors:
+        if isinstance(shown, Labelled):
             for number in np.unique(shown.labels).astype(int):
                 if number == VOID and len(shown.names) <= VOID:
                     found['void'] = Patch(facecolor='0.92', edgecolor='0.6', hatch='////', lw=0)
@@ -239,38 +219,6 @@ def _list_classes(row: Sequence[np.ndarray | Labelled]) -> list[Patch]:
 
 
 # Scores.
-
-
-def draw_class_scores(scores: Scores, names: Sequence[str], path: Path) -> None:
-    """Draw IU and accuracy of each class as bars, the best IU first, with the mean IU as a line.
-
-    Classes without label and prediction, which have no IU, stand last without a bar.
-    """
-    order = np.argsort(-np.nan_to_num(scores.iu, nan=-1), kind='stable')
-    figure = Figure(figsize=(7.5, 1.5 + 0.25 * len(names)), layout='constrained')
-    axes = figure.subplots()
-    places = np.arange(len(names))
-    iu, accuracy = (100 * np.nan_to_num(each[order]) for each in (scores.iu, scores.accuracy))
-    axes.barh(places, accuracy, 0.8, color='0.87', label='accuracy')
-    axes.barh(places, iu, 0.5, color='C0', label='IU')
-    for place, number, value, end in zip(places, order, iu, np.maximum(iu, accuracy)):
-        absent = math.isnan(scores.iu[number])
-        axes.text(
-            end + 0.8,
-            float(place),
-            'absent' if absent else f'{value:.1f}',
-            va='center',
-            fontsize=8,
-            color='0.45' if absent else '0.15',
-        )
-    axes.set_yticks(places, [names[number] for number in order], fontsize=8)
-    axes.set(xlim=(0, 106), ylim=(len(names) - 0.4, -0.6), xlabel='%')
-    axes.spines[['top', 'right']].set_visible(False)
-    if math.isfinite(scores.mean_iu):
-        mean = 100 * scores.mean_iu
-        axes.axvline(mean, color='C3', lw=1, ls='--', zorder=0, label=f'mean IU {mean:.1f}')
-    axes.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
-    _save(figure, path)
 
 
 def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -288,7 +236,7 @@ def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    kind = kind_of(path)
+    kind = check_kind(path)
     metadata = {'Software' if kind == 'png' else 'Creator': _DRAWN}
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)

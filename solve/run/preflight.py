@@ -1,8 +1,7 @@
-"""Read own pictures and masks before a training, and say what is wrong with which file."""
+"""Check own pictures and masks before training, and say which file is wrong and why."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from caffe_port.errors import CaffeError
+from caffe_port.files.checksum import digest_file
 from solve.datasets.folder import MASKS, PICTURES, Pair, map_labels, read_mask
-from solve.datasets.images import VOID, existing, plain_name, read_rgb
-from solve.run.progress import progress
+from solve.datasets.images import VOID, check_exists, plain_name, read_rgb
+from solve.run.progress import show_progress
 
-SHOWN = 10
+MOST_LISTED = 10
 _ORIENTATION = 0x0112
 # Files that are no data: a folder may have them beside the pictures.
 _IGNORED = ('.txt', '.md', '.json', '.db', '.ini', '.xml', '.csv')
@@ -99,7 +99,7 @@ def find_pairs(
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        text = existing(path).read_text(encoding='utf-8')
+        text = check_exists(path).read_text(encoding='utf-8')
     except UnicodeError as error:
         raise CaffeError(f'{path}: not a list: {error}') from error
     for number, line in enumerate(text.splitlines(), 1):
@@ -171,7 +171,7 @@ def check(
         with ThreadPoolExecutor(4) as readers:
             read = readers.map(lambda pair: _read(pair, classes, table), pairs)
             for pair, (problem, counts, digest) in zip(
-                pairs, progress(read, total=len(pairs), desc=f'reading {split}', leave=False)
+                pairs, show_progress(read, total=len(pairs), desc=f'reading {split}', leave=False)
             ):
                 found.images[split] += 1
                 found.pixels[split] += counts
@@ -190,7 +190,7 @@ def _read(
     """Return a problem of a pair, how often each of 0..255 is in its mask, and a digest."""
     nothing = np.zeros(256, np.int64)
     try:
-        digest = hashlib.sha256(existing(pair.image).read_bytes()).hexdigest()
+        digest = digest_file(check_exists(pair.image))
         rgb = read_rgb(pair.image)
         with Image.open(pair.image) as image:
             mode, turned = image.mode, image.getexif().get(_ORIENTATION, 1)
@@ -225,7 +225,7 @@ def _read(
 
 
 def _check_jpeg(path: Path) -> str | None:
-    with open(existing(path), 'rb') as file:
+    with open(check_exists(path), 'rb') as file:
         if file.read(3) == b'\xff\xd8\xff':
             return f'{path}: a JPEG, which changes the numbers of a mask; save masks as PNG'
     return None

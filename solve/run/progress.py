@@ -1,4 +1,4 @@
-"""The progress line: often renewed on a terminal, seldom in a log."""
+"""Show a progress line: refreshed often on a terminal, seldom in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(*args: Any, **kwargs: Any) -> tqdm:
+def show_progress(*args: Any, **kwargs: Any) -> tqdm:
     """Show tqdm's line on standard error, every half second, or every 20 s if not a terminal."""
     interactive = sys.stderr.isatty()
     interval = 0.5 if interactive else 20

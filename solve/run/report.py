@@ -1,4 +1,4 @@
-"""A scoring as one HTML file: numbers, classes, confusion, learning curve and pictures.
+"""Write the scores of a net as one HTML file: numbers, classes, confusion, curve, pictures.
 
 The file loads nothing from anywhere, and its Content-Security-Policy forbids it to.
 """
@@ -23,9 +23,9 @@ from PIL import Image
 from caffe_port.errors import CaffeError, replacing
 from solve.datasets.images import VOID
 from solve.datasets.voc import palette
-from solve.run.charts import curves, number_text
+from solve.run.charts import draw_curves, format_number
 
-# Of the best pictures, and of the worst, as many are shown.
+# How many of the best pictures are shown, and how many of the worst.
 SHOWN = 6
 # Pixels on the longer side of a picture in the report.
 LONGEST = 500
@@ -36,7 +36,7 @@ _HATCH = {VOID - 1: (140, 140, 140), VOID: (216, 216, 216)}
 
 
 @dataclass(frozen=True)
-class Picture:
+class ScoredPicture:
     """A scored picture as a report shows it, at most LONGEST pixels on its longer side.
 
     `image` is H x W x 3 uint8, RGB; `label` and `prediction` are H x W uint8, with 255 for void.
@@ -54,7 +54,9 @@ class Picture:
     accuracy: float
 
     @classmethod
-    def of(cls, name: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> Picture:
+    def of(
+        cls, name: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray
+    ) -> ScoredPicture:
         """Score a picture and make it small.
 
         `image` is H x W x 3 uint8, RGB, or H x W, any real grey values; `label` and `prediction`
@@ -86,14 +88,14 @@ class Picture:
 
 
 class Extremes:
-    """The best and the worst of the pictures that are added, by mean IU; all others are let go."""
+    """Keeps the best and the worst of the pictures that are added, by mean IU."""
 
     def __init__(self, count: int = SHOWN):
         self._count = count
-        self._best: list[Picture] = []
-        self._worst: list[Picture] = []
+        self._best: list[ScoredPicture] = []
+        self._worst: list[ScoredPicture] = []
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ScoredPicture) -> None:
         """Keep a picture if it is among the extremes so far; one that is all void is not."""
         if math.isnan(picture.mean_iu):
             return
@@ -101,7 +103,7 @@ class Extremes:
         self._worst = sorted([*self._worst, picture], key=lambda each: each.mean_iu)[: self._count]
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[ScoredPicture]:
         """Those kept, the worst first, each once."""
         kept = {id(picture): picture for picture in (*self._worst, *self._best)}
         return sorted(kept.values(), key=lambda each: each.mean_iu)
@@ -113,17 +115,16 @@ def write_report(
     numbers: Mapping[str, str | float],
     classes: Sequence[str],
     confusion: np.ndarray,
-    pictures: Iterable[Picture] = (),
+    pictures: Iterable[ScoredPicture] = (),
     curve: Sequence[Mapping[str, Any]] | None = None,
-    colours: np.ndarray | None = None,
 ) -> None:
     """Write a scoring as one HTML file that needs no other.
 
     `numbers` are shown in their order, floats to four digits and text as it is; `confusion` is
     n x n counts of pixels, rows labels, columns predictions, for the n `classes`. Of `pictures`
     the SHOWN worst and the SHOWN best are shown. `curve` is the lines of a run's log.jsonl
-    (iteration, loss, smoothed_loss, mean_iu and others that end in _mean_iu). `colours` are the
-    classes' colours, n or more x 3 uint8, RGB; VOC's without them.
+    (iteration, loss, smoothed_loss, mean_iu and others that end in _mean_iu).
+    Classes have VOC's colours.
 
     Raises CaffeError if `confusion` is not n x n, or for more than 254 classes; WriteError if
     the disk refuses the file.
@@ -134,13 +135,13 @@ def write_report(
         raise CaffeError(f'{path}: confusion of shape {confusion.shape}, {n} x {n} expected')
     if not 0 < n < VOID:
         raise CaffeError(f'{path}: {n} classes, 1 to {VOID - 1} expected')
-    colours = palette() if colours is None else np.asarray(colours, np.uint8)
+    colours = palette()
     parts = {
         'title': html.escape(title),
         'numbers': _numbers(numbers),
         'classes': _classes(classes, confusion, colours),
         'confusion': _confusion(classes, confusion),
-        'curve': curves(curve or ()),
+        'curve': draw_curves(curve or ()),
         'pictures': _pictures(pictures, classes, colours),
     }
     text = re.sub(r'\{\{(\w+)\}\}', lambda mark: parts[mark[1]], _TEMPLATE.read_text('utf-8'))
@@ -155,7 +156,7 @@ def _percent(share: float, digits: int = 1) -> str:
 def _numbers(numbers: Mapping[str, str | float]) -> str:
     tiles = ''.join(
         f'<div class="card"><dt>{html.escape(what)}</dt>'
-        f'<dd>{html.escape(number_text(value))}</dd></div>'
+        f'<dd>{html.escape(format_number(value))}</dd></div>'
         for what, value in numbers.items()
     )
     return f'<dl class="numbers">{tiles}</dl>' if tiles else ''
@@ -168,7 +169,7 @@ def _swatch(colour: np.ndarray) -> str:
 
 
 def _classes(classes: Sequence[str], confusion: np.ndarray, colours: np.ndarray) -> str:
-    """The table of classes: IU as a bar, accuracy, and the share of the labelled pixels."""
+    """Return the table of classes: IU as a bar, accuracy, share of the labelled pixels."""
     right, labelled, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(divide='ignore', invalid='ignore'):
         iu = right / (labelled + predicted - right)
@@ -212,12 +213,12 @@ def _classes(classes: Sequence[str], confusion: np.ndarray, colours: np.ndarray)
 
 
 def _value(share: float) -> str:
-    """What a table sorts by: six digits, or nothing where there is no value."""
+    """Return what a table sorts by: six digits, or nothing if there is no value."""
     return f'{share:.6g}' if math.isfinite(share) else ''
 
 
 def _confusion(classes: Sequence[str], confusion: np.ndarray) -> str:
-    """The confusion matrix as SVG, rows as shares of their class, and its largest entries."""
+    """Return the confusion matrix as SVG, rows as shares of a class, and its largest entries."""
     n = len(classes)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = 20 if n <= 24 else 13
@@ -268,7 +269,7 @@ def _confusion(classes: Sequence[str], confusion: np.ndarray) -> str:
 
 
 def _most_confused(classes: Sequence[str], confusion: np.ndarray, shares: np.ndarray) -> str:
-    """The wrong predictions that take the largest shares of a label."""
+    """List the wrong predictions that take the largest shares of a label."""
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, shares)
     order = np.argsort(-wrong, axis=None, kind='stable')[:_CONFUSED]
     lines = ''.join(
@@ -289,7 +290,7 @@ def _most_confused(classes: Sequence[str], confusion: np.ndarray, shares: np.nda
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """H x W x 3 uint8 of a picture that may be grey, whose values are then stretched."""
+    """Return H x W x 3 uint8 of a picture; stretch the values of a grey one."""
     if image.ndim == 3:
         return image.astype(np.uint8)
     low, high = float(image.min()), float(image.max())
@@ -306,7 +307,9 @@ def _shrunk(array: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
     return np.asarray(Image.fromarray(array).resize(size, resampling))
 
 
-def _pictures(pictures: Iterable[Picture], classes: Sequence[str], colours: np.ndarray) -> str:
+def _pictures(
+    pictures: Iterable[ScoredPicture], classes: Sequence[str], colours: np.ndarray
+) -> str:
     order = sorted(
         (each for each in pictures if math.isfinite(each.mean_iu)), key=lambda each: each.mean_iu
     )
@@ -340,7 +343,7 @@ def _fade(name: str, css: str) -> str:
     )
 
 
-def _figure(picture: Picture, classes: Sequence[str], colours: np.ndarray) -> str:
+def _figure(picture: ScoredPicture, classes: Sequence[str], colours: np.ndarray) -> str:
     name = html.escape(picture.name)
     clear = classes.index('background') if 'background' in classes else None
     present = [
@@ -370,7 +373,7 @@ def _jpeg(image: np.ndarray) -> str:
 
 
 def _png(labels: np.ndarray, colours: np.ndarray, background: int | None) -> str:
-    """Labels as a palette PNG in the classes' colours, void hatched, background clear."""
+    """Encode labels as a palette PNG in the classes' colours, void hatched, background clear."""
     rows, columns = np.indices(labels.shape)
     stripe = ((rows + columns) // 4 % 2).astype(np.uint8)
     image = Image.fromarray(np.where(labels == VOID, VOID - stripe, labels))

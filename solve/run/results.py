@@ -1,8 +1,7 @@
-"""Results that a command knows again: PNGs that name what made them, and of what."""
+"""Recognise results of earlier calls: PNGs that name their net, settings and picture."""
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,24 +13,6 @@ from caffe_port.errors import CaffeError, WriteError
 # The text of a PNG: who wrote it; the net, weights and settings; the picture.
 SOFTWARE, NET, PICTURE = 'Software', 'Net', 'Picture'
 OURS = 'FCN infer'
-
-
-def digest_file(*paths: Path) -> str:
-    """Return the SHA-256 of the contents of files, in order."""
-    checksum = hashlib.sha256()
-    for path in paths:
-        try:
-            with open(path, 'rb') as file:
-                while chunk := file.read(1 << 20):
-                    checksum.update(chunk)
-        except OSError as error:
-            raise CaffeError(f'{path}: cannot be read: {error.strerror or error}') from error
-    return checksum.hexdigest()
-
-
-def digest_text(text: str) -> str:
-    """Return the SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_text(path: Path) -> Mapping[str, str]:

@@ -15,10 +15,10 @@ from caffe_port.errors import CaffeError
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.datasets.images import VOID
 from solve.datasets.layer import SegDataLayer
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 # The classes of each kind of label, by the layer's module and top.
-CLASSES = {
+CLASSES_BY_TOP = {
     (voc.__name__, 'label'): voc.CLASSES,
     (nyud.__name__, 'label'): nyud.CLASSES,
     (siftflow.__name__, 'sem'): siftflow.SEMANTIC,
@@ -45,7 +45,7 @@ class Scan:
     LINE: ClassVar[str] = '  {:24} {}'
 
     def lines(self) -> list[str]:
-        """The scan as text: sizes, and per kind of label the void share and the classes."""
+        """Return the scan as text: sizes and, for each kind of label, classes and share of void."""
         lines = [f'{self.name}: {sum(self.sizes.values())} of {len(set(self.ids))} images read']
         if self.sizes:
             small, large = min(self.sizes, key=np.prod), max(self.sizes, key=np.prod)
@@ -74,25 +74,28 @@ class Scan:
         return lines
 
 
-def scan(name: str, layer: SegDataLayer, list_path: str, threads: int | None = None) -> Scan:
+def scan(name: str, layer: SegDataLayer, list_path: str) -> Scan:
     """Read every image and label of a data layer that is set up, in as many threads as cores.
 
-    What the layer refuses is in `wrong`, and so are ids that come twice and labels that are
-    void all over.
+    `wrong` then has what the layer refuses, ids that come twice and labels that are all void.
     """
     module = type(layer).__module__
     kinds = {
-        position: top for position, top in enumerate(layer.top_names) if (module, top) in CLASSES
+        position: top
+        for position, top in enumerate(layer.top_names)
+        if (module, top) in CLASSES_BY_TOP
     }
-    found = Scan(name, list(layer.ids), {top: CLASSES[module, top] for top in kinds.values()})
+    found = Scan(
+        name, list(layer.ids), {top: CLASSES_BY_TOP[module, top] for top in kinds.values()}
+    )
     for kind in kinds.values():
         found.pixels[kind] = np.zeros(VOID + 1, np.int64)
     twice = [each for each, count in Counter(layer.ids).items() if count > 1]
     found.wrong += [f'{list_path}: {each} is in it more than once' for each in twice]
     ids = list(dict.fromkeys(layer.ids))
     with (
-        ThreadPoolExecutor(threads or os.cpu_count()) as pool,
-        progress(desc=name, unit='img', total=len(ids), leave=False) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        show_progress(desc=name, unit='img', total=len(ids), leave=False) as bar,
     ):
         try:
             for each, result in zip(ids, pool.map(_reader(layer, kinds), ids)):
@@ -133,10 +136,10 @@ def _reader(layer: SegDataLayer, kinds: dict[int, str]) -> Callable[[str], Resul
     return read
 
 
-def overlap(
+def find_overlap(
     train: Sequence[str], test: Sequence[str], train_path: str, test_path: str
 ) -> list[str]:
-    """One line for each image that is in both lists."""
+    """Return a line for each image that is in both lists."""
     both = set(train) & set(test)
     return [
         f'{test_path}: {each} is in {train_path} too, so it would be trained on and scored on'

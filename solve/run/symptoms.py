@@ -1,4 +1,4 @@
-"""Known signs that a net is not learning, and warnings with their usual causes."""
+"""Detect signs that a net is not learning, and warn with their usual causes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output and error of a command that outlives its terminal."""
+"""Let a command outlive its terminal: drop output that cannot be written."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def tell_lost() -> None:
 
 
 @contextmanager
-def lasting() -> Iterator[None]:
+def drop_unwritable() -> Iterator[None]:
     """Drop what standard output and error do not take, instead of raising, while this lasts."""
     _lost.clear()
     with (

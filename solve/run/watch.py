@@ -1,4 +1,4 @@
-"""Keep an eye on a run: progress, logs, signals, and signs that it does not learn."""
+"""Watch a run: progress, logs, signals, and signs that it does not learn."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import surgery
 from caffe_port import mode
 from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile
-from solve.run import snapshots, symptoms, terminal
+from solve.run import retention, symptoms, terminal
 from solve.run.counting import find_data_layers
-from solve.run.progress import progress
+from solve.run.progress import show_progress
 
 LOG = logging.getLogger('caffe_port')
 # In seconds. Under torchrun a signal to all processes comes twice: torchrun passes it on.
@@ -71,13 +71,13 @@ def warn(text: str) -> None:
 
 
 class Watch:
-    """Watches a solver while the `with` lasts.
+    """Watch a solver within a `with` block.
 
-    Shows progress, calls `append` with a line for the log at each display, warns of a loss that
+    Shows progress, calls `append` with a line for the log at each display, warns if the loss
     stays at chance, and answers signals: SIGINT and SIGTERM stop after the iteration, with a
-    snapshot, SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
-    one its end; there a snapshot comes first, as scoring may take long. `prune` is called after
-    each snapshot that was due, written or refused.
+    snapshot; SIGHUP writes one. `stops` are the iterations at which the run is scored, the last
+    one its end. A snapshot is written before each scoring, which may take long. `prune(solver)`
+    is called after each snapshot that was due, written or refused.
 
     Raises CaffeError, on entering, for a net whose trunk or upsampling is all zero.
     """
@@ -87,7 +87,7 @@ class Watch:
         solver: caffe.SGDSolver,
         stops: Sequence[int],
         append: Callable[..., None],
-        prune: Callable[[], None],
+        prune: Callable[[caffe.SGDSolver], None] | None = None,
     ):
         self._solver, self._stops, self._append, self._prune = solver, stops, append, prune
         self._action: str | None = None
@@ -99,7 +99,7 @@ class Watch:
     def __enter__(self) -> Watch:
         solver = self._solver
         surgery.check_filled(solver.net)
-        self._bar = progress(
+        self._bar = show_progress(
             total=self._stops[-1], initial=solver.iter, unit='it', desc='iteration'
         )
         solver.requested_action = self._take_action
@@ -124,8 +124,8 @@ class Watch:
 
     def _begin_iteration(self) -> None:
         every = self._solver.param.snapshot
-        if every and self._solver.iter % every == 0:
-            self._prune()
+        if self._prune and every and self._solver.iter % every == 0:
+            self._prune(self._solver)
         if self._solver.iter in self._stops:
             self._clock = time.monotonic(), self._solver.iter  # scoring does not count
 
@@ -174,7 +174,7 @@ class Watch:
         if self._asked - before < SAME_SIGNAL:
             return
         iteration = self._solver.iter
-        if iteration in snapshots.list_states(Path(self._solver.param.snapshot_prefix)):
+        if iteration in retention.list_states(Path(self._solver.param.snapshot_prefix)):
             raise KeyboardInterrupt(f'stopped after iteration {iteration}, which is saved')
         if self._action == 'stop':
             raise KeyboardInterrupt('stopped at once')

@@ -1,1 +1,1 @@
-"""Drawn data sets, and what a sample changes of its experiment."""
+"""Drawn data sets, and what a sample changes in its experiment."""

@@ -10,12 +10,12 @@ import caffe_port as caffe
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from nets import caffenet, googlenet, vgg16
 from solve.datasets import voc
-from solve.run.progress import progress
-from solve.samples.windows import Windows
+from solve.run.progress import show_progress
+from solve.samples.windows import WindowSampler
 
 # By name: the net, the smallest image whose last pooling has the size that the layer behind it
 # needs (Caffe's pooling rounds up), its widths, and how many batches it is trained on.
-NETS: dict[str, tuple[Callable[..., NetParameter], int, dict[str, int], int]] = {
+CLASSIFIER_NETS: dict[str, tuple[Callable[..., NetParameter], int, dict[str, int], int]] = {
     'vgg16': (vgg16.classifier, 193, dict(width=8, fc=512), 130),
     'caffenet': (caffenet.classifier, 199, dict(width=24, fc=512), 150),
     'googlenet': (googlenet.classifier, 223, dict(width=16), 200),
@@ -40,14 +40,14 @@ PIXEL = 60
 
 def make_net_arguments(name: str) -> dict[str, Any]:
     """Return the arguments of fcn() that give an FCN the widths of a classifier of NETS."""
-    return dict(NETS[name][2], drop=DROP)
+    return dict(CLASSIFIER_NETS[name][2], drop=DROP)
 
 
-def train(name: str, weights: Path, seed: int) -> None:
+def train_classifier(name: str, weights: Path, seed: int) -> None:
     """Train a classifier of NETS to name the object in the middle and save it as a caffemodel."""
-    net, size, widths, rounds = NETS[name]
+    net, size, widths, rounds = CLASSIFIER_NETS[name]
     caffe.set_random_seed(seed)
-    windows = Windows(SCENES, size, seed)
+    windows = WindowSampler(SCENES, size, seed)
     param = SolverParameter(max_iter=rounds, **SOLVER)
     param.train_net_param.CopyFrom(_to_train(net(len(voc.CLASSES), **widths), size))
     solver = caffe.SGDSolver(param)
@@ -56,7 +56,7 @@ def train(name: str, weights: Path, seed: int) -> None:
     gain = PIXEL ** (-1 / DEPTHS.get(name, len(solver.net.params)))
     for weight, _ in solver.net.params.values():
         weight.data[...] *= gain
-    with progress(range(rounds), desc=f'narrow {name} classifier', leave=False) as bar:
+    with show_progress(range(rounds), desc=f'narrow {name} classifier', leave=False) as bar:
         for _ in bar:
             (solver.net.blobs['data'].data[...], solver.net.blobs['label'].data[...]) = (
                 windows.batch(BATCH)

@@ -1,4 +1,4 @@
-"""Draw what the samples show: five of VOC's objects, and places to put them.
+"""Draw what the samples show: five of VOC's objects, and backgrounds for them.
 
 Everything is drawn larger than shown and then reduced, for smooth edges. Coordinates run
 from 0 to 1, right and down; an object has a square of its own.
@@ -279,7 +279,7 @@ def street(pen: Pen, horizon: float, rng: Random) -> None:
         pen.box(x, 0.88, x + 0.15, 0.905, shade(road, 1.6))
 
 
-PLACES: dict[str, Callable[[Pen, float, Random], None]] = {
+BACKGROUNDS: dict[str, Callable[[Pen, float, Random], None]] = {
     draw.__name__: draw for draw in (room, meadow, street)
 }
 
@@ -287,13 +287,13 @@ PLACES: dict[str, Callable[[Pen, float, Random], None]] = {
 def draw_place(
     width: int, height: int, rng: Random, places: Sequence[str]
 ) -> tuple[Image.Image, np.ndarray]:
-    """Draw one of `places`, names of PLACES, as a background of width x height pixels.
+    """Draw one of `places`, names of BACKGROUNDS, as a background of width x height pixels.
 
     Returns the picture, RGB, and its map: H x W uint8, indices of REGIONS.
     """
     pen, size = Pen(width, height), (width, height)
     horizon = rng.uniform(0.58, 0.72)
-    PLACES[pick(rng, *places)](pen, horizon, rng)
+    BACKGROUNDS[pick(rng, *places)](pen, horizon, rng)
     regions = np.asarray(pen.regions.resize(size, Image.Resampling.NEAREST))
     return pen.image.convert('RGB').resize(size, Image.Resampling.BOX), regions
 

@@ -1,4 +1,4 @@
-"""The samples: data drawn on the spot, narrow nets, and what else is not as published."""
+"""The samples: drawn data, narrow nets, and all else that differs from the published runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from types import ModuleType
 from typing import Any
 
 from caffe_port.errors import make_folder
-from solve.run import snapshots
+from nets.data import SEED
+from solve.run import retention
 from solve.run.job import LATEST, Job
 from solve.samples import classifiers, trees
 
-SEED = 1337
-
-
-_draw_voc = functools.partial(trees.draw, 'voc', train=150, val=40)
-_draw_nyud = functools.partial(trees.draw, 'nyud')
-_draw_siftflow = functools.partial(trees.draw, 'siftflow', size=(160, 160))
-_draw_pascalcontext = functools.partial(trees.draw, 'pascalcontext')
+_draw_voc = functools.partial(trees.draw_dataset, 'voc', train=150, val=40)
+_draw_nyud = functools.partial(trees.draw_dataset, 'nyud')
+_draw_siftflow = functools.partial(trees.draw_dataset, 'siftflow', size=(160, 160))
+_draw_pascalcontext = functools.partial(trees.draw_dataset, 'pascalcontext')
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,11 @@ class Recipe:
     def classifier(self) -> str:
         """The classifier that it, or the first sample before it, starts from."""
         first = self.starts[0]
-        return first if first in classifiers.NETS else RECIPES[first].classifier
+        return first if first in classifiers.CLASSIFIER_NETS else RECIPES[first].classifier
 
 
 def _summed(base_lr: float, iterations: int, step: int) -> dict[str, Any]:
-    """Return constants for a loss that is a sum over some 30,000 pixels: rates are small.
+    """Return constants for a loss summed over some 30,000 pixels, hence with small rates.
 
     Gradients are clipped: the score layer starts at 0 and would overshoot.
     """
@@ -118,7 +116,7 @@ def make_settings(name: str, seed: int = SEED, iterations: int | None = None) ->
     return dict(constants=constants, step=constants['snapshot'])
 
 
-def prepare(
+def prepare_sample(
     name: str, folder: Path, after: Sequence[ModuleType] = (), seed: int = SEED, start: bool = True
 ) -> dict[str, Any]:
     """Draw the data of an experiment's sample into `folder` and train what it starts from.
@@ -144,7 +142,7 @@ class _Trainer:
 
     def find_or_make(self, name: str) -> Path:
         """Return a classifier's or a sample's weights: an earlier run's, or made here."""
-        is_classifier = name in classifiers.NETS
+        is_classifier = name in classifiers.CLASSIFIER_NETS
         if is_classifier:
             file = f'{name}-narrow.caffemodel'
             made, earlier = self.folder / file, sorted(self.folder.parent.glob(f'*-sample/{file}'))
@@ -158,7 +156,7 @@ class _Trainer:
                 print(f'Starting from {path}', flush=True)
                 return path
         if is_classifier:
-            classifiers.train(name, made, self.seed)
+            classifiers.train_classifier(name, made, self.seed)
         else:
             self._train_before(name)
         return made
@@ -171,7 +169,7 @@ class _Trainer:
         print(f'Training {name} first, for {recipe.before} iterations', flush=True)
         settings = make_settings(name, self.seed, recipe.before)
         job = Job(name, own, weights, net=self.net, **settings)
-        if snapshots.list_states(job.prefix):  # an earlier call was stopped
+        if retention.list_states(job.prefix):  # an earlier call was stopped
             job.resume = LATEST
         with contextlib.redirect_stdout(None):
             script.solve(job)

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from solve.samples.drawings import PLACES, REGIONS, Random, draw_object, draw_place, light, paste
+from solve.samples.drawings import (
+    BACKGROUNDS,
+    REGIONS,
+    Random,
+    draw_object,
+    draw_place,
+    light,
+    paste,
+)
 
 # The smallest and the largest object, pixels.
 SIDES = (80, 140)
@@ -35,8 +43,12 @@ class Scene:
         return labels
 
 
-def compose(
-    width: int, height: int, names: Sequence[str], rng: Random, places: Sequence[str] = (*PLACES,)
+def compose_scene(
+    width: int,
+    height: int,
+    names: Sequence[str],
+    rng: Random,
+    places: Sequence[str] = (*BACKGROUNDS,),
 ) -> Scene:
     """Draw one or two objects, or none, in one of `places`; the second is in front."""
     picture, regions = draw_place(width, height, rng, places)
@@ -63,12 +75,12 @@ def _spot(right: int, down: int, half: int | None, rng: Random) -> tuple[int, in
     return round(right * rng.uniform(0.85 * half, 0.85 * half + 0.15)), low
 
 
-def any_scene(
+def draw_scene(
     size: Sequence[int],
     first: str,
     objects: Sequence[str],
     rng: Random,
-    places: Sequence[str] = (*PLACES,),
+    places: Sequence[str] = (*BACKGROUNDS,),
 ) -> Scene:
     """Draw a scene with `first` in it, perhaps with another of `objects` in front.
 
@@ -79,25 +91,25 @@ def any_scene(
     short, long = (np.array(size) - rng.randint(0, smaller, 2)).tolist()
     width, height = (short, long) if rng.randint(2) else (long, short)
     names = [first] if rng.randint(2) else [first, str(rng.choice(objects))]
-    return compose(width, height, names, rng, places)
+    return compose_scene(width, height, names, rng, places)
 
 
-def deck(names: Sequence[str], count: int, rng: Random) -> list[str]:
+def shuffle_evenly(names: Sequence[str], count: int, rng: Random) -> list[str]:
     """Return `count` of `names`, each as often as the others, shuffled."""
     return [names[i % len(names)] for i in rng.permutation(count)]
 
 
-def series(
-    settings: Mapping[str, Any], objects: Sequence[str], places: Sequence[str] = (*PLACES,)
+def draw_series(
+    settings: Mapping[str, Any], objects: Sequence[str], places: Sequence[str] = (*BACKGROUNDS,)
 ) -> tuple[list[str], list[str], Iterator[tuple[str, Scene]]]:
-    """Return the ids of settings' train and val images, and each id with its scene, drawn in turn.
+    """Return the ids of train and of val, and an iterator that draws each id's scene.
 
     `settings` has train and val (numbers of images), size and seed.
     """
     train, val, rng = settings['train'], settings['val'], np.random.RandomState(settings['seed'])
     ids = [f'sample_{number:04d}' for number in rng.permutation(train + val)]
-    firsts = deck(objects, train, rng) + deck(objects, val, rng)
-    scenes = (any_scene(settings['size'], first, objects, rng, places) for first in firsts)
+    firsts = shuffle_evenly(objects, train, rng) + shuffle_evenly(objects, val, rng)
+    scenes = (draw_scene(settings['size'], first, objects, rng, places) for first in firsts)
     return ids[:train], ids[train:], zip(ids, scenes)
 
 

@@ -21,7 +21,7 @@ from caffe_port.errors import CaffeError
 from solve.datasets import nyud, pascalcontext, siftflow, voc
 from solve.datasets.images import VOID
 from solve.samples.drawings import OBJECTS, REGIONS
-from solve.samples.scenes import SIDES, borders, depth_and_hha, series
+from solve.samples.scenes import SIDES, borders, depth_and_hha, draw_series
 
 # Increase it when the pictures of a seed change.
 _EDITION = 2
@@ -62,7 +62,7 @@ def write_voc(settings: dict[str, Any], sbdd_dir: Path, voc_dir: Path) -> None:
         lists,
     )
     numbers = {name: voc.CLASSES.index(name) for name in OBJECTS}
-    train, val, scenes = series(settings, [*OBJECTS])
+    train, val, scenes = draw_series(settings, [*OBJECTS])
     for name, scene in scenes:
         labels = scene.labels(numbers)
         Image.fromarray(scene.rgb).save(jpegs / f'{name}.jpg', quality=92)
@@ -87,7 +87,9 @@ def write_nyud(settings: dict[str, Any], nyud_dir: Path) -> None:
     rng = np.random.RandomState(settings['seed'])
     _folders(*((nyud_dir / file).parent for file in nyud.FILES.values()))
     numbers = {name: nyud.CLASSES.index(known) + 1 for name, known in _NYUD.items()}
-    train, test, scenes = series(settings, [name for name in OBJECTS if name in _NYUD], ['room'])
+    train, test, scenes = draw_series(
+        settings, [name for name in OBJECTS if name in _NYUD], ['room']
+    )
     for name, scene in scenes:
         path = {top: nyud_dir / file.format(name) for top, file in nyud.FILES.items()}
         depth, hha = depth_and_hha(scene, rng)
@@ -111,7 +113,7 @@ def write_siftflow(settings: dict[str, Any], siftflow_dir: Path) -> None:
     )
     sem = {name: siftflow.SEMANTIC.index(kind) + 1 for name, (kind, _) in _SIFTFLOW.items()}
     geo = {name: siftflow.GEOMETRIC.index(kind) + 1 for name, (_, kind) in _SIFTFLOW.items()}
-    train, test, scenes = series(settings, [*OBJECTS], _OUTDOORS)
+    train, test, scenes = draw_series(settings, [*OBJECTS], _OUTDOORS)
     for name, scene in scenes:
         Image.fromarray(scene.rgb).save(images / f'{name}.jpg', quality=92)
         write_mat(semantic / f'{name}.mat', {'S': scene.labels(sem)})
@@ -135,7 +137,7 @@ def write_pascalcontext(settings: dict[str, Any], voc_dir: Path, context_dir: Pa
         lines = [f'{number}: {name}\n' for number, name in enumerate(names, 1)]
         (context_dir / file).write_text(''.join(lines), encoding='utf-8')
     numbers = {name: annotated.index(name) + 1 for name in (*REGIONS, *OBJECTS)}
-    train, val, scenes = series(settings, [*OBJECTS], _OUTDOORS)
+    train, val, scenes = draw_series(settings, [*OBJECTS], _OUTDOORS)
     for name, scene in scenes:
         Image.fromarray(scene.rgb).save(images / f'{name}.jpg', quality=92)
         write_mat(labels / f'{name}.mat', {'LabelMap': scene.labels(numbers, np.uint16)})
@@ -152,7 +154,7 @@ _TREES: dict[str, tuple[ModuleType, Callable[..., None], dict[str, str]]] = {
 }
 
 
-def draw(
+def draw_dataset(
     data: str,
     folder: Path,
     train: int = 100,

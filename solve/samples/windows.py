@@ -9,13 +9,13 @@ import numpy as np
 from solve.datasets.images import VOID, bgr_blob
 from solve.datasets.voc import CLASSES, MEAN
 from solve.samples.drawings import OBJECTS
-from solve.samples.scenes import any_scene, borders, deck
+from solve.samples.scenes import borders, draw_scene, shuffle_evenly
 
 # How wide around a window's middle there is only one class: an object, or background.
 _INSIDE, _AWAY = 21, 43
 
 
-class Windows:
+class WindowSampler:
     """Windows onto drawn scenes, each with the class of its middle.
 
     A window is 0 beyond the border of its scene, as an FCN's padded image is, and its
@@ -28,8 +28,8 @@ class Windows:
         self._scenes: list[tuple[np.ndarray, np.ndarray]] = []
         self._showing: dict[int, list[int]] = {}
         numbers = {name: CLASSES.index(name) for name in OBJECTS}
-        for i, first in enumerate(deck([*OBJECTS], scenes, self._rng)):
-            scene = any_scene((160, 200), first, [*OBJECTS], self._rng)
+        for i, first in enumerate(shuffle_evenly([*OBJECTS], scenes, self._rng)):
+            scene = draw_scene((160, 200), first, [*OBJECTS], self._rng)
             middles = _middles(scene.labels(numbers))
             self._scenes.append((bgr_blob(scene.rgb, MEAN)[0], middles))
             for kind in np.setdiff1d(middles, VOID).tolist():

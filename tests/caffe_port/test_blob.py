@@ -73,7 +73,7 @@ def test_a_param_written_uncounted_is_marked_stale(far_away):
     held = blob.data
     net.module.flush()
     blob.parameter.data.fill_(3)
-    net.params_written()
+    net.mark_params_stale()
     assert (blob.data == 3).all() and not (held == 3).all()
     assert (blob.tensor == 3).all(), 'the stale array does not come back'
 

@@ -113,7 +113,7 @@ def test_names_without_a_net_are_those_of_the_module(name):
     )
     for node in net.module.nodes:
         layer = StoredLayer(node.name, node.op.param.type, node.op.blobs())
-        assert weights.blob_names(layer) == list(node.op.blob_names)
+        assert weights.name_blobs(layer) == list(node.op.blob_names)
 
 
 def test_third_blob_has_a_number_and_order_is_caffes_whatever_the_files(tmp_path):
@@ -406,15 +406,7 @@ def test_a_bare_checkout_run_in_any_folder_ends_in_one_line_with_status_2(tmp_pa
             ),
         )
         for arguments, words, limit in (
-            (
-                'tiny.caffemodel b.tflite',
-                'b.tflite: expected a name that ends in .caffemodel',
-                None,
-            ),
             ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
-            ('tiny.caffemodel b.pth --net os', '--net os: no such net; there are', None),
-            ('none.pth b.npz', 'none.pth: No such file or directory', None),
-            ('folder.pth b.npz', 'folder.pth: expected a file, found a directory', None),
             ('tiny.caffemodel b.pth', 'b.pth: not written: File too large', little_room),
         )
     ]
@@ -423,6 +415,27 @@ def test_a_bare_checkout_run_in_any_folder_ends_in_one_line_with_status_2(tmp_pa
         assert process.returncode == 2 and words in errors
         assert errors.startswith('error: ') and errors.count('\n') == 1
         assert ('missing: conv1/7x7_s2: 64 x 3 x 7 x 7, 64' in told) == ('fit the net' in words)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        ('tiny.caffemodel b.tflite', 'b.tflite: expected a name that ends in .caffemodel'),
+        ('tiny.caffemodel b.pth --net os', '--net os: no such net; there are'),
+        ('none.pth b.npz', 'none.pth: No such file or directory'),
+        ('folder.pth b.npz', 'folder.pth: expected a file, found a directory'),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_status_2(
+    tmp_path, tiny, monkeypatch, capsys, arguments, words
+):
+    (tmp_path / 'folder.pth').mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run(*arguments.split()) == 2
+    out, errors = capsys.readouterr()
+    assert words in errors and errors.startswith('error: ') and errors.count('\n') == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -467,5 +480,5 @@ def test_a_module_that_fails_on_import_is_an_error_in_one_line(tmp_path, monkeyp
     (tmp_path / 'failing_layers.py').write_text(code + '\n')
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CaffeError, match=f'module failing_layers {words}') as caught:
-        plugins.layer_module('failing_layers')
+        plugins.import_layer_module('failing_layers')
     assert '\n' not in str(caught.value)

@@ -64,7 +64,7 @@ def offsets(top):
 
 def law(*strategies):
     """Hold a test for all values of the strategies."""
-    return lambda test: examples(100)(given(*strategies)(test))
+    return lambda test: examples(50)(given(*strategies)(test))
 
 
 # Windows counted out.

@@ -42,8 +42,8 @@ def test_without_graphviz_matplotlib_draws_every_node(rankdir, tmp_path, monkeyp
     path = tmp_path / 'net.png'
     draw_net_to_file(siftflow_fcn16s.fcn('deploy'), path, rankdir)
     with Image.open(path) as picture:
-        pixels = np.unique(np.asarray(picture.convert('RGB')).reshape(-1, 3), axis=0)
-    colors = {f'#{r:02X}{g:02X}{b:02X}' for r, g, b in pixels}
+        pixels = np.asarray(picture.convert('RGB')).astype(int) @ (1 << 16, 1 << 8, 1)
+    colors = {f'#{pixel:06X}' for pixel in np.unique(pixels)}
     assert {*COLORS.values()} - {'#CC33FF'} | {NEURON, BLOB} <= colors
     with pytest.raises(caffe.CaffeError, match='a drawing of kind xyz'):
         draw_net_to_file(siftflow_fcn16s.fcn('deploy'), tmp_path / 'net.xyz')

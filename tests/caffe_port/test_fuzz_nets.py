@@ -113,7 +113,7 @@ def mutated(draw) -> str:
     return text
 
 
-@examples(700)
+@examples(350)
 @given(mutated())
 def test_a_mutated_prototxt_is_a_net_or_a_caffe_error(text):
     build(text)
@@ -171,7 +171,7 @@ def _value(draw, field) -> str:
     return f'{field.name}: {max(draw(number | st.sampled_from([2**31 - 1, -(2**31)])), low)}'
 
 
-@examples(1200)
+@examples(600)
 @given(layer_settings())
 def test_any_settings_of_any_layer_are_a_net_or_a_caffe_error(text):
     build(text)
@@ -254,7 +254,7 @@ def test_an_absurd_setting_of_two_bottoms_is_refused(layer):
 
 
 def test_what_fillers_draw_is_bounded_over_the_net_and_the_layer_named(monkeypatch):
-    monkeypatch.setattr(fillers, 'MAX_COUNT', 10_000)
+    monkeypatch.setattr(fillers, 'MAX_DRAWN', 10_000)
     layer = (
         'layer { name: "%s" type: "InnerProduct" bottom: "x" top: "%s" inner_product_param { '
         'num_output: 40 weight_filler { value: 1 } } }'

@@ -10,6 +10,7 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import prototxt
+from caffe_port.ops.recurrent import LSTM
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.vectors import GOLDEN, assert_close, check_layer, load, net_of
@@ -30,6 +31,32 @@ def on_gpu():
 @pytest.mark.parametrize('name', sorted(path.stem for path in (GOLDEN / 'layers').glob('*.npz')))
 def test_layer_computes_what_caffe_recorded(name):
     check_layer(name)
+
+
+def test_an_lstm_of_whole_sequences_is_that_of_the_cpu(monkeypatch):
+    found, fits = [], []
+    on_gpu, plain = caffe.set_mode_gpu, LSTM._fits_cudnn
+    monkeypatch.setattr(LSTM, '_fits_cudnn', lambda *x: fits.append(plain(*x)) or fits[-1])
+    for choose in (caffe.set_mode_cpu, on_gpu):
+        choose()
+        caffe.set_random_seed(1)
+        net = net_of(
+            'force_backward: true input: "x" input: "cont" input: "image" '
+            'input_shape { dim: 5 dim: 3 dim: 4 } input_shape { dim: 5 dim: 3 } '
+            'input_shape { dim: 3 dim: 2 } layer { name: "lstm" type: "LSTM" bottom: "x" '
+            'bottom: "cont" bottom: "image" top: "h" recurrent_param { num_output: 6 '
+            'weight_filler { type: "xavier" } bias_filler { value: 0.1 } } }'
+        )
+        random = np.random.RandomState(0)
+        cont = np.ones((5, 3))
+        cont[0] = 0
+        net.forward(x=random.randn(5, 3, 4), cont=cont, image=random.randn(3, 2))
+        net.backward(h=random.randn(5, 3, 6).astype(np.float32))
+        blobs = [net.blobs['h'].data, net.blobs['x'].diff, *(b.diff for b in net.params['lstm'])]
+        found.append([blob.copy() for blob in blobs])
+    assert fits == [False, True]
+    for one, two in zip(*found):
+        assert_close(two, one, 1e-5)
 
 
 # Not `dropout`: its masks are those of Caffe's CPU stream.

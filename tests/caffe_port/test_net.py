@@ -9,8 +9,9 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import layers as L
-from caffe_port import prototxt
+from caffe_port import prototxt, zoo
 from caffe_port.files import caffemodel
+from caffe_port.files.weights import read_layers
 from caffe_port.net_spec import NetSpec
 from tests.memory import at_most
 from tests.vectors import net_of
@@ -175,6 +176,42 @@ def test_two_layers_of_one_name_are_not_saved_as_one(tmp_path):
     with pytest.raises(caffe.CaffeError, match='two layers with parameters are named "ip"'):
         net.save(tmp_path / 'a.caffemodel')
     assert not list(tmp_path.iterdir())
+
+
+TWINS = """
+layer { name: "data" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "a" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 3 } }
+layer { name: "%s" type: "%s" bottom: "y" top: "z" %s }
+"""
+IP = 'InnerProduct', 'inner_product_param { num_output: 3 }'
+
+
+def test_of_two_layers_of_one_name_the_first_gets_weights_as_in_caffe(tmp_path):
+    one = net_of(TWINS % ('a', 'ReLU', ''))
+    one.params['a'][0].data[...] = 1
+    one.save(tmp_path / 'one.caffemodel')
+    twins = net_of(TWINS % ('a', *IP))
+    twins.copy_from(tmp_path / 'one.caffemodel')
+    assert [layer.blobs[0].data.max() for layer in twins.layers[1:]] == [1, 0]
+
+
+def test_every_weight_of_a_net_is_loaded_also_where_a_later_layer_has_the_name(tmp_path):
+    one, again = (net_of(TWINS % ('a', 'ReLU', '')) for _ in range(2))
+    one.params['a'][0].data[...] = 1
+    one.save(tmp_path / 'one.caffemodel')
+    layers = read_layers(tmp_path / 'one.caffemodel')
+    zoo.load_all(again, 'one.caffemodel', layers)
+    assert (again.params['a'][0].data == 1).all()
+    with pytest.raises(caffe.CaffeError, match='one: two layers with parameters are named "a"'):
+        zoo.load_all(net_of(TWINS % ('a', *IP)), 'one', layers)
+
+
+def test_a_bound_on_memory_sees_a_passing_peak_also_below_an_earlier_one():
+    np.ones(80 << 17).sum()  # 80 MB of float64, freed
+    with pytest.raises(AssertionError, match='MB, at most 20'), at_most(20):
+        np.ones(40 << 17).sum()
+    with at_most(20):
+        np.ones(5 << 17).sum()
 
 
 @pytest.mark.parametrize('name', ['outputs', 'training', 'nodes', 'forward', 'a.b', '#'])

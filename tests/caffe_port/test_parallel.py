@@ -4,24 +4,27 @@ import atexit
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port import parallel
+from caffe_port import mode, parallel
+from caffe_port.__main__ import main
+from tests import starting
 from tests.caffe_port.solving.test_solver import solver_of
+from tests.starting import Started
 from tests.vectors import assert_close, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(function: str, count: int, *arguments) -> list[subprocess.Popen]:
+def start(function: str, count: int, *arguments) -> list[Started]:
     """Run `module.function(*arguments)` on `count` ranks, as torchrun would start them."""
     module, name = function.rsplit('.', 1)
     with socket.socket() as free:
@@ -33,22 +36,14 @@ def start(function: str, count: int, *arguments) -> list[subprocess.Popen]:
         'WORLD_SIZE': str(count),
         'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': str(port),
-        'OMP_NUM_THREADS': '1',
-        'PYTHONPATH': str(ROOT),
     }
     return [
-        subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, arguments)],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
-        )
+        starting.start(code, *arguments, env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
         for rank in range(count)
     ]
 
 
-def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[int, str]]:
+def ends(processes: list[Started], seconds: float = 60) -> list[tuple[int, str]]:
     """Exit status and standard error of each; none may take longer than `seconds`."""
     try:
         end = time.monotonic() + seconds
@@ -79,7 +74,7 @@ def collect_sums(folder: str) -> None:
     means, copies = drawn(rank), drawn(rank)
     parallel.average(means)
     parallel.broadcast(copies)
-    alone = parallel.first(lambda: (os.getpid(), caffe.solver_count()))
+    alone = parallel.call_on_first(lambda: (os.getpid(), caffe.solver_count()))
     torch.save(
         {
             'means': means,
@@ -88,7 +83,7 @@ def collect_sums(folder: str) -> None:
             'gathered': parallel.gather({'rank': rank}),
             'first': alone,
             'own': os.getpid(),
-            'agreed': [parallel.agree(rank), parallel.agree(-rank)],
+            'agreed': [parallel.take_largest(rank), parallel.take_largest(-rank)],
         },
         Path(folder) / f'{rank}.pt',
     )
@@ -106,6 +101,7 @@ def act_as_rank(folder: str) -> None:
     collect_sums(folder)
     for kind in ('SGD', 'Adam'):
         step_as_rank(folder, kind)
+    train_as_rank(folder)
     step_on_nan()
 
 
@@ -141,8 +137,8 @@ def test_a_single_process_is_all_ranks():
     parallel.broadcast(tensors)
     assert all(map(torch.equal, tensors, drawn(0)))
     assert (caffe.solver_rank(), caffe.solver_count()) == (0, 1)
-    assert parallel.gather('x') == ['x'] and parallel.agree(2) == 2
-    assert parallel.first(lambda: 7) == 7
+    assert parallel.gather('x') == ['x'] and parallel.take_largest(2) == 2
+    assert parallel.call_on_first(lambda: 7) == 7
 
 
 # The solver.
@@ -207,6 +203,49 @@ def test_two_ranks_of_one_image_are_one_process_of_two_passes(ranks, caplog, kin
         found = np.load(ranks[0] / f'{kind} {rank}.npz')
         for name, expected in state_of(one).items():
             assert_close(found[name], expected, 1e-6, f'rank {rank}: {name}')
+
+
+def write_solver(folder: Path, batch: int) -> str:
+    """A solver of a net that reads rows of an HDF5 file."""
+    with h5py.File(folder / 'rows.h5', 'w') as file:
+        file['data'] = np.random.RandomState(0).randn(8, 3)
+        file['label'] = np.arange(8) % 2
+    (folder / 'rows.txt').write_text(f'{folder}/rows.h5')
+    (folder / 'net').write_text(
+        'layer { name: "data" type: "HDF5Data" top: "data" top: "label" hdf5_data_param { '
+        f'source: "{folder}/rows.txt" batch_size: {batch} }} }}'
+        'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { '
+        'num_output: 2 weight_filler { type: "xavier" } } }'
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
+    )
+    (folder / 'solver').write_text(
+        f'net: "{folder}/net" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 max_iter: 3 '
+        f'random_seed: 7 snapshot_prefix: "{folder}/s"'
+    )
+    return str(folder / 'solver')
+
+
+def train_as_rank(folder: str) -> None:
+    """Run what `python -m caffe_port train --gpu=0,1` starts, on the CPU for want of GPUs."""
+    own = Path(folder) / f'train-{caffe.solver_rank()}'
+    own.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TORCHELASTIC_RUN_ID', 'test')
+        for module, name in ((mode, 'set_device'), (mode, 'set_mode_gpu'), (parallel, 'leave')):
+            patch.setattr(module, name, lambda *_: None)
+        status = main(['train', f'--solver={write_solver(own, 2)}', '--gpu=0,1'])
+    assert status == 0
+
+
+def test_train_on_two_gpus_is_one_process_with_the_batches_of_both(ranks, tmp_path):
+    alone = caffe.get_solver(write_solver(tmp_path, 4))
+    alone.step(3)
+    trained = caffe.Net(f'{tmp_path}/net', caffe.TEST)
+    trained.copy_from(ranks[0] / 'train-0' / 's_iter_3.caffemodel')
+    for one, two in zip(trained.params['fc'], alone.net.params['fc']):
+        assert_close(one.data, two.data, 1e-5)
+    assert (ranks[0] / 'train-0' / 's_iter_3.solverstate').exists()
+    assert not (ranks[0] / 'train-1' / 's_iter_3.solverstate').exists()
 
 
 # How they end.

@@ -2,7 +2,9 @@
 
 import gc
 import inspect
+import logging
 from configparser import ConfigParser
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -413,6 +415,20 @@ def test_the_version_is_read_without_importing_the_package():
     assert f"__version__ = '{caffe.__version__}'" in code
 
 
+def test_a_timer_measures_from_start_to_stop(monkeypatch):
+    clock = iter([1.0, 1.25, 2.0, 2.5])
+    monkeypatch.setattr('time.perf_counter', lambda: next(clock))
+    timer = caffe.Timer()
+    assert timer.ms == 0
+    timer.start()
+    timer.start()
+    timer.stop()
+    timer.stop()
+    assert timer.ms == timer.ms == 250
+    timer.start()
+    assert timer.ms == 500  # as in Caffe, to read it is to stop it
+
+
 def test_nccl_makes_uids_and_starts_from_rank_0(files):
     assert caffe.has_nccl() in (True, False)
     uid = caffe.NCCL.new_uid()
@@ -528,6 +544,136 @@ def test_saved_nets_load_by_both_constructors(simple, tmp_path):
                 assert np.array_equal(one.data, other.data)
     with pytest.raises(caffe.CaffeError, match='phase is None'):
         caffe.Net(net)
+
+
+def test_the_constructor_takes_pycaffes_keywords(simple, tmp_path):
+    (tmp_path / 'net.prototxt').write_text(SIMPLE)
+    simple.save(str(tmp_path / 'net.caffemodel'))
+    again = caffe.Net(
+        network_file=str(tmp_path / 'net.prototxt'),
+        phase=caffe.TEST,
+        level=0,
+        stages=None,
+        weights=str(tmp_path / 'net.caffemodel'),
+    )
+    assert np.array_equal(again.params['ip'][0].data, simple.params['ip'][0].data)
+
+
+def test_a_net_has_the_names_and_numbers_that_pycaffe_is_made_of():
+    net = caffe.Net(fcn(), caffe.TRAIN)
+    feed(net)
+    names = net._blob_names
+    assert names == list(net.blobs) and net._blobs == list(net.blobs.values())
+    assert [names[i] for i in net._inputs] == ['data', 'label']
+    assert [names[i] for i in net._outputs] == ['loss']
+    for number, layer in enumerate(net._layer_names):
+        assert [names[i] for i in net._bottom_ids(number)] == net.bottom_names[layer]
+        assert [names[i] for i in net._top_ids(number)] == net.top_names[layer]
+    assert net._blob_loss_weights == [0] * (len(names) - 1) + [1]
+    assert net.blob_loss_weights['loss'] == 1 and net.blob_loss_weights['score'] == 0
+    end = len(net.layers) - 1
+    assert net._forward(0, end) == float(net.blobs['loss'].data) > 0
+    assert net._forward(0, end - 1) == 0
+    net._backward(end, end)
+    assert net.blobs['score'].diff.any() and not net.params['conv1'][0].diff.any()
+    with pytest.raises(caffe.CaffeError, match='first layer must be MemoryData'):
+        net._set_input_arrays(np.zeros((1, 3, 12, 12), np.float32), np.zeros(1, np.float32))
+
+
+def test_callbacks_of_a_net_stand_around_each_layer():
+    net, seen = net_of(HELD), []
+    for when in ('before_forward', 'after_forward', 'before_backward', 'after_backward'):
+        getattr(net, when)(lambda i, when=when: seen.append((when, i, net.blobs['ip'].data.any())))
+    net.blobs['data'].data[...] = 1
+    net.forward(end='ip')
+    assert seen == [
+        ('before_forward', 0, False),
+        ('after_forward', 0, False),
+        ('before_forward', 1, False),
+        ('after_forward', 1, True),
+    ]
+    seen.clear()
+    net.forward(start='elu')
+    net.backward(end='loss')
+    net.backward(start='ip')
+    numbers = [4, 4, 1, 1, 0, 0]
+    assert [i for when, i, _ in seen if 'forward' in when] == [2, 2, 3, 3, 4, 4]
+    assert [i for when, i, _ in seen if 'backward' in when] == numbers
+    seen.clear()
+    deepcopy(net).forward()
+    assert not seen, 'callbacks belong to the original'
+
+
+def test_nets_that_share_must_agree_and_else_share_nothing():
+    net, other = net_of(HELD), net_of(HELD.replace('num_output: 3', 'num_output: 3 bias_term: 0'))
+    before = net.params['ip'][0].data.copy()
+    with pytest.raises(caffe.CaffeError, match='share_with: ip: expected 2 blobs, found 1'):
+        net.share_with(other)
+    net.share_with(net_of(HELD.replace('"ip" type', '"other" type')))
+    assert np.array_equal(net.params['ip'][0].data, before)
+    same = net_of(HELD)
+    net.share_with(same)
+    same.params['ip'][0].data[...] = 7
+    assert (net.params['ip'][0].data == 7).all()
+
+
+def test_the_log_has_levels_and_takes_messages(caplog):
+    log = logging.getLogger('caffe_port')
+    level = log.level
+    try:
+        caffe.init_log(1)
+        caffe.log('not heard')
+        caffe.init_log(0, False)
+        caffe.log('100%')
+    finally:
+        log.setLevel(level)
+    assert [record.getMessage() for record in caplog.records] == ['100%']
+    with pytest.raises(caffe.CaffeError, match='init_log: level 4, expected 0 to 3'):
+        caffe.init_log(4)
+
+
+def test_a_multi_gpu_script_of_pycaffe_runs_on_one_process(files):
+    caffe.set_solver_count(1)
+    caffe.set_solver_rank(0)
+    caffe.set_multiprocess(True)
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    interp(solver.net, ['upscore'])
+    feed(solver.net)
+    nccl = caffe.NCCL(solver, caffe.NCCL.new_uid())
+    nccl.bcast()
+    solver.add_callback(nccl)
+    solver.step(1)
+    assert solver.iter == 1
+    with pytest.raises(caffe.CaffeError, match='expected 1, as many processes .* found 2'):
+        caffe.set_solver_count(2)
+    with pytest.raises(caffe.CaffeError, match="expected 0, this process's number, found 1"):
+        caffe.set_solver_rank(1)
+    with pytest.raises(caffe.CaffeError, match='one object with on_start .* found one function'):
+        solver.add_callback(lambda: None)
+
+
+def test_one_object_is_both_callbacks(files):
+    class Watch:
+        seen = []
+
+        def on_start(self):
+            self.seen.append('start')
+
+        def on_gradients_ready(self):
+            self.seen.append('ready')
+
+    solver = caffe.SGDSolver(str(files / 'solver.prototxt'))
+    solver.add_callback(Watch())
+    solver.step(2)
+    assert Watch.seen == ['start', 'ready'] * 2
+
+
+def test_classifier_and_detector_are_modules_too():
+    from caffe_port.classifier import Classifier
+    from caffe_port.detector import Detector
+
+    assert caffe.Classifier is Classifier and caffe.Detector is Detector
+    assert caffe.detector.Detector is Detector
 
 
 def test_an_update_is_of_the_diffs_that_are_there(files):

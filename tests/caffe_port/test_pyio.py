@@ -182,6 +182,8 @@ def test_blobprotos_carry_arrays_both_ways(shape):
 def test_legacy_and_double_blobprotos_are_read():
     old = BlobProto(num=1, channels=2, height=1, width=3, data=range(6))
     assert np.array_equal(caffe.io.blobproto_to_array(old), np.arange(6).reshape(1, 2, 1, 3))
+    old.shape.dim.extend([3, 2])  # as in Caffe, the legacy dims come first
+    assert caffe.io.blobproto_to_array(old).shape == (1, 2, 1, 3)
     double = BlobProto(double_data=[1.5, 2.5])
     double.shape.dim.append(2)
     assert caffe.io.blobproto_to_array(double).tolist() == [1.5, 2.5]

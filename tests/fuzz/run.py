@@ -87,7 +87,7 @@ KINDS = {
         '.memory.json',
         (files.memory,),
         (faults.of_json, faults.of_bytes),
-        lambda path: resume.load(path, 4),
+        lambda path: resume.read(path, 4),
     ),  # fmt: skip
     'picture': Kind('.jpg', (files.picture,), BYTES, read_rgb, 400 << 20, own=True),
     'label': Kind('.png', (files.picture,), BYTES, read_label_png, 400 << 20, own=True),

@@ -13,6 +13,7 @@ from google.protobuf import json_format, text_format
 
 from caffe_port.proto import caffe_pb2
 from nets import caffenet, googlenet, vgg16
+from tests import starting
 
 ROOT = Path(__file__).parents[2]
 OFFICIAL = json.loads((ROOT / 'tests/facts/official_nets.json').read_text())
@@ -135,25 +136,35 @@ def test_a_script_writes_the_files_the_official_solver_names(experiment, tmp_pat
     assert_written(tmp_path, experiment)
 
 
+def run_script(name, *arguments, **settings):
+    """Run a script of nets/ in a process that has imported the packages; status and errors."""
+    code = (
+        'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); '
+        'runpy.run_path(sys.argv.pop(1), run_name="__main__")'
+    )
+    run = starting.start(code, ROOT / 'nets', ROOT / 'nets' / name, *arguments, **settings)
+    errors = run.communicate()[1]
+    return run.returncode, errors
+
+
 def test_a_script_runs_from_any_folder_and_tells_what_is_wrong(tmp_path):
     (tmp_path / 'here').mkdir()
     (tmp_path / 'out').mkdir()
     command = [sys.executable, str(ROOT / 'nets/voc_fcn32s.py')]
     subprocess.run([*command, '../out'], cwd=tmp_path / 'here', check=True)
     assert_written(tmp_path / 'out', 'voc-fcn32s')
-    failed = subprocess.run([*command, 'nowhere'], cwd=tmp_path, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert 'nowhere' in failed.stderr and 'Traceback' not in failed.stderr
+    status, errors = run_script('voc_fcn32s.py', 'nowhere', cwd=tmp_path)
+    assert status == 1
+    assert 'nowhere' in errors and 'Traceback' not in errors
 
 
 def test_a_script_replaces_files_with_force_alone(tmp_path):
-    command = [sys.executable, str(ROOT / 'nets/voc_fcn32s.py'), str(tmp_path)]
     (tmp_path / 'val.prototxt').write_text('mine')
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 1 and refused.stderr.endswith('--force replaces it\n')
-    assert str(tmp_path / 'val.prototxt') in refused.stderr
+    status, errors = run_script('voc_fcn32s.py', tmp_path)
+    assert status == 1 and errors.endswith('--force replaces it\n')
+    assert str(tmp_path / 'val.prototxt') in errors
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
-    subprocess.run([*command, '--force'], check=True)
+    assert run_script('voc_fcn32s.py', tmp_path, '--force') == (0, '')
     assert_written(tmp_path, 'voc-fcn32s')
 
 

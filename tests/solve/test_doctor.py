@@ -41,7 +41,7 @@ def root(tmp_path, monkeypatch):
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp('drawn')
     for name in ('voc', 'nyud', 'siftflow', 'pascalcontext'):
-        trees.draw(name, folder / name, train=6, val=4)
+        trees.draw_dataset(name, folder / name, train=6, val=4)
     return folder
 
 
@@ -97,7 +97,7 @@ def test_every_experiment_is_there_with_its_officially_published_weights():
         place = f'data/{name}.caffemodel'
         found = inventory.WEIGHTS.get(place)
         assert (found.url if found else None) == net.get('caffemodel_url')
-        assert (place in inventory.weights_of(name.replace('-', '_'))) == bool(found)
+        assert (place in inventory.list_weights(name.replace('-', '_'))) == bool(found)
 
 
 def test_every_experiment_trains_and_is_scored_on_the_official_splits():
@@ -381,4 +381,4 @@ def test_fetch_wants_names(root, monkeypatch, capsys):
     ],
 )
 def test_sizes_read_well(nbytes, text):
-    assert inventory.size_text(nbytes) == text
+    assert inventory.format_size(nbytes) == text

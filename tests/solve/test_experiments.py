@@ -50,7 +50,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         classifiers,
-        'NETS',
+        'CLASSIFIER_NETS',
         {
             'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
             'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1),
@@ -75,7 +75,7 @@ def small(monkeypatch, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Draw no pictures at the end of a job: they take half of a small job's time."""
-    monkeypatch.setattr(job.Job, 'finish', lambda *_, **__: None)
+    monkeypatch.setattr(job.Job, 'save_and_report', lambda *_, **__: None)
 
 
 def run(monkeypatch, name, *arguments):
@@ -87,7 +87,7 @@ def run(monkeypatch, name, *arguments):
 
 
 def weights(path):
-    return loading.read_net(path).params
+    return loading.read_params(path).params
 
 
 def rounds_of(name):
@@ -263,6 +263,27 @@ def test_a_stopped_chain_goes_on_where_it_was(small, monkeypatch, capsys):
     assert 'voc_fcn16s, from output/voc_chain-sample/snapshot/voc_fcn32s/train_iter_2' in printed
     assert printed.count('Begin seg tests') == 2 + 2
     assert len(printed.splitlines()[-1].split()) == 3 + 3
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_a_chain_that_was_stopped_before_its_first_snapshot_starts_again(
+    small, monkeypatch, capsys
+):
+    begun = []
+
+    def interrupted(job):
+        begun.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(voc_chain.voc_fcn32s, 'solve', interrupted)
+    for arguments in ((), ('--resume', 'latest')):
+        with pytest.raises(SystemExit, match='130'):
+            run(monkeypatch, 'voc_chain', *arguments)
+    first, again = begun
+    assert first.resume is again.resume is None
+    assert [path.name for path in again.weights] == ['vgg16-narrow.caffemodel']
+    assert again.weights == first.weights and again.weights[0].is_file()
+    assert capsys.readouterr().out.count('voc_fcn32s, from output/voc_chain-sample/vgg16') == 2
 
 
 @pytest.mark.usefixtures('undrawn')

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -18,11 +17,12 @@ from caffe_port.files import caffemodel
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from solve import voc_fcn32s
 from solve.datasets.layer import SegDataLayer
-from solve.run import job, loading, log, snapshots, symptoms, watch
+from solve.run import job, loading, log, retention, symptoms, watch
 from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.solve.feeding import random_classifier, save_sbd
+from tests.starting import Started, start
 from tests.vectors import load
 
 RUN = """
@@ -31,9 +31,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from solve import voc_fcn32s
-from solve.run import job, snapshots
+from solve.run import job, retention
 from solve.run.job import LATEST, Job
-job.PANEL_ROWS = 1
+Job._draw = lambda *_: None  # takes longer than all else here
 logging.getLogger('caffe_port').handlers.clear()
 data, folder = map(Path, sys.argv[1:3])
 iterations, keep, constants = ast.literal_eval(sys.argv[3])
@@ -42,7 +42,7 @@ job = Job('faults', folder, [data / 'vgg.caffemodel'], iterations=iterations, st
           net=dict(sbdd_dir=str(data / 'sample/sbdd/dataset'), width=2, fc=8,
                    voc_dir=str(data / 'sample/pascal/VOC2011')),
           constants=dict(snapshot=2, random_seed=5, **constants))
-if snapshots.list_states(job.prefix):
+if retention.list_states(job.prefix):
     job.resume = LATEST
 voc_fcn32s.solve(job)
 """
@@ -58,18 +58,26 @@ CONFIGURATIONS = {
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    trees.draw('voc', folder / 'sample', train=4, val=2)
+    trees.draw_dataset('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
 
-def started(data, folder, *settings) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, '-c', RUN, str(data), str(folder), repr(settings)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-    )
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """Draw no pictures, which takes longer than all else, where a test does not look at them."""
+    if 'drawn' not in request.fixturenames:
+        monkeypatch.setattr(Job, '_draw', lambda *_: None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Draw pictures at the end of a run."""
+    monkeypatch.setattr(job, 'PANEL_ROWS', 1)
+
+
+def started(data, folder, *settings) -> Started:
+    return start(RUN, data, folder, repr(settings), stdout=subprocess.DEVNULL)
 
 
 def finished(run):
@@ -79,11 +87,11 @@ def finished(run):
 
 def ending(folder, iteration) -> dict[str, bytes]:
     """Return the values of weights and history at the end of a run."""
-    state = snapshots.list_states(folder / 'snapshot/train')[iteration]
+    state = retention.list_states(folder / 'snapshot/train')[iteration]
     history = caffemodel.read_state(state).history
     values = {
         f'{layer.name} {i}': blob.array().tobytes()
-        for layer in caffemodel.read(snapshots.weights_of(state))
+        for layer in caffemodel.read(retention.name_weights(state))
         for i, blob in enumerate(layer.blobs)
     }
     return values | {f'history {i}': blob.array().tobytes() for i, blob in enumerate(history)}
@@ -233,7 +241,7 @@ def test_where_the_disk_refuses_training_goes_on_and_the_old_snapshot_stays(
         solver.snapshot()
     monkeypatch.undo()
     follow(solver, {**vector, 'data': vector['data'][:6]})
-    assert snapshots.find_latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
+    assert retention.find_latest(tmp_path / 'run').name == 'run_iter_6.solverstate'
 
 
 def test_keep_holds_also_between_scorings_and_where_the_disk_refuses_states(
@@ -275,7 +283,7 @@ def test_a_last_snapshot_that_the_disk_refuses_twice_ends_the_run_with_its_reaso
     with pytest.raises(WriteError, match='No space left on device'):
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
     assert 'Error: ' in capsys.readouterr().err
-    assert not snapshots.list_states(tmp_path / 'snapshot/train')
+    assert not retention.list_states(tmp_path / 'snapshot/train')
 
 
 def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own(
@@ -283,36 +291,37 @@ def test_snapshots_beyond_where_a_run_begins_are_set_aside_not_taken_for_its_own
 ):
     prefix = tmp_path / 'snapshot/train'
     voc_fcn32s.solve(job_in(tmp_path, data))
-    assert list(snapshots.list_states(prefix)) == [3, 6]
+    assert list(retention.list_states(prefix)) == [3, 6]
     from_3 = prefix.parent / 'train_iter_3.solverstate'
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=5, step=5, keep=1, resume=from_3))
-    assert list(snapshots.list_states(prefix)) == [5]
+    assert list(retention.list_states(prefix)) == [5]
     assert 'train_iter_6.solverstate.old' in capsys.readouterr().err
     assert (prefix.parent / 'train_iter_6.caffemodel.old').is_file()
     with pytest.raises(caffe.CaffeError, match='train_iter_.*snapshots of another run'):
         voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
-    assert list(snapshots.list_states(prefix)) == [5]
+    assert list(retention.list_states(prefix)) == [5]
 
 
-def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, 'PANEL_ROWS', 1)
+def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(
+    data, tmp_path, monkeypatch, drawn
+):
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2))
     (tmp_path / 'panel.png').unlink()
-    drawn, show = [], job.show_images
+    shown, show = [], job.show_images
 
     def show_images(net, means):
-        drawn.append(net.params['fc6'][0].data.copy())
+        shown.append(net.params['fc6'][0].data.copy())
         return show(net, means)
 
     monkeypatch.setattr(job, 'show_images', show_images)
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=LATEST))
-    (seen,) = drawn
-    weights = loading.read_net(tmp_path / 'snapshot/train_iter_2.caffemodel').params['fc6'][0]
+    (seen,) = shown
+    weights = loading.read_params(tmp_path / 'snapshot/train_iter_2.caffemodel').params['fc6'][0]
     assert np.array_equal(seen, weights.data) and seen.any()
     assert (tmp_path / 'panel.png').is_file()
 
 
-def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path):
+def test_a_torn_line_of_the_log_costs_that_line_only(data, tmp_path, drawn):
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=1, step=1))
     path = tmp_path / 'log.jsonl'
     whole = log.read(tmp_path)
@@ -340,6 +349,6 @@ def test_the_newest_whole_snapshot_is_found_and_broken_ones_are_not(tmp_path):
     (tmp_path / 'run_iter_5.caffemodel').unlink()
     broken = tmp_path / 'run_iter_4.solverstate'
     broken.write_bytes(broken.read_bytes()[:100])
-    assert snapshots.find_latest(tmp_path / 'run').name == 'run_iter_3.solverstate'
-    snapshots.prune(tmp_path / 'run', keep=2, best=1)
-    assert list(snapshots.list_states(tmp_path / 'run')) == [1, 4, 5]
+    assert retention.find_latest(tmp_path / 'run').name == 'run_iter_3.solverstate'
+    retention.prune(tmp_path / 'run', keep=2, best=1)
+    assert list(retention.list_states(tmp_path / 'run')) == [1, 4, 5]

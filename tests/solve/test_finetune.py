@@ -14,7 +14,7 @@ from nets import vgg16, voc_fcn8s, voc_fcn8s_atonce, voc_fcn16s, voc_fcn32s, voc
 from solve import finetune, infer, score
 from solve import voc_fcn32s as script
 from solve.run import experiments, log, preflight
-from solve.run.recipe import find_class_layers, scale_recipe, start_from
+from solve.run.adaptation import find_class_layers, scale_constants, start_from
 from solve.samples import classifiers
 
 CLASSES = ('sky', 'tree', 'car')
@@ -212,12 +212,12 @@ def test_the_share_is_drawn_from_the_seed():
 
 def test_the_rate_falls_as_the_pixels_grow():
     """A quarter of the pixels makes a quarter of the summed gradient: four times the rate."""
-    recipe = scale_recipe(script.SOLVER, True, 8498, 500 * 375 / 4)
+    recipe = scale_constants(script.SOLVER, True, 8498, 500 * 375 / 4)
     assert recipe.constants['base_lr'] == pytest.approx(4e-10)
     assert recipe.constants['max_iter'] == 100000 and recipe.constants['momentum'] == 0.99
     assert 'last 100 images' in recipe.why[1]
-    assert scale_recipe(script.SOLVER, False, 10, 5).constants['base_lr'] == 1e-10
-    assert scale_recipe(script.SOLVER, True, 10, 5, 7, 0.5).constants['base_lr'] == 0.5
+    assert scale_constants(script.SOLVER, False, 10, 5).constants['base_lr'] == 1e-10
+    assert scale_constants(script.SOLVER, True, 10, 5, 7, 0.5).constants['base_lr'] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_scores_of_as_many_classes_as_before_start_anew_too(tmp_path):
 
 
 def test_skips_learn_at_the_rates_of_their_stages():
-    param = finetune.Plan('voc_fcn8s', [*CLASSES], {}).make_net('train', 'lists')
+    param = finetune.Plan('voc_fcn8s', [*CLASSES], {}).make_net_param('train', 'lists')
     rates = {layer.name: [p.lr_mult for p in layer.param] for layer in param.layer}
     assert rates['score_fr'] == [1, 2]
     assert rates['score_pool4'] == pytest.approx([1e-2, 2e-2])
     assert rates['score_pool3'] == pytest.approx([1e-4, 2e-4])
-    atonce = finetune.Plan('voc_fcn8s_atonce', [*CLASSES], {}).make_net('train', 'lists')
+    atonce = finetune.Plan('voc_fcn8s_atonce', [*CLASSES], {}).make_net_param('train', 'lists')
     assert [layer.param[0].lr_mult for layer in atonce.layer if layer.name == 'score_pool3'] == [1]
 
 
@@ -324,7 +324,10 @@ def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
             sys, 'argv', ['infer.py', net, str(weights), 'images/p0.jpg', '--output', net[:3]]
         )
         infer.main()
-        assert list((data / net[:3]).glob('p0*.png'))
+        (line,) = capsys.readouterr().out.splitlines()
+        path, _, shares = line.partition(': ')
+        assert path == f'{net[:3]}/p0_labels.png' and (data / path).is_file()
+        assert {share.split()[0] for share in shares.split(', ')} <= {*CLASSES}
     assert experiments.name_classes(None, len(CLASSES), weights) == [*CLASSES]
 
 
@@ -348,7 +351,7 @@ def test_without_pictures_it_draws_its_own_and_trains(tmp_path, monkeypatch, cap
 
 def test_the_deploy_net_takes_a_picture(data):
     plan = finetune.Plan('voc_fcn8s', [*CLASSES], {}, arguments=WIDTHS)
-    prototxt.write(plan.make_net('deploy', data), data / 'deploy.prototxt')
+    prototxt.write(plan.make_net_param('deploy', data), data / 'deploy.prototxt')
     net = caffe.Net(str(data / 'deploy.prototxt'), caffe.TEST)
     net.blobs['data'].reshape(1, 3, 20, 28)
     net.reshape()
@@ -365,6 +368,6 @@ def test_lists_of_classes_that_are_none_are_refused(text, expected, tmp_path):
 
 
 def test_help_begins_with_an_example_and_fits_a_screen():
-    text = finetune.make_parser().format_help()
+    text = finetune._make_parser().format_help()
     assert text.startswith('usage: finetune.py --images') and 'exit status' in text
     assert len(text.splitlines()) <= 45

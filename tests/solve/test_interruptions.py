@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,14 +13,17 @@ import pytest
 import caffe_port as caffe
 from solve import launch, score, voc_fcn32s
 from solve.datasets import voc
-from solve.run import folders, snapshots, terminal
+from solve.run import retention, terminal, workspace
 from solve.samples import trees
+from tests import starting
 from tests.solve.feeding import random_classifier
 from tests.solve.scored import call
 
-# The script of FCN-32s with a narrow net, as a command; a line is printed at every iteration.
+# The script of FCN-32s with a narrow net, as a command; a line is printed at every iteration,
+# where it stays while there is a file `wait`.
 SCRIPT = """
-import sys
+import sys, time
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from solve import launch, voc_fcn32s
@@ -33,8 +34,12 @@ def solve(job):
     job.net.update(width=2, fc=8)
     job.constants, job.step = dict(snapshot=2, random_seed=5, display=1), 4
     plain = job.restore
+    def tell(solver):
+        print('iteration', solver.iter, flush=True)
+        while Path('wait').exists():
+            time.sleep(0.01)
     def restore(solver):
-        solver.add_callback(lambda: None, lambda: print('iteration', solver.iter, flush=True))
+        solver.add_callback(lambda: None, lambda: tell(solver))
         return plain(solver)
     job.restore = restore
     voc_fcn32s.solve(job)
@@ -48,7 +53,8 @@ from nets import vgg16
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
 from solve.samples import classifiers, recipes
-classifiers.NETS = {'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), int(sys.argv.pop(1)))}
+net = vgg16.classifier, 193, dict(width=2, fc=8), int(sys.argv.pop(1))
+classifiers.CLASSIFIER_NETS = {'vgg16': net}
 classifiers.SCENES = 10
 entry = recipes.RECIPES['voc_fcn32s']
 few = functools.partial(entry.draw, train=2, val=1, size=(80, 80))
@@ -64,7 +70,7 @@ def data():
     # Not one of pytest's folders, which no other user may enter: some tests change theirs.
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
-    places = trees.draw('voc', folder / 'sample', train=4, val=2, size=(80, 80))
+    places = trees.draw_dataset('voc', folder / 'sample', train=4, val=2, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     yield [
         *(f'--{name.replace("_", "-")}={path}' for name, path in places.items()),
@@ -79,16 +85,7 @@ def start(tmp_path):
     started = []
 
     def begin(code, *arguments, **streams):
-        streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **streams}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, '-c', code, *map(str, arguments)],
-                cwd=tmp_path,
-                text=True,
-                env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-                **streams,
-            )
-        )
+        started.append(starting.start(code, *arguments, cwd=tmp_path, **streams))
         return started[-1]
 
     yield begin
@@ -112,7 +109,7 @@ def ended(run, status):
 
 
 def states(folder) -> list[int]:
-    return list(snapshots.list_states(Path(folder) / 'snapshot/train'))
+    return list(retention.list_states(Path(folder) / 'snapshot/train'))
 
 
 def test_sigterm_stops_with_a_snapshot_and_names_the_command_that_goes_on(data, start, tmp_path):
@@ -142,13 +139,15 @@ def test_stopped_before_anything_is_saved_it_does_not_offer_to_resume(data, tmp_
 
 
 def test_sighup_writes_a_snapshot_and_a_closed_terminal_is_told_to_the_log(data, start, tmp_path):
+    (tmp_path / 'wait').touch()
     run = start(SCRIPT, *data, '--iterations', 7, '--output', 'out')
     wait_for(run, 'iteration 0')
     run.stdout.close()
     run.stderr.close()
     run.send_signal(signal.SIGHUP)
+    (tmp_path / 'wait').unlink()
     assert run.wait(120) == 0
-    assert set(states(tmp_path / 'out')) > {2, 4, 6, 7}
+    assert states(tmp_path / 'out') == [1, 2, 4, 6, 7]
     log = (tmp_path / 'out/caffe.log').read_text()
     for name in 'output', 'error':
         assert log.count(f'standard {name} is not written: Broken pipe') == 1
@@ -207,20 +206,20 @@ def test_a_start_that_fails_leaves_no_folder(data, start, tmp_path):
 
 
 def test_locks_are_of_the_process_and_released(tmp_path):
-    folders.take(tmp_path / 'a')
-    folders.take(tmp_path / 'a')
-    assert folders.is_held(tmp_path / 'a/b/c') and not folders.is_held(tmp_path)
+    workspace.take(tmp_path / 'a')
+    workspace.take(tmp_path / 'a')
+    assert workspace.is_held(tmp_path / 'a/b/c') and not workspace.is_held(tmp_path)
     (tmp_path / 'a/result').touch()
-    folders.take(tmp_path / 'b/c')
-    folders.release()
-    assert not folders.is_held(tmp_path / 'a')
+    workspace.take(tmp_path / 'b/c')
+    workspace.release()
+    assert not workspace.is_held(tmp_path / 'a')
     assert (tmp_path / 'a').is_dir() and not (tmp_path / 'b').exists()
 
 
 def test_a_folder_that_takes_no_lock_file_is_named(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(caffe.CaffeError, match='file: not written to: Not a directory'):
-        folders.hold(tmp_path / 'file' / folders.LOCK)
+        workspace.hold(tmp_path / 'file' / workspace.LOCK)
 
 
 def test_what_cannot_be_encoded_is_written_escaped(tmp_path):

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -23,9 +22,10 @@ from nets import voc_fcn32s as net_file
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
 from solve.datasets.layer import Order, SegDataLayer
-from solve.run import counting, pictures, snapshots
+from solve.run import counting, pictures, retention
 from solve.run.job import Job
 from solve.samples import trees
+from tests import starting
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
 from tests.vectors import assert_close
@@ -37,7 +37,7 @@ TRAIN, VAL, SEED = 4, 3, 5
 def data(tmp_path_factory) -> Path:
     """Draw images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('data')
-    trees.draw('voc', folder / 'sample', train=TRAIN, val=VAL)
+    trees.draw_dataset('voc', folder / 'sample', train=TRAIN, val=VAL, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return folder
 
@@ -133,7 +133,7 @@ def scored(folder: Path, data: Path) -> dict:
     """Score the end of the straight run; return counts and the data layer's states on the way."""
     net = caffe.Net(
         net_file.fcn('seg11valid', **places(data), width=2, fc=8),
-        str(snapshots.weights_of(state_of(folder / 'straight', 4))),
+        str(retention.name_weights(state_of(folder / 'straight', 4))),
         caffe.TEST,
     )
     layer = net.module.nodes[0].op.layer
@@ -181,8 +181,8 @@ def test_two_ranks_are_one_process_of_two_passes(data, ranks, tmp_path):
         two, one = (
             state_of(folder, iteration) for folder in (ranks[0] / 'plain', tmp_path / 'one')
         )
-        expected = arrays(snapshots.weights_of(one))
-        for name, found in arrays(snapshots.weights_of(two)).items():
+        expected = arrays(retention.name_weights(one))
+        for name, found in arrays(retention.name_weights(two)).items():
             assert_close(found, expected[name], 1e-6, name)
         pairs = zip(caffemodel.read_state(two).history, caffemodel.read_state(one).history)
         for found, expected in pairs:
@@ -205,13 +205,13 @@ def test_rank_0_alone_writes_snapshots(ranks):
 
 def test_ranks_draw_each_from_a_stream_of_their_own(ranks):
     state = state_of(ranks[0] / 'straight', 2)
-    remembered = resume.load(resume.beside(state), 2)
+    remembered = resume.read(resume.name_resume_file(state), 2)
     (other,) = remembered['streams_of_other_ranks']
     assert not np.array_equal(remembered['streams']['key'], other['key'])
 
 
 def last(folder: Path) -> bytes:
-    return snapshots.weights_of(state_of(folder, 4)).read_bytes()
+    return retention.name_weights(state_of(folder, 4)).read_bytes()
 
 
 def test_resumed_with_as_many_ranks_the_end_is_the_same_to_the_bit(ranks):
@@ -229,7 +229,7 @@ def test_resumed_by_one_process_the_data_order_goes_on(data, ranks, tmp_path):
 
 def test_stopped_on_one_rank_all_stop_after_the_same_iteration(ranks):
     assert [report['stopped'] for report in ranks[1]] == ['stopped at iteration 1'] * 2
-    assert list(snapshots.list_states(ranks[0] / 'stopped/snapshot/train')) == [1]
+    assert list(retention.list_states(ranks[0] / 'stopped/snapshot/train')) == [1]
 
 
 def test_scores_of_two_ranks_are_those_of_one_process_digit_for_digit(data, ranks):
@@ -269,7 +269,7 @@ def run_command(data: str, folder: str) -> None:
     update = caffe.SGDSolver.apply_update
 
     def apply_update(solver):
-        if solver.iter == 3 and (os.environ['RANK'], parallel.restarted()) == ('1', False):
+        if solver.iter == 3 and (os.environ['RANK'], parallel.is_restarted()) == ('1', False):
             os.kill(os.getpid(), signal.SIGKILL)
         update(solver)
 
@@ -316,27 +316,20 @@ def test_killed_and_restarted_by_torchrun_the_end_is_the_same_to_the_bit(data, r
     )
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/log.jsonl').write_text('')  # of an earlier run
-    torchrun = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc_per_node=2',
-            '--max-restarts=1',
-            str(script),
-            str(data),
-            str(tmp_path / 'out'),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    torchrun = starting.start(
+        'from torch.distributed.run import main; main()',
+        '--standalone',
+        '--nproc_per_node=2',
+        '--max-restarts=1',
+        script,
+        data,
+        tmp_path / 'out',
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
     )
     try:
         out, error = torchrun.communicate(timeout=150)
     finally:
-        torchrun.terminate()  # which ends the ranks too
+        torchrun.send_signal(signal.SIGTERM)  # which ends the ranks too
     assert torchrun.returncode == 0, error
     assert f'Resuming from {state_of(tmp_path / "out-2", 2)}' in out
     assert last(tmp_path / 'out-2') == last(ranks[0] / 'straight')

@@ -21,7 +21,7 @@ from nets import siftflow_fcn8s, voc_fcn8s, voc_fcn32s
 from solve import score
 from solve.datasets import siftflow, voc
 from solve.datasets.images import read_list
-from solve.run import counting, pictures, scoring
+from solve.run import counting, evaluation, pictures
 from solve.run.metrics import Scores
 from solve.samples import trees
 from tests.solve.scored import NARROW, call, save_random
@@ -31,7 +31,7 @@ from tests.solve.scored import NARROW, call, save_random
 def drawn(tmp_path_factory):
     """Draw VOC's sample with five images to score, and weights for a narrow FCN-8s."""
     folder = tmp_path_factory.mktemp('voc')
-    places = trees.draw('voc', folder / 'data', train=4, val=5, size=(112, 140))
+    places = trees.draw_dataset('voc', folder / 'data', train=4, val=5, size=(112, 140))
     listed = read_list(voc.segmentation_list(places['voc_dir'], 'seg11valid'))
     path = save_random(voc_fcn8s.fcn('deploy', **NARROW), folder / 'random.caffemodel', seed=8)
     return places, path, listed
@@ -129,7 +129,7 @@ def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, r
 
 
 def test_both_tasks_of_sift_flow_are_scored_in_one_pass(monkeypatch, tmp_path, capsys):
-    data = trees.draw('siftflow', tmp_path / 'data', train=2, val=4, size=(112, 112))
+    data = trees.draw_dataset('siftflow', tmp_path / 'data', train=2, val=4, size=(112, 112))
     path = save_random(siftflow_fcn8s.fcn('deploy', **NARROW), tmp_path / 'random.caffemodel')
     forwards, forward = [], caffe.Net.forward_range
     monkeypatch.setattr(
@@ -262,7 +262,7 @@ def test_killed_it_goes_on_from_what_was_saved_before(run, tmp_path, monkeypatch
     class Killed(BaseException):
         pass
 
-    written, write = [], scoring.State.write
+    written, write = [], evaluation.EvaluationState.write
 
     def killed_after_two(state, path):
         if len(written) == 2:
@@ -271,8 +271,8 @@ def test_killed_it_goes_on_from_what_was_saved_before(run, tmp_path, monkeypatch
         written.append(state.done)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, 'SAVE_EVERY', -1)
-        patch.setattr(scoring.State, 'write', killed_after_two)
+        patch.setattr(evaluation, 'SAVE_EVERY', -1)
+        patch.setattr(evaluation.EvaluationState, 'write', killed_after_two)
         with pytest.raises(Killed):
             run()
     assert json.loads((tmp_path / 'out/state.json').read_text())['done'] == written[-1] == 2
@@ -425,7 +425,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_scoring(run, tmp_path, m
     plain = os.open
     (tmp_path / 'out').mkdir()
     monkeypatch.setattr(os, 'open', refused)
-    monkeypatch.setattr(score.Scoring, 'count', lambda *_: pytest.fail('it scored'))
+    monkeypatch.setattr(score.Evaluation, 'count', lambda *_: pytest.fail('it scored'))
     assert run() == 2
     assert one_line(capsys) == f'error: {tmp_path}/out: not written to: Read-only file system'
 
@@ -461,7 +461,7 @@ def test_a_report_shows_the_worst_and_best_pictures_also_of_a_scoring_that_was_s
 def test_a_scoring_outlives_its_terminal(run, monkeypatch):
     found = []
     numbers = signal.SIGHUP, signal.SIGTERM
-    monkeypatch.setattr(score, 'score', lambda _: found.extend(map(signal.getsignal, numbers)))
+    monkeypatch.setattr(score, 'score_net', lambda _: found.extend(map(signal.getsignal, numbers)))
     before = [*map(signal.getsignal, numbers)]
     assert run() == 0
     assert found == [signal.SIG_IGN, signal.default_int_handler]
@@ -470,7 +470,7 @@ def test_a_scoring_outlives_its_terminal(run, monkeypatch):
 
 def test_the_gpu_may_be_named_in_its_place_or_by_the_option(drawn, run, monkeypatch, capsys):
     chosen = []
-    monkeypatch.setattr(score, 'score', lambda args: chosen.append(args.gpu))
+    monkeypatch.setattr(score, 'score_net', lambda args: chosen.append(args.gpu))
     for given in (['0'], ['--gpu', '0'], []):
         assert run(*given) == 0
     assert chosen == [0, 0, None]
@@ -630,6 +630,6 @@ def test_rows_of_the_confusion_picture_are_shares_of_their_class(tmp_path):
 
 
 def test_scores_that_are_not_defined_are_null_and_not_nan():
-    written = json.dumps(scoring.to_json(Scores(np.diag([3, 0])), ['a', 'b']))
+    written = json.dumps(evaluation.to_json(Scores(np.diag([3, 0])), ['a', 'b']))
     assert 'NaN' not in written
     assert json.loads(written)['classes']['b'] == {'accuracy': None, 'iu': None}

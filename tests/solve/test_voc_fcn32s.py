@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
-from solve.run import log, snapshots
+from solve.run import log, retention
 from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.solve.feeding import random_classifier
+from tests.starting import start
 
 WIDTH, FC = 2, 8
 
@@ -32,7 +32,7 @@ def places(tmp_path_factory):
     """Draw six images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('places')
     return (
-        trees.draw('voc', folder / 'data', train=4, val=2),
+        trees.draw_dataset('voc', folder / 'data', train=4, val=2),
         random_classifier(folder / 'vgg.caffemodel', WIDTH, FC),
     )
 
@@ -157,8 +157,8 @@ def test_what_is_scored_is_saved_before_also_between_intervals(places, tmp_path)
         assert rounds == [2, 1]
         for iterations in rounds:
             solver.step(iterations)
-            assert solver.iter in snapshots.list_states(job.prefix)
-    assert snapshots.find_latest(job.prefix).name == 'train_iter_3.solverstate'
+            assert solver.iter in retention.list_states(job.prefix)
+    assert retention.find_latest(job.prefix).name == 'train_iter_3.solverstate'
 
 
 def test_a_stop_signal_while_scoring_stops_at_once(places, tmp_path):
@@ -193,14 +193,14 @@ def test_a_restore_that_fails_leaves_streams_and_order_as_they_were(places, tmp_
     solver.step(1)
     before = resume.collect(solver)
     caffemodel.write(
-        snapshots.weights_of(state),
+        retention.name_weights(state),
         solver.net.module.param,
         {'fc7': [np.zeros((1, 2), np.float32), np.zeros(3, np.float32)]},
     )
     with pytest.raises(caffe.CaffeError, match='not the .caffemodel of this snapshot'):
         solver.restore(state)
-    kept = resume.load(resume.beside(state), 1)
-    resume.save(resume.beside(state), kept, digests={})  # as earlier versions wrote it
+    kept = resume.read(resume.name_resume_file(state), 1)
+    resume.write(resume.name_resume_file(state), kept, digests={})  # as earlier versions wrote it
     with pytest.raises(caffe.CaffeError, match='conv1_1: expected 2 blobs, found 0'):
         solver.restore(state)
     after = resume.collect(solver)
@@ -324,15 +324,10 @@ with session():
     for _ in range(100000):
         print('a line of a table')
 """
-    command = subprocess.Popen(
-        [sys.executable, '-c', code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-    )
-    assert command.stdout.readline() == b'a line of a table\n'
+    command = start(code)
+    assert command.stdout.readline() == 'a line of a table\n'
     command.stdout.close()
-    assert command.stderr.read() == b'' and command.wait(60) == 0
+    assert command.stderr.read() == '' and command.wait(60) == 0
 
 
 def test_a_net_of_zeros_is_refused_with_what_to_do():
@@ -355,11 +350,11 @@ def test_a_run_goes_on_from_the_newest_snapshot_whose_files_belong_together(plac
     state = solver.snapshot()
     solver.step(1)
     newest = solver.snapshot()
-    assert snapshots.find_latest(job.prefix) == newest
-    values = bytearray(snapshots.weights_of(newest).read_bytes())
+    assert retention.find_latest(job.prefix) == newest
+    values = bytearray(retention.name_weights(newest).read_bytes())
     values[len(values) // 2] ^= 1  # another weight, in a file that is whole
-    snapshots.weights_of(newest).write_bytes(values)
-    assert snapshots.find_latest(job.prefix) == state
+    retention.name_weights(newest).write_bytes(values)
+    assert retention.find_latest(job.prefix) == state
 
 
 @pytest.mark.parametrize(

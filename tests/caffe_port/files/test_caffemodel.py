@@ -33,8 +33,8 @@ def one_blob(tmp_path, blob: bytes | BlobProto, name: str = 'conv'):
     data = blob if isinstance(blob, bytes) else blob.SerializeToString()
     layer = NetParameter(layer=[dict(name=name)]).layer[0].SerializeToString()
     path = tmp_path / 'one.caffemodel'
-    layer += wire.opening(7, len(data)) + data
-    path.write_bytes(wire.opening(100, len(layer)) + layer)
+    layer += wire.encode_header(7, len(data)) + data
+    path.write_bytes(wire.encode_header(100, len(layer)) + layer)
     return caffemodel.read(path)[0].blobs[0]
 
 
@@ -494,13 +494,13 @@ def test_absurdly_long_names_are_refused(tmp_path):
 
 @pytest.mark.parametrize('length', [1, 2, 100])
 def test_short_runs_of_numbers_are_not_read_over_and_over(tmp_path, monkeypatch, length):
-    counts, readinto = [], wire.Source.readinto
+    counts, readinto = [], wire.WireFile.readinto
 
     def counted(source, start, out):
         counts.append(len(out))
         readinto(source, start, out)
 
-    monkeypatch.setattr(wire.Source, 'readinto', counted)
+    monkeypatch.setattr(wire.WireFile, 'readinto', counted)
     run = np.zeros(length, np.float32)
     body = (tagged(0x2D, run) + tagged(0x35, run)) * (10_000 // length)
     with pytest.raises(CaffeError, match=r'expected 1 values for shape \(\), found 10000'):
@@ -523,7 +523,7 @@ def test_binary_files_beyond_2_gib_are_refused_with_the_reason(tmp_path, read):
 ORIGINALS = [path.read_bytes() for path in (V1, V1_UPGRADED, MODEL, STATE, MEAN)]
 
 
-@examples(600)
+@examples(300)
 @given(damaged(ORIGINALS))
 def test_damaged_files_give_a_value_or_caffe_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / 'damaged'

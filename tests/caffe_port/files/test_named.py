@@ -215,7 +215,7 @@ def written_files() -> list[bytes]:
         return [path.read_bytes() for path in paths]
 
 
-@examples(150)
+@examples(75)
 @given(damaged(written_files()))
 def test_damaged_files_give_values_or_caffe_error(tmp_path_factory, data):
     for kind in ('.pth', '.npz', '.safetensors'):

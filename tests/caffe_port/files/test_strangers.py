@@ -239,17 +239,21 @@ def test_headers_of_safetensors_cost_little_and_are_refused_in_one_line(folder):
 
 def test_a_multitude_of_layers_blobs_or_dims_costs_little(folder):
     blob = BlobProto(shape=dict(dim=[0])).SerializeToString()
-    blobs = (wire.opening(7, len(blob)) + blob) * 500_000 + wire.opening(1, 1000) + b'a' * 1000
+    blobs = (
+        (wire.encode_header(7, len(blob)) + blob) * 500_000
+        + wire.encode_header(1, 1000)
+        + b'a' * 1000
+    )
     check(
         folder,
         {
             'layers.caffemodel': b'\xa2\x06\x00' * 1_000_000,
-            'blobs.caffemodel': wire.opening(100, len(blobs)) + blobs,
+            'blobs.caffemodel': wire.encode_header(100, len(blobs)) + blobs,
             'dims.caffemodel': NetParameter(
                 layer=[dict(blobs=[dict(shape=dict(dim=[1] * 5_000_000))])]
             ).SerializeToString(),
             'history.solverstate': SolverState(iter=1).SerializeToString()
-            + (wire.opening(3, len(blob)) + blob) * 500_000,
+            + (wire.encode_header(3, len(blob)) + blob) * 500_000,
         },
     )
 

@@ -113,9 +113,9 @@ def test_sparse_takes_its_choice_from_the_stream_after_all_values_without_a_seco
 
 
 def test_a_net_draws_a_bounded_number_of_values_in_all(monkeypatch):
-    monkeypatch.setattr(fillers, 'MAX_COUNT', 1000)
+    monkeypatch.setattr(fillers, 'MAX_DRAWN', 1000)
     for _ in range(2):
-        with fillers.bounded():
+        with fillers.limit_draws():
             fill((30, 20), type='xavier')
             fill((20, 20), value=1)
             with pytest.raises(

@@ -1,12 +1,15 @@
 """LSTM, RNN and LSTMUnit against their formulas; how states go from forward to forward."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 
 import caffe_port as caffe
+from caffe_port.ops.recurrent import LSTM
 from tests.formulas import check, differences, draw, layer_net, run
 from tests.vectors import assert_close
 
@@ -94,6 +97,55 @@ def test_expose_hidden_takes_and_gives_states_without_gradient(type_, states, st
         assert_close(blob.diff, expected, 1e-3, f'gradient {i}')
     for i in range(len(states)):
         assert not net.blobs[f'b{2 + static + i}'].diff.any()
+
+
+# The path that a GPU takes, here on the CPU.
+
+WHOLE = np.concatenate([CONT[:1], np.ones((STEPS - 1, STREAMS), np.float32)])
+
+
+@pytest.mark.parametrize('static', [False, True])
+def test_pytorchs_lstm_is_caffes_where_sequences_begin_at_the_first_step(monkeypatch, static):
+    called = []
+    monkeypatch.setattr(LSTM, '_fits_cudnn', lambda *_: called.append(1) or True)
+
+    def formula(x, _, *others):
+        added, others = (others[0] @ others[3].T, others[1:]) if static else (0, others)
+        others = [*others[:2], *others[3:]] if static else others
+        return lstm(x, WHOLE, *others, static=added)[0]
+
+    extra, params = [STATIC] * static, params_of('LSTM', static)
+    check('LSTM', PLAIN, formula, X, WHOLE, *extra, params=params, fixed=[1])
+    assert called
+
+
+def test_states_go_on_through_pytorchs_lstm_too(monkeypatch):
+    nets = [run('LSTM', PLAIN, X, WHOLE, params=params_of('LSTM')) for _ in range(2)]
+    nets[0].forward()
+    with monkeypatch.context() as patch:
+        patch.setattr(LSTM, '_fits_cudnn', lambda *_: True)
+        nets[1].forward()
+    for net in nets:
+        net.forward()
+    assert_close(nets[1].blobs['t0'].data, nets[0].blobs['t0'].data, 1e-6)
+    exposed = []
+    for fits in (False, True):
+        monkeypatch.setattr(LSTM, '_fits_cudnn', lambda *_, fits=fits: fits)
+        net = run('LSTM', EXPOSED, X, WHOLE, H0, C0, tops=3, params=params_of('LSTM'))
+        exposed.append([net.blobs[f't{i}'].data.copy() for i in range(3)])
+    for one, two in zip(*exposed):
+        assert_close(one, two, 1e-6)
+
+
+@pytest.mark.parametrize(
+    'cont, fits',
+    [(WHOLE, True), (CONT, False), (WHOLE[:1], True), (WHOLE / 2, False), (0.5 * WHOLE[:1], False)],
+)
+def test_cudnn_computes_on_a_gpu_where_the_cell_is_the_same(cont, fits):
+    layer = layer_net('LSTM', PLAIN, [X, CONT]).module.layer
+    x = SimpleNamespace(is_cuda=True, is_meta=False)
+    assert layer._fits_cudnn(x, torch.from_numpy(cont)) == fits
+    assert not layer._fits_cudnn(torch.from_numpy(X), torch.from_numpy(cont))
 
 
 def test_lstm_unit_is_one_step():

@@ -33,7 +33,7 @@ def drawn_words(count: int) -> list[int]:
 
 def test_without_settings_an_image_stays_as_it_is_and_nothing_is_drawn():
     assert np.array_equal(applied(transform()), IMAGE)
-    assert rng.words(1) == RANDOM(SEED).randint(0, 2**32, dtype=np.uint32)
+    assert rng.draw_words(1) == RANDOM(SEED).randint(0, 2**32, dtype=np.uint32)
 
 
 @pytest.mark.parametrize('values', [[10], [1, 20, 300]])

@@ -137,7 +137,7 @@ def test_a_mean_image_goes_off_from_its_middle(window_file, tmp_path):
 
 def test_the_host_stream_gives_four_words(window_file):
     window_net(window_file)
-    assert rng.words(1) == RANDOM(8).randint(0, 2**32, 5, np.uint32)[4]
+    assert rng.draw_words(1) == RANDOM(8).randint(0, 2**32, 5, np.uint32)[4]
 
 
 def test_a_state_goes_on_to_the_bit(window_file):

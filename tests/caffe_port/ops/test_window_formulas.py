@@ -143,7 +143,7 @@ def test_stochastic_pooling_in_train_picks_by_one_uniform_number_per_window(kern
     net.forward()
     top = net.blobs['t0'].data
     caffe.set_random_seed(3)
-    numbers = (rng.words(top.size) / (2**32 - 1)).reshape(top.shape)
+    numbers = (rng.draw_words(top.size) / (2**32 - 1)).reshape(top.shape)
     given = draw(*top.shape, seed=4)
     net.backward(t0=given)
     diff = np.zeros(POSITIVE.shape)

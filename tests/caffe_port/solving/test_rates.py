@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port.module import Learnable
+from caffe_port.building import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving import solver as solver_module
 from caffe_port.solving.losses import Pass

@@ -11,6 +11,7 @@ import torch
 import caffe_port as caffe
 from caffe_port import parallel, rng
 from caffe_port.files import caffemodel
+from caffe_port.files.checksum import digest_file
 from caffe_port.solving import resume
 from tests.caffe_port.solving.test_snapshots import (
     VECTOR,
@@ -46,8 +47,8 @@ def kept_of_two_ranks(tmp_path, monkeypatch) -> dict:
         patch.setattr(resume, '_layers', lambda _: [('0:data', Place(3))])
         patch.setattr(parallel, 'gather', lambda own: [own, other])
         content = resume.collect(solver)
-    resume.save(tmp_path / 'x.memory.json', content)
-    return resume.load(tmp_path / 'x.memory.json', 0)
+    resume.write(tmp_path / 'x.memory.json', content)
+    return resume.read(tmp_path / 'x.memory.json', 0)
 
 
 @pytest.mark.parametrize('rank, count, place', [(0, 2, 3), (1, 2, 5), (0, 1, 3), (2, 3, 3)])
@@ -69,7 +70,7 @@ def test_a_file_with_rank_0s_place_alone_serves_every_rank(tmp_path, monkeypatch
     monkeypatch.setattr(resume, '_layers', lambda _: [('0:data', layer)])
     monkeypatch.setattr(parallel, 'solver_rank', lambda: 1)
     monkeypatch.setattr(parallel, 'solver_count', lambda: 2)
-    resume.apply(resume.load(path, 0), solver_of(VECTOR), path)
+    resume.apply(resume.read(path, 0), solver_of(VECTOR), path)
     assert layer.place == 3
 
 
@@ -79,7 +80,7 @@ def test_a_file_with_rank_0s_place_alone_serves_every_rank(tmp_path, monkeypatch
 def snapshot(tmp_path) -> tuple:
     """A state and its resume file, and what the file holds."""
     state = stepped(2, tmp_path / 'run', average_loss=3).snapshot()
-    path = resume.beside(state)
+    path = resume.name_resume_file(state)
     return state, path, json.loads(path.read_text())
 
 
@@ -200,10 +201,10 @@ def test_a_snapshots_files_are_known_by_their_digests(tmp_path):
     state, path, content = snapshot(tmp_path)
     model = tmp_path / 'run_iter_2.caffemodel'
     assert content['sha256'] == {
-        'caffemodel': resume.digest(model),
-        'solverstate': resume.digest(state),
+        'caffemodel': digest_file(model),
+        'solverstate': digest_file(state),
     }
-    assert resume.digest(model) != resume.digest(state)
+    assert digest_file(model) != digest_file(state)
 
 
 @pytest.mark.parametrize('kind', ['caffemodel', 'solverstate'])
@@ -224,10 +225,10 @@ def test_a_file_of_another_run_is_refused_by_name(tmp_path, kind):
 def test_written_anew_by_a_script_a_file_keeps_its_digests(tmp_path):
     solver = stepped(2, tmp_path / 'run')
     state = solver.snapshot()
-    digests = json.loads(resume.beside(state).read_text())['sha256']
+    digests = json.loads(resume.name_resume_file(state).read_text())['sha256']
     solver.notes = {'scored': 2}
-    resume.save(resume.beside(state), resume.collect(solver))
-    content = json.loads(resume.beside(state).read_text())
+    resume.write(resume.name_resume_file(state), resume.collect(solver))
+    content = json.loads(resume.name_resume_file(state).read_text())
     assert content['sha256'] == digests and len(digests) == 2
     assert content['notes'] == {'scored': 2}
     resumed = solver_of(VECTOR)
@@ -242,7 +243,7 @@ def test_the_state_is_complete_only_with_its_resume_file(tmp_path, monkeypatch):
     def refuse(*_):
         raise caffe.CaffeError('the disk is full')
 
-    monkeypatch.setattr(resume, 'save', refuse)
+    monkeypatch.setattr(resume, 'write', refuse)
     with pytest.raises(caffe.CaffeError, match='the disk is full'):
         solver.snapshot()
     assert [path.name for path in tmp_path.iterdir()] == ['run_iter_2.caffemodel']
@@ -270,21 +271,21 @@ def test_streams_go_on_from_a_state_that_json_has_held():
     caffe.set_random_seed(5)
     rng.stream().randn(3)  # an odd number, so that one draw waits
     state = json.loads(json.dumps(rng.get_state(), default=np.ndarray.tolist))
-    drawn = rng.words(1000), rng.stream().randn(5)
+    drawn = rng.draw_words(1000), rng.stream().randn(5)
     rng.set_state(state)
-    again = rng.words(1000), rng.stream().randn(5)
+    again = rng.draw_words(1000), rng.stream().randn(5)
     assert all(map(np.array_equal, drawn, again)) and state['has_gauss'] == 1
 
 
 def test_the_largest_position_draws_new_words():
     caffe.set_random_seed(5)
-    expected = rng.words(700)
+    expected = rng.draw_words(700)
     caffe.set_random_seed(5)
-    rng.words(624)
+    rng.draw_words(624)
     state = rng.get_state()
     assert state['position'] == 624
     rng.set_state(state)
-    assert np.array_equal(rng.words(76), expected[624:])
+    assert np.array_equal(rng.draw_words(76), expected[624:])
 
 
 def test_losses_are_those_of_the_window(tmp_path):

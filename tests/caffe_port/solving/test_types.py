@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port.module import Learnable
+from caffe_port.building import Learnable
 from caffe_port.proto.caffe_pb2 import SolverParameter, SolverState
 from caffe_port.solving import update as update_module
-from caffe_port.solving.solver import SOLVERS
+from caffe_port.solving.solver_types import SOLVERS
 from caffe_port.solving.update import Update
 from tests.caffe_port.solving.test_snapshots import assert_same, feed_and_step
 from tests.caffe_port.solving.test_solver import follow, solver_of

@@ -1,7 +1,6 @@
 """Caffe's own commands: flags, lines, exit statuses, and that they do what the API does."""
 
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from caffe_port.__main__ import main
 from caffe_port.errors import CaffeError
 from caffe_port.glog import GlogFile, GlogFormatter
 from caffe_port.tools import flags
+from tests import starting
 
 NET = """
 name: "tiny"
@@ -154,17 +154,19 @@ def test_what_cannot_be_done_is_one_line_and_status_1(folder, caplog, capsys):
         assert main(arguments) == 1
         assert message in caplog.records[-1].getMessage()
         assert caplog.records[-1].levelno == logging.CRITICAL
-    assert main([]) == 0 and 'command line brew' in capsys.readouterr().out
+    # As in Caffe: another number of words than one shows the usage; --help is gflags' status 1.
+    for arguments, status in (([], 0), (['train', 'test'], 0), (['--help'], 1), (['-help'], 1)):
+        assert main(arguments) == status
+        assert 'command line brew' in capsys.readouterr().out
+    assert main(['--version']) == 0 and 'caffe_port version' in capsys.readouterr().out
 
 
 def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
     text = SOLVER.format(folder).replace('max_iter: 6', 'max_iter: 100000000')
     (folder / 'solver.prototxt').write_text(text.replace('snapshot: 3', 'snapshot: 0'))
-    run = subprocess.Popen(
-        [sys.executable, '-m', 'caffe_port', 'train', f'--solver={folder}/solver.prototxt'],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=os.getcwd(),
+    code = 'import runpy; runpy.run_module("caffe_port", run_name="__main__")'
+    run = starting.start(
+        code, 'train', f'--solver={folder}/solver.prototxt', stdout=subprocess.DEVNULL
     )
     watchdog = threading.Timer(120, run.kill)
     watchdog.start()
@@ -182,6 +184,36 @@ def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
     assert 'Optimization stopped early.' in rest
     assert len(list(folder.glob('snap_iter_*.solverstate'))) == 2
     assert all(LINE.match(line) for line in rest.splitlines())
+
+
+@pytest.mark.parametrize('status', [0, 3])
+def test_many_gpus_start_a_process_each(folder, monkeypatch, caplog, status):
+    started = []
+
+    def run(command):
+        started.append(command)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    solver = f'{folder}/solver.prototxt'
+    arguments = ['train', '-solver', solver, '--gpu=0,1', '--sighup_effect=none']
+    if status:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == status
+    else:
+        assert main(arguments) == 0
+    assert started == [
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+        + ['-m', 'caffe_port', 'train', '--gpu=0,1', f'--solver={solver}', '--sighup_effect=none']
+    ]
+    assert 'Using GPUs 0, 1' in said(caplog)
+
+
+def test_a_gpu_that_is_not_there_is_named(folder, caplog):
+    solver = f'--solver={folder}/solver.prototxt'
+    assert main(['train', solver, '--gpu=99']) == 1
+    assert 'no GPU 99; PyTorch finds' in said(caplog)
 
 
 def test_a_record_of_glog_keeps_its_message_and_letter():

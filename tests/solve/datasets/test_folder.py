@@ -78,4 +78,4 @@ def test_pairs_come_back_as_written_and_other_files_are_refused(tmp_path):
 
 
 def test_the_module_is_registered_under_its_name():
-    assert caffe.plugins.layer_module('folder_layers').__name__ == folder.__name__
+    assert caffe.plugins.import_layer_module('folder_layers').__name__ == folder.__name__

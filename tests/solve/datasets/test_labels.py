@@ -9,7 +9,7 @@ import scipy.io
 import scipy.sparse
 
 from caffe_port.errors import CaffeError
-from solve.datasets.labels import read_mat, recoded, void_first
+from solve.datasets.labels import read_mat, recode, void_first
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -89,7 +89,7 @@ def test_a_file_without_labels_is_refused(tmp_path, content, message):
 def test_every_number_becomes_what_the_table_says(dtype, order):
     table = {5: 1, 0: 255, 100: 0, 7: 59}
     labels = np.random.RandomState(1).choice([0, 5, 7, 100], (40, 30)).astype(dtype, order)
-    found = recoded(labels, table, Path('a.mat'), '')
+    found = recode(labels, table, Path('a.mat'), '')
     assert found.dtype == np.uint8 and found.shape == labels.shape
     assert all(found[at] == table[int(number)] for at, number in np.ndenumerate(labels))
 
@@ -108,7 +108,7 @@ def test_the_first_number_that_is_not_in_the_table_is_named(y, x, value):
     labels = np.ones((700, 500))
     labels[y, x] = labels[699, 499] = value
     with pytest.raises(CaffeError) as error:
-        recoded(labels, {0: 255, 1: 0, 4: 1}, Path('there/a.mat'), '0, 1 or 4')
+        recode(labels, {0: 255, 1: 0, 4: 1}, Path('there/a.mat'), '0, 1 or 4')
     assert str(error.value) == (
         f'there/a.mat: image a has label {float(value)} at row {y}, column {x}; 0, 1 or 4 expected'
     )

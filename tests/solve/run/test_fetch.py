@@ -11,8 +11,9 @@ import subprocess
 import pytest
 
 from caffe_port.errors import CaffeError, WriteError
+from caffe_port.files.checksum import compute_checksum
 from solve.run import fetch as module
-from solve.run.fetch import digest, fetch
+from solve.run.fetch import fetch
 from tests.solve.serving import CONTENT, PAGE, Answer, Handler, serve
 
 SHA1 = 'sha1:' + hashlib.sha1(CONTENT).hexdigest()
@@ -49,7 +50,7 @@ def test_a_file_comes_whole_and_leaves_nothing_beside_it(server, path, known):
     get(server, path, **known)
     assert path.read_bytes() == CONTENT
     assert left_over(path) == []
-    assert digest(path, 'sha256') == SHA256
+    assert compute_checksum(path, SHA256) == SHA256
 
 
 def test_a_broken_transfer_resumes_where_it_broke_off(server, path):

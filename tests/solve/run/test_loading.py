@@ -6,7 +6,7 @@ import torch
 
 import caffe_port as caffe
 from nets import vgg16, voc_fcn32s
-from solve.run.loading import load_start, read_net
+from solve.run.loading import load_start, read_params
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_a_run_starts_from_an_fcn_s_pth(fcn, tmp_path):
     load_start(fcn, path)
     for name, blobs in source.params.items():
         assert np.array_equal(fcn.params[name][0].data, blobs[0].data)
-        assert np.array_equal(read_net(path).params[name][0].data, blobs[0].data)
+        assert np.array_equal(read_params(path).params[name][0].data, blobs[0].data)
 
 
 def test_a_run_starts_from_a_classifier_s_pth(fcn, tmp_path):

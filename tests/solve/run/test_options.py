@@ -26,4 +26,5 @@ def test_a_strangers_prototxt_imports_no_module_that_is_not_registered(
     status = call(monkeypatch, command.main, tmp_path / 'net.prototxt', tmp_path / 'a.npz', *more)
     assert status == 2
     assert not (tmp_path / 'ran').exists()
-    assert 'strange_layers' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert 'net.prototxt: ' in error and 'strange_layers' in error

@@ -18,7 +18,7 @@ from PIL import Image
 from caffe_port.errors import CaffeError, WriteError
 from solve.datasets.voc import palette
 from solve.run import metrics
-from solve.run.report import LONGEST, SHOWN, Extremes, Picture, write_report
+from solve.run.report import LONGEST, SHOWN, Extremes, ScoredPicture, write_report
 
 HOSTILE = '<script>"&\'</td></script><!-- {{title}} http'
 CLASSES = ('background', 'cat', HOSTILE, 'dog', 'absent')
@@ -32,7 +32,7 @@ def scored(number, height=40, width=60):
     label = np.repeat(np.arange(height)[:, None] * 4 // height, width, 1)
     label[:2] = 255
     wrong = random.rand(height, width) < 1 / (number + 1.5)
-    return Picture.of(
+    return ScoredPicture.of(
         f'picture {number}', image, label, np.where(wrong, (label + 1) % 4, label % 4)
     )
 
@@ -197,7 +197,7 @@ def test_a_report_is_bounded_however_large_its_pictures_are(tmp_path):
     random = np.random.RandomState(0)
     image = random.randint(0, 256, (1500, 2000, 3)).astype(np.uint8)
     label = random.randint(0, 5, (1500, 2000))
-    picture = Picture.of('large', image, label, label)
+    picture = ScoredPicture.of('large', image, label, label)
     assert picture.image.shape == (375, LONGEST, 3)
     assert picture.label.shape == picture.prediction.shape == (375, LONGEST)
     path = tmp_path / 'report.html'
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(CaffeError, match='255 classes, 1 to 254 expected'):
         write_report(path, '', {}, ['c'] * 255, np.zeros((255, 255), int))
     with pytest.raises(CaffeError, match='x: image of .* must be of one size'):
-        Picture.of('x', np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4)), np.zeros((4, 5)))
+        ScoredPicture.of('x', np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4)), np.zeros((4, 5)))
     with pytest.raises(WriteError):
         write_report(tmp_path / 'none' / 'report.html', '', {}, CLASSES, CONFUSION)
     assert list(tmp_path.iterdir()) == []
@@ -246,7 +246,7 @@ def test_a_picture_is_scored_as_the_release_scores_a_set_of_one():
     random = np.random.RandomState(3)
     label, prediction = random.randint(0, 5, (2, 30, 50))
     label[:3] = 255
-    picture = Picture.of('x', np.zeros((30, 50, 3), np.uint8), label, prediction)
+    picture = ScoredPicture.of('x', np.zeros((30, 50, 3), np.uint8), label, prediction)
     scores = metrics.Scores(metrics.fast_hist(label.ravel(), prediction.ravel(), 5))
     assert [picture.iu[number] for number in range(5)] == pytest.approx(scores.iu)
     assert picture.mean_iu == pytest.approx(scores.mean_iu)
@@ -258,7 +258,7 @@ def test_extremes_are_those_of_all_pictures_however_many():
     for picture in PICTURES:
         extremes.add(picture)
     nothing = np.full((4, 4), 255)
-    extremes.add(Picture.of('void', np.zeros((4, 4)), nothing, nothing * 0))
+    extremes.add(ScoredPicture.of('void', np.zeros((4, 4)), nothing, nothing * 0))
     order = sorted(PICTURES, key=lambda each: each.mean_iu)
     assert extremes.pictures == order[:3] + order[-3:]
 

@@ -19,7 +19,8 @@ from nets import (
     voc_fcn32s,
     voc_fcn_alexnet,
 )
-from solve.run import tiles
+from solve.run import memory, tiles
+from solve.run.cones import Cones
 from tests.solve.scored import NARROW, save_random
 
 CPU = torch.device('cpu')
@@ -68,7 +69,7 @@ def stitch(module, inputs, outputs, rows, columns):
 def test_tiles_give_what_the_whole_picture_gives(net, size, tmp_path):
     net = make(net.fcn('deploy', **NARROW), tmp_path, SEEDS.get(net, 8))
     module, outputs = net.module, net.outputs
-    cones = tiles.Cones(module, outputs)
+    cones = Cones(module, outputs)
     rows, columns = tiles.cut(cones, 0, size[0], 2), tiles.cut(cones, 1, size[1], 3)
     assert any(column.read.start > 0 and column.read.stop < size[1] for column in columns) or (
         columns[0].read.stop < size[1] and columns[-1].read.start > 0
@@ -87,7 +88,7 @@ def test_a_tile_with_a_smaller_margin_gives_something_else(tmp_path):
     net = make(voc_fcn8s.fcn('deploy', **NARROW), tmp_path)
     inputs = draw(net.module, (45, 1001))
     whole = tiles.compute(net.module, inputs, ['score'])['score'][0]
-    first, last = tiles.Cones(net.module, ['score']).read(1, 480, 480)
+    first, last = Cones(net.module, ['score']).read(1, 480, 480)
     assert first > 0 and last < 1000
     changed = {}
     for column in (first - 1, first, last, last + 1):
@@ -108,7 +109,7 @@ def test_the_middle_of_a_cone_is_where_coord_map_puts_it():
     )
     _, scale, shift = coord_map_from_to(n.up, n.data)
     module = caffe.Net(n.to_proto(), caffe.TEST).module
-    cones = tiles.Cones(module, ['up'])
+    cones = Cones(module, ['up'])
     assert cones.strides == [4, 4]
     # Taken over one total stride, as a pixel's cone is whole pixels wide.
     ends = [cones.read(0, y, y) for y in range(40, 44)]
@@ -132,7 +133,7 @@ def test_a_net_that_looks_everywhere_is_refused(layer, message):
     n.top = layer(n.data)
     module = caffe.Net(n.to_proto(), caffe.TEST).module
     with pytest.raises(UndefinedMapException, match=message):
-        tiles.Cones(module, ['top'])
+        Cones(module, ['top'])
 
 
 def test_memory_is_bounded_and_what_does_not_fit_is_refused():
@@ -171,9 +172,9 @@ def test_a_blob_is_freed_when_its_last_reader_is_done():
     [('2G', 2 << 30), ('1.5GiB', 3 << 29), ('800M', 800 << 20), ('4096', 4096), ('3 kb', 3072)],
 )
 def test_amounts_of_memory_are_read(text, count):
-    assert tiles.parse_bytes(text) == count
+    assert memory.parse_bytes(text) == count
 
 
 def test_what_is_free_is_known():
-    free = tiles.free_bytes(CPU)
+    free = memory.free_bytes(CPU)
     assert free is None or 0 <= free < 1 << 50

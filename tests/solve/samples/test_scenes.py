@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from solve.datasets import voc
-from solve.samples.drawings import PLACES
-from solve.samples.scenes import compose
-from solve.samples.windows import Windows
+from solve.samples.drawings import BACKGROUNDS
+from solve.samples.scenes import compose_scene
+from solve.samples.windows import WindowSampler
 
 
 def test_regions_cover_a_place_from_top_to_bottom():
@@ -15,10 +15,10 @@ def test_regions_cover_a_place_from_top_to_bottom():
         'meadow': ['sky', 'grass'],
         'street': ['sky', 'building', 'sidewalk', 'road'],
     }
-    assert set(made_of) == set(PLACES)
+    assert set(made_of) == set(BACKGROUNDS)
     for place, names in made_of.items():
         for seed in range(3):
-            scene = compose(120, 100, [], np.random.RandomState(seed), [place])
+            scene = compose_scene(120, 100, [], np.random.RandomState(seed), [place])
             numbers = {name: number for number, name in enumerate([*names], 1)}
             regions = scene.labels({**numbers, 'line': numbers.get('road', 0)})
             assert set(np.unique(regions)) == set(numbers.values())
@@ -26,7 +26,7 @@ def test_regions_cover_a_place_from_top_to_bottom():
 
 
 def test_front_objects_hide_those_behind():
-    scene = compose(100, 100, ['bus', 'sheep'], np.random.RandomState(0))
+    scene = compose_scene(100, 100, ['bus', 'sheep'], np.random.RandomState(0))
     (_, bus), (_, sheep) = scene.objects
     assert (bus & sheep).any()
     np.testing.assert_array_equal(scene.labels({'bus': 1, 'sheep': 2}) == 2, sheep)
@@ -38,7 +38,7 @@ def test_front_objects_hide_those_behind():
 
 @pytest.fixture(scope='module')
 def batch():
-    return Windows(10, size=193, seed=3).batch(24)
+    return WindowSampler(10, size=193, seed=3).batch(24)
 
 
 def test_windows_come_in_turn_and_the_same_from_a_seed(batch):
@@ -46,11 +46,11 @@ def test_windows_come_in_turn_and_the_same_from_a_seed(batch):
     assert images.shape == (24, 3, 193, 193) and images.dtype == np.float32
     assert labels.dtype == np.int64
     assert np.bincount(labels, minlength=21)[[0, 5, 6, 16, 17, 20]].tolist() == [4] * 6
-    windows = Windows(10, size=193, seed=3)
+    windows = WindowSampler(10, size=193, seed=3)
     again = [windows.batch(12) for _ in range(2)]
     assert (np.concatenate([part for part, _ in again]) == images).all()
     assert (np.concatenate([part for _, part in again]) == labels).all()
-    assert not (Windows(10, size=193, seed=4).batch(24)[0] == images).all()
+    assert not (WindowSampler(10, size=193, seed=4).batch(24)[0] == images).all()
 
 
 def test_windows_are_bgr_minus_mean_and_0_beyond_the_scene(batch):

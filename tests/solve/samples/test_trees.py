@@ -31,7 +31,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def drawn(root):
-    return {data: trees.draw(data, root / data, **SMALL) for data in DATA}
+    return {data: trees.draw_dataset(data, root / data, **SMALL) for data in DATA}
 
 
 def seen(maps):
@@ -213,7 +213,7 @@ def hashes(folder):
 @pytest.mark.parametrize('data', DATA)
 def test_a_seed_draws_the_same_bytes_and_another_seed_others(data, tmp_path):
     for folder, seed in ('a', 5), ('b', 5), ('c', 6):
-        trees.draw(data, tmp_path / folder, train=1, val=1, seed=seed)
+        trees.draw_dataset(data, tmp_path / folder, train=1, val=1, seed=seed)
     first, again, other = (hashes(tmp_path / folder) for folder in 'abc')
     assert first == again != other
 
@@ -221,7 +221,7 @@ def test_a_seed_draws_the_same_bytes_and_another_seed_others(data, tmp_path):
 @pytest.mark.parametrize('data', DATA)
 def test_what_is_drawn_is_taken_again(drawn, root, data, monkeypatch):
     monkeypatch.setattr(trees, '_folders', None)
-    assert trees.draw(data, root / data, **SMALL) == drawn[data]
+    assert trees.draw_dataset(data, root / data, **SMALL) == drawn[data]
 
 
 @pytest.mark.parametrize('data', DATA[1:])
@@ -234,15 +234,15 @@ def test_splits_are_apart(drawn, data):
 
 def test_another_folder_is_left_alone(drawn, root, tmp_path):
     with pytest.raises(CaffeError, match="'seed': 5.*'seed': 6.* expected"):
-        trees.draw('voc', root / 'voc', **{**SMALL, 'seed': 6})
+        trees.draw_dataset('voc', root / 'voc', **{**SMALL, 'seed': 6})
     with pytest.raises(CaffeError, match="'SIFT Flow'.*'NYUDv2'.* expected"):
-        trees.draw('nyud', root / 'siftflow', **SMALL)
+        trees.draw_dataset('nyud', root / 'siftflow', **SMALL)
     with pytest.raises(CaffeError, match="'NYUDv2'.* expected"):
-        trees.draw('voc', root / 'nyud', **SMALL)
+        trees.draw_dataset('voc', root / 'nyud', **SMALL)
     (tmp_path / 'mine').write_text('mine')
     for folder in (tmp_path, tmp_path / 'mine'):
         with pytest.raises(CaffeError, match='holds no sample data'):
-            trees.draw('pascalcontext', folder, **SMALL)
+            trees.draw_dataset('pascalcontext', folder, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ['mine']
 
 
@@ -253,7 +253,7 @@ def test_a_draw_that_fails_leaves_nothing(tmp_path, monkeypatch, data):
 
     monkeypatch.setattr(trees, 'write_list', full)
     with pytest.raises(CaffeError, match='data: not drawn: No space left'):
-        trees.draw(data, tmp_path / 'data', train=1, val=1)
+        trees.draw_dataset(data, tmp_path / 'data', train=1, val=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,14 +264,14 @@ def test_two_draws_at_once_leave_one_whole_set(tmp_path, monkeypatch):
         'rename',
         lambda beside, folder: (shutil.copytree(beside, folder), rename(beside, folder)),
     )
-    places = trees.draw('voc', tmp_path / 'data', train=1, val=1)
+    places = trees.draw_dataset('voc', tmp_path / 'data', train=1, val=1)
     assert len(read_list(Path(places['sbdd_dir'], 'train.txt'))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ['data']
 
 
 @pytest.mark.parametrize('size', [(80, 80), (80, 100), (112, 140)])
 def test_small_images_are_drawn_too(tmp_path, size):
-    places = trees.draw('voc', tmp_path / 'data', train=8, val=4, size=size)
+    places = trees.draw_dataset('voc', tmp_path / 'data', train=8, val=4, size=size)
     sizes = [Image.open(path).size for path in Path(places['sbdd_dir'], 'img').iterdir()]
     assert len(sizes) == 8 and all(sorted(found) <= list(size) for found in sizes)
 
@@ -279,5 +279,5 @@ def test_small_images_are_drawn_too(tmp_path, size):
 @pytest.mark.parametrize('settings', [{'train': 0}, {'val': 0}, {'size': (79, 200)}])
 def test_impossible_settings_are_refused(tmp_path, settings):
     with pytest.raises(CaffeError, match='at least one of each and 80 pixels'):
-        trees.draw('voc', tmp_path / 'data', **settings)
+        trees.draw_dataset('voc', tmp_path / 'data', **settings)
     assert not (tmp_path / 'data').exists()

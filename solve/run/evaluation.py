@@ -1,4 +1,4 @@
-"""A scoring that can be stopped and goes on: its state on disk and what it writes."""
+"""Score a net so that a stopped scoring can resume: its state on disk, and its results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from caffe_port.errors import CaffeError, WriteError, make_folder, replacing
 from solve.datasets.layer import SegDataLayer
 from solve.run import experiments, pictures
 from solve.run.counting import Count, Task, count_images, predict
-from solve.run.metrics import PRINTED, Scores, format_numbers, format_table, numbers_for_report
-from solve.run.report import Extremes, Picture, write_report
+from solve.run.metrics import PRINTED, Scores, format_for_report, format_numbers, format_table
+from solve.run.report import SHOWN, Extremes, ScoredPicture, write_report
 
 STATE = 'state.json'
 SAVE_EVERY = 5  # seconds
-SHOWN = 6  # best and worst pictures in a report, each
 
 
 @dataclass(frozen=True)
-class State:
-    """How far a scoring has come: images done, their counts by task, and what it scores.
+class EvaluationState:
+    """The progress of a scoring: images done, their counts by task, and what is scored.
 
     `mean_iu` has, for each image done, its mean IU by task (None where all is void), and
     `files` a digest of the image's pictures and labels, as its files hold them.
@@ -43,13 +42,16 @@ class State:
     mean_iu: tuple[tuple[float | None, ...], ...] = ()
     files: tuple[str, ...] = ()
 
-    def add(self, counts: Sequence[Count]) -> State:
+    def add(self, counts: Sequence[Count]) -> EvaluationState:
         """Return the state with another image counted."""
         return replace(
             self,
             done=self.done + 1,
             counts=[a + b for a, b in zip(self.counts, counts)],
-            mean_iu=(*self.mean_iu, tuple(known(Scores(each.hist).mean_iu) for each in counts)),
+            mean_iu=(
+                *self.mean_iu,
+                tuple(to_json_number(Scores(each.hist).mean_iu) for each in counts),
+            ),
         )
 
     def write(self, path: Path) -> None:
@@ -67,7 +69,7 @@ class State:
             temporary.write_text(json.dumps(content))
 
     @classmethod
-    def read(cls, path: Path) -> State:
+    def read(cls, path: Path) -> EvaluationState:
         """Read what `write` has written."""
         try:
             held = json.loads(path.read_text())
@@ -85,7 +87,7 @@ class State:
 
 
 @dataclass
-class Scoring:
+class Evaluation:
     """A net, its tasks, and the folder for the results.
 
     `of` says what is scored: net, weights and images. A state of anything else is refused,
@@ -100,11 +102,11 @@ class Scoring:
     weights: Path | None = None  # a classes.txt beside them names the classes
 
     def suffix(self, task: Task) -> str:
-        """Return what tells the files of one task from those of another."""
+        """Return the suffix of a task's files; empty if there is one task."""
         return f'_{task.gt}' if len(self.tasks) > 1 else ''
 
-    def count(self, predictions: bool, force: bool) -> State:
-        """Score all images, or those that an earlier scoring into the same folder has left."""
+    def count(self, predictions: bool, force: bool) -> EvaluationState:
+        """Score all images, or the rest if an earlier scoring into the same folder was stopped."""
         state = self._begin(predictions, force)
         images = len(self.layer.ids)
         if state.done == images:
@@ -135,7 +137,7 @@ class Scoring:
             raise
         return self._save(state)
 
-    def _save(self, state: State) -> State:
+    def _save(self, state: EvaluationState) -> EvaluationState:
         """Write the state, with digests of the files of all images done; rank 0 writes.
 
         Where the disk refuses, a warning says so and the state is returned without them.
@@ -162,20 +164,22 @@ class Scoring:
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()[:16]
 
-    def _begin(self, predictions: bool, force: bool) -> State:
-        """Return the state to go on from: that in the folder, or one of no image."""
-        fresh = State(self.of, predictions, [Count.zero(self.net, task) for task in self.tasks])
+    def _begin(self, predictions: bool, force: bool) -> EvaluationState:
+        """Return the state to resume from: the one in the folder, or an empty one."""
+        fresh = EvaluationState(
+            self.of, predictions, [Count.zero(self.net, task) for task in self.tasks]
+        )
         path, images = self.folder / STATE, len(self.layer.ids)
         if force or not path.exists():
             return fresh
-        found = State.read(path)
+        found = EvaluationState.read(path)
         differing = [what for what in self.of if found.of.get(what) != self.of[what]]
         if differing:
             raise CaffeError(
                 f'{path}: of another scoring, whose {" and ".join(differing)} differ; '
                 '--force starts over, --output names another folder'
             )
-        changed = parallel.first(
+        changed = parallel.call_on_first(
             lambda: [
                 name
                 for name, digest in zip(self.layer.ids, found.files)
@@ -205,7 +209,7 @@ class Scoring:
             for name in self.layer.ids[:count]
         )
 
-    def report(self, state: State, page: bool = False) -> None:
+    def report(self, state: EvaluationState, page: bool = False) -> None:
         """Print the scores, then write them and the confusion matrices to the folder.
 
         With `page` also report.html, with the best and the worst pictures.
@@ -235,14 +239,16 @@ class Scoring:
                 write_report(
                     self.folder / f'report{suffix}.html',
                     f'{self.folder.name}{suffix.replace("_", ", ")}',
-                    {'images': str(state.done), **numbers_for_report(scores)},
+                    {'images': str(state.done), **format_for_report(scores)},
                     names,
                     scores.hist,
                     self._find_extremes(state, number, task),
                 )
                 print(f'Report: {self.folder}/report{suffix}.html')
 
-    def _find_extremes(self, state: State, number: int, task: Task) -> list[Picture]:
+    def _find_extremes(
+        self, state: EvaluationState, number: int, task: Task
+    ) -> list[ScoredPicture]:
         """Run the net again on the images of the best and the worst mean IU in a task."""
         known_iu = [(each[number], k) for k, each in enumerate(state.mean_iu)]
         order = [k for value, k in sorted((v, k) for v, k in known_iu if v is not None)]
@@ -255,7 +261,7 @@ class Scoring:
         return kept.pictures
 
 
-def take_picture(net: Net, layer: SegDataLayer, task: Task) -> Picture:
+def take_picture(net: Net, layer: SegDataLayer, task: Task) -> ScoredPicture:
     """Return the image that is in a net, with its label and prediction in a task."""
     data = sys.modules[type(layer).__module__]
     node = next(each for each in net.module.nodes if getattr(each.op, 'layer', None) is layer)
@@ -263,23 +269,23 @@ def take_picture(net: Net, layer: SegDataLayer, task: Task) -> Picture:
     mean = getattr(data, 'MEAN_HHA' if layer.top_names[0] == 'hha' else 'MEAN', (0.0, 0.0, 0.0))
     image = pictures.to_picture(blob, mean if len(blob) == 3 else (0.0,))
     label = net.blobs[task.gt].data[0, 0]
-    return Picture.of(str(layer.current), image, label, predict(net, task.layer))
+    return ScoredPicture.of(str(layer.current), image, label, predict(net, task.layer))
 
 
-def known(value: float) -> float | None:
-    """Return what JSON can hold of a number: None for one that is not finite."""
+def to_json_number(value: float) -> float | None:
+    """Return a number for JSON; None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
 def to_json(scores: Scores, names: Sequence[str]) -> dict[str, Any]:
-    """Return all scores as what JSON can hold, null for those without a value."""
+    """Return all scores for JSON, null for those without a value."""
     return {
-        **{what: known(getattr(scores, what)) for what in (*PRINTED, 'mean_iu_labelled')},
+        **{what: to_json_number(getattr(scores, what)) for what in (*PRINTED, 'mean_iu_labelled')},
         'absent_from_ground_truth': [
             name for name, labelled in zip(names, scores.labelled) if not labelled
         ],
         'classes': {
-            name: {'accuracy': known(accuracy), 'iu': known(iu)}
+            name: {'accuracy': to_json_number(accuracy), 'iu': to_json_number(iu)}
             for name, accuracy, iu in zip(names, scores.accuracy, scores.iu)
         },
     }

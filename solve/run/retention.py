@@ -1,4 +1,4 @@
-"""The snapshots of a run: find the newest whole one, keep no more than asked."""
+"""Find the newest whole snapshot of a run, and delete those that --keep does not keep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def list_states(prefix: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def weights_of(state: Path) -> Path:
+def name_weights(state: Path) -> Path:
     """Return the path of the weights that belong to a solver state."""
     return state.with_name(state.name.replace('.solverstate', '.caffemodel'))
 
@@ -34,10 +34,12 @@ def find_latest(prefix: Path) -> Path:
     broken = []
     for state in reversed(list_states(prefix).values()):
         try:
-            caffemodel.read(weights_of(state))
-            kept = resume.load(beside := resume.beside(state), caffemodel.read_state(state).iter)
+            caffemodel.read(name_weights(state))
+            kept = resume.read(
+                beside := resume.name_resume_file(state), caffemodel.read_state(state).iter
+            )
             if kept is not None:
-                resume.check_file(kept, beside, 'caffemodel', weights_of(state))
+                resume.check_file(kept, beside, 'caffemodel', name_weights(state))
                 resume.check_file(kept, beside, 'solverstate', state)
             return state
         except CaffeError as error:
@@ -56,7 +58,7 @@ def set_aside(prefix: Path, iteration: int) -> list[Path]:
     renamed = []
     for number, state in list_states(prefix).items():
         if number > iteration:
-            for path in (weights_of(state), resume.beside(state)):
+            for path in (name_weights(state), resume.name_resume_file(state)):
                 if path.exists():
                     path.rename(path.with_name(f'{path.name}.old'))
             renamed.append(state.rename(state.with_name(f'{state.name}.old')))
@@ -73,7 +75,7 @@ def prune(prefix: Path, keep: int, best: int | None) -> None:
     for iteration, state in found.items():
         if iteration not in kept:
             # The state first: without it the rest does not count as a snapshot.
-            for path in (state, weights_of(state), resume.beside(state)):
+            for path in (state, name_weights(state), resume.name_resume_file(state)):
                 path.unlink(missing_ok=True)
     pattern = re.compile(re.escape(prefix.name) + r'_iter_(\d+)\.(caffemodel(\.h5)?|memory\.json)')
     for path in prefix.parent.glob('*'):

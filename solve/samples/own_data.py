@@ -1,4 +1,4 @@
-"""Draw pictures and masks of three classes as one's own data would lie, to train on at once."""
+"""Draw pictures and masks of three classes in the layout of own data, to try finetune.py."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from PIL import Image
 from caffe_port.errors import make_folder
 from solve.datasets.images import VOID
 from solve.datasets.voc import palette
-from solve.samples.scenes import borders, series
+from solve.samples.scenes import borders, draw_series
 
 CLASSES = ('background', 'bus', 'sheep')
 
 
-def draw(folder: Path, count: int, size: tuple[int, int] = (160, 200), seed: int = 1337) -> Path:
+def draw_pairs(
+    folder: Path, count: int, size: tuple[int, int] = (160, 200), seed: int = 1337
+) -> Path:
     """Draw `count` pictures into images/, their masks into labels/, and classes.txt."""
     images, labels = make_folder(folder / 'images'), make_folder(folder / 'labels')
     settings = dict(train=count, val=0, size=size, seed=seed)
     numbers = {name: CLASSES.index(name) for name in CLASSES[1:]}
-    for name, scene in series(settings, CLASSES[1:])[2]:
+    for name, scene in draw_series(settings, CLASSES[1:])[2]:
         Image.fromarray(scene.rgb).save(images / f'{name}.jpg', quality=92)
         mask = scene.labels(numbers)
         image = Image.fromarray(np.where(borders(mask, 5), np.uint8(VOID), mask))

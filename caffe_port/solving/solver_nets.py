@@ -1,4 +1,4 @@
-"""The nets that a solver's parameters name."""
+"""Make the nets that a solver's parameters name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
 
 
-def train_net(param: SolverParameter, folder: Path, where: str) -> Net:
+def make_train_net(param: SolverParameter, folder: Path, where: str) -> Net:
     """Make the training net of solver `where`, looking for its file as `_find` does.
 
     Raises CaffeError unless exactly one is named.
@@ -29,7 +29,7 @@ def train_net(param: SolverParameter, folder: Path, where: str) -> Net:
     return _net(getattr(param, given[0]), mode.TRAIN, param.train_state, folder)
 
 
-def test_nets(param: SolverParameter, folder: Path, where: str) -> list[Net]:
+def make_test_nets(param: SolverParameter, folder: Path, where: str) -> list[Net]:
     """Make the test nets of solver `where`: one for each test_iter.
 
     Raises CaffeError where test_iter or test_state are not as many as the nets.

@@ -1,4 +1,4 @@
-"""Output folders: one process at a time works in each, and none is left empty."""
+"""Lock output folders for one process at a time, and remove those that stay empty."""
 
 from __future__ import annotations
 

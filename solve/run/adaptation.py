@@ -1,4 +1,4 @@
-"""The release's way to train, scaled to other data: the rate, the iterations, the first weights."""
+"""Adapt the release's training to other data: learning rate, iterations, initial weights."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ FINER = {'score_pool4': 1e-2, 'score_pool3': 1e-4}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ScaledConstants:
     """Solver constants, and the lines that say why they are so."""
 
     constants: dict[str, Any]
     why: list[str]
 
 
-def scale_recipe(
+def scale_constants(
     published: Mapping[str, Any],
     summed: bool,
     images: int,
     pixels: float,
     iterations: int | None = None,
     base_lr: float | None = None,
-) -> Recipe:
+) -> ScaledConstants:
     """Scale `published` solver constants to `images` with `pixels` labelled pixels each.
 
     A `summed` loss grows with the pixels, so that its rate must fall with them.
@@ -75,7 +75,7 @@ def scale_recipe(
         + (f' (the release: {passes:.1f} times; at least {FEWEST})' if not iterations else '')
         + f'; scored and saved every {step}',
     ]
-    return Recipe(constants, why)
+    return ScaledConstants(constants, why)
 
 
 def find_class_layers(
