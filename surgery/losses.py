@@ -16,26 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from caffe_port import Blob, Layer
-from caffe_port.coord_map import coord_map_from_to
 from caffe_port.errors import CaffeError
-from caffe_port.net_spec import Top
-from caffe_port.net_spec import layers as L
 
 VOID = 255
 _OPTIONS = {'normalize', 'seed', 'keep', 'cells', 'weights', 'ratio'}
-
-
-def sampled_loss(scores: Top, label: Top, coarse: Top, normalize: bool = False, **options: Any) -> Top:
-    """Make a PixelLoss whose cells are the pixels of `coarse`, where coord_map puts them."""
-    _, scale, shift = coord_map_from_to(scores, coarse)
-    stride = int(1 / scale[0])
-    # Pixel x is nearest to the cell round(scale * x + shift).
-    start = int((stride * shift[0] + stride / 2) // 1)
-    settings = dict(normalize=normalize, cells=(stride, start), **options)
-    return L.Python(
-        scores, label, module='surgery.losses', layer='PixelLoss', loss_weight=1,
-        param_str=repr(settings),
-    )  # fmt: skip
 
 
 class PixelLoss(Layer):

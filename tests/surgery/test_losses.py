@@ -6,8 +6,7 @@ import pytest
 import caffe_port as caffe
 from caffe_port import NetSpec
 from caffe_port import layers as L
-from nets.atoms import pixel_loss
-from surgery.losses import sampled_loss
+from nets.atoms import pixel_loss, sampled_loss
 
 CLASSES, STRIDE, WINDOW = 3, 4, 10
 
