@@ -379,10 +379,7 @@ def work(kind: str, name: str, folder: Path) -> None:
             return
         started, busy = time.perf_counter(), time.process_time()
         scores = run()
-        answer = {
-            'seconds': time.perf_counter() - started,
-            'busy': time.process_time() - busy,
-        }
+        answer = {'seconds': time.perf_counter() - started, 'busy': time.process_time() - busy}
         np.save(folder / f'{name}.npy', scores)
         print(json.dumps(answer), flush=True)
 
