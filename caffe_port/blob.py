@@ -146,6 +146,7 @@ class Blob:
         self._device = torch.device(device)
         self._data: _Store | None = None
         self._diff: _Store | None = None
+        self._later: Callable[[], None] | None = None  # sets values that are not computed yet
 
     @property
     def shape(self) -> Shape:
@@ -183,6 +184,8 @@ class Blob:
         return self._gradient().array()
 
     def _values(self) -> _Store:
+        if self._later is not None:
+            self._later()
         if self._data is None:
             self._data = _Store(torch.full(self._shape, self._value, device=self._device))
         return self._data
@@ -198,6 +201,9 @@ class Blob:
         if shape == self._shape:
             return
         kept = math.prod(shape) == self.count
+        if kept and self._later is not None:
+            self._later()
+        self._later = None
 
         def reshaped(store: _Store | None) -> _Store | None:
             return _Store(store.current().detach().reshape(shape)) if store and kept else None
@@ -225,9 +231,22 @@ class Blob:
         self._follow(tensor)
 
     def _follow(self, tensor: Tensor) -> None:
-        self._shape, self._device = tuple(tensor.shape), tensor.device
-        if self._diff is not None and self._diff.tensor.shape != tensor.shape:
+        self._device, self._later = tensor.device, None
+        self._take_shape(tuple(tensor.shape))
+
+    def _take_shape(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        if self._diff is not None and self._diff.tensor.shape != shape:
             self._diff = None
+
+    def postpone(self, shape: Sequence[int], later: Callable[[], None]) -> None:
+        """Take a shape now, and values when they are first needed: `later` sets `tensor`."""
+        self._data, self._later = None, later
+        self._take_shape(tuple(shape))
+
+    @property
+    def is_postponed(self) -> bool:
+        return self._later is not None
 
     def is_shown(self) -> bool:
         """Say whether a user holds an array into which new values are copied."""

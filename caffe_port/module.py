@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class NetModule(nn.Module):
             # Two layers may have one name, and PyTorch assigns to "training": use another key.
             taken = node.name in self._modules or node.name == 'training'
             self._modules[f'{node.name}#{number}' if taken else node.name] = node.op
+        # Computes the outputs without the layers between, or returns None (see plan).
+        self.planner: Callable[..., dict[str, Tensor] | None] | None = None
 
     def param_blobs(self) -> Iterator[ParamBlob]:
         """Yield the params of all layers, in order, as pycaffe shows them."""
@@ -74,6 +76,10 @@ class NetModule(nn.Module):
                 f'no blob named {", ".join(sorted(unknown))}; '
                 f'inputs are {", ".join(self.inputs) or "none"}'
             )
+        if self.planner and not torch.compiler.is_compiling():
+            planned = self.planner(inputs, self.outputs)
+            if planned is not None:
+                return Outputs(planned)
         blobs = dict(inputs)
         for node in self.nodes:
             if not node.bottoms and all(top in inputs for top in node.tops):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import batches, debug, mode, prototxt, tape
+from caffe_port import batches, debug, mode, plan, prototxt, tape
 from caffe_port.aliases import CALLBACKS, Aliases, notify
 from caffe_port.blob import Blob, format_shape
 from caffe_port.building import Node
@@ -89,6 +89,8 @@ class Net(NetWeights, Aliases):
         )
         self.top_names = OrderedDict((node.name, list(node.tops)) for node in self._nodes)
         self.bottom_names = OrderedDict((node.name, list(node.bottoms)) for node in self._nodes)
+        planner = module.planner = plan.Planner(module)
+        self._planned = plan.PlannedForward(module, self.blobs, planner)
         self._seed_losses()
 
     def __getstate__(self) -> dict:
@@ -138,9 +140,11 @@ class Net(NetWeights, Aliases):
             for name, array in inputs.items():
                 self._fill(name, array)
         first, last = self._number(start, 0), self._number(end, len(self._nodes) - 1)
+        blobs = list(blobs or ())
+        self._planned.asked.update(name for name in blobs if name in self.blobs)
         self.forward_range(first, last)
         wanted = self.outputs if end is None else self._nodes[last].tops
-        return {name: self._blob(name).data for name in dict.fromkeys([*wanted, *(blobs or ())])}
+        return {name: self._blob(name).data for name in dict.fromkeys([*wanted, *blobs])}
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         """Feed the net's first layer, a MemoryData layer, from arrays.
@@ -183,16 +187,31 @@ class Net(NetWeights, Aliases):
         if first == 0:
             self._tape.clear()
         recording = torch.is_grad_enabled()
+        end = len(self._nodes) if last is None else last + 1
         with torch.no_grad():
-            for i in range(first, len(self._nodes) if last is None else last + 1):
+            watched = self.debug_info or self._before_forward or self._after_forward
+            whole = (first, end) == (0, len(self._nodes))
+            done = self._run_planned(recording) if whole and not watched else ()
+            for i in range(first, end):
                 node = self._nodes[i]
                 notify(self._before_forward, i)
-                if node.type != 'Input':
+                if i not in done and node.type != 'Input':
                     self._run(i, node, recording)
                 notify(self._after_forward, i)
                 if self.debug_info:
                     debug.log_forward(node, self.blobs)
         self._seed_losses()
+
+    def _run_planned(self, recording: bool) -> Container[int]:
+        """Compute what a plan can compute, and return the numbers of the layers it covers."""
+        needs_tape = recording and any(node.need_backward for node in self._nodes)
+        if needs_tape or not self._planned.may_apply():
+            return ()
+        first = [i for i, node in enumerate(self._nodes) if not node.bottoms]
+        for i in first:
+            if self._nodes[i].type != 'Input':
+                self._run(i, self._nodes[i], recording)
+        return range(len(self._nodes)) if self._planned.run() else first
 
     def _run(self, i: int, node: Node, recording: bool) -> None:
         self._tape.pop(i, None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+import torch
 
 import caffe_port as caffe
 from nets import voc_fcn32s
@@ -78,6 +79,20 @@ def trunk():
     return net, seed, rng.get_state()
 
 
+def assert_scores(net: caffe.Net, vector) -> None:
+    """Hold scores, classes and loss against Caffe's."""
+    score = net.blobs['score'].data
+    expected = vector['out:score']
+    tolerance = 1e-4 * np.abs(expected).max()
+    assert np.abs(score[:, :, ::7, ::7] - expected).max() <= tolerance
+    argmax = score[0].argmax(0)
+    best = np.sort(score[0], 0)
+    near = best[-1] - best[-2] < 2 * tolerance
+    assert ((argmax == vector['argmax:score']) | near).all()
+    # Caffe adds up the loss in float32, pixel by pixel: 1e-4 covers it at this size.
+    assert float(net.blobs['loss'].data) == pytest.approx(float(vector['out:loss']), rel=1e-4)
+
+
 @pytest.mark.parametrize('name', ['voc-fcn32s', 'voc-fcn16s', 'voc-fcn8s', 'voc-fcn8s-atonce'])
 def test_full_width_values_and_gradients_are_caffes(name, trunk):
     drawn, seed, state = trunk
@@ -94,16 +109,7 @@ def test_full_width_values_and_gradients_are_caffes(name, trunk):
     label[rng.rand(1, 1, height, width) < 0.1] = 255
     net.blobs['label'].data[...] = label
     net.forward()
-    score = net.blobs['score'].data
-    expected = vector['out:score']
-    tolerance = 1e-4 * np.abs(expected).max()
-    assert np.abs(score[:, :, ::7, ::7] - expected).max() <= tolerance
-    argmax = score[0].argmax(0)
-    best = np.sort(score[0], 0)
-    near = best[-1] - best[-2] < 2 * tolerance
-    assert ((argmax == vector['argmax:score']) | near).all()
-    # Caffe adds up the loss in float32, pixel by pixel: 1e-4 covers it at this size.
-    assert float(net.blobs['loss'].data) == pytest.approx(float(vector['out:loss']), rel=1e-4)
+    assert_scores(net, vector)
     net.backward()
     for key in vector:
         kind, _, blob = key.partition(':')
@@ -112,6 +118,11 @@ def test_full_width_values_and_gradients_are_caffes(name, trunk):
             assert_summary(net.params[layer][int(i)].diff, vector[key], key)
         elif kind == 'botdiff':
             assert_summary(net.blobs[blob].diff, vector[key], key)
+    # Without gradients the whole net is computed by a plan.
+    with torch.no_grad():
+        net.forward()
+    assert net.blobs['conv1_1'].is_postponed
+    assert_scores(net, vector)
 
 
 def without_split(blob: str, net: caffe.Net) -> str:

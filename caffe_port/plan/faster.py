@@ -1,0 +1,73 @@
+"""One layer computed in another way than caffe_port.ops writes it, differentiably."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from caffe_port.ops.base import Op
+from caffe_port.plan import products, upsampling, winograd
+from caffe_port.plan.areas import whole
+from caffe_port.plan.kept import Kept
+from caffe_port.plan.lines import filter_windows, method_of
+from caffe_port.plan.switch import covers, is_untouched
+
+# Below so many multiply-adds a layer runs as it stands.
+LEAST = 2**24
+# With fewer channels Winograd's gradients cost as much as others.
+LEAST_CHANNELS = 128
+
+
+class Faster:
+    """Stands before a Convolution or Deconvolution and computes it where that is faster."""
+
+    TYPES = 'Convolution', 'Deconvolution'
+
+    def __init__(self, op: Op):
+        self.op = op
+        self._kept = Kept()
+
+    def __call__(self, bottom: Tensor) -> Tensor | None:
+        """Return the top, or None where the layer had better run as it stands."""
+        op = self.op
+        fits = bottom.dim() == 4 and bottom.shape[1] == op.inputs and op.axis == 1
+        if not fits or not is_untouched(op) or not covers((bottom, *op.blobs())):
+            return None
+        if type(op).__name__ == 'Deconvolution':
+            return self._upsampled(bottom)
+        size = [
+            (pixels + 2 * p - (d * (k - 1) + 1)) // s + 1
+            for pixels, k, s, p, d in zip(
+                bottom.shape[2:], op.kernel, op.stride, op.pad, op.dilation
+            )
+        ]
+        pixels = bottom.shape[0] * size[0] * size[1]
+        if min(size) < 1 or pixels * op.weight.numel() < LEAST:
+            return None
+        method = method_of(op, pixels)
+        if method == 'product':
+            return products.convolve(bottom, op.weight, op.bias, op.stride, op.pad)
+        wide = min(op.weight.shape[:2]) >= LEAST_CHANNELS and op.pad in ((0, 0), (1, 1))
+        if method == 'winograd' and wide and torch.is_grad_enabled():
+            return winograd.Convolution.apply(bottom, op.weight, op.bias, op.pad[0])
+        return None
+
+    def _upsampled(self, bottom: Tensor) -> Tensor | None:
+        op = self.op
+        pixels = bottom.shape[0] * bottom.shape[2] * bottom.shape[3]
+        fixed = not op.weight.requires_grad or not torch.is_grad_enabled()
+        if not fixed or set(op.dilation) != {1} or pixels * op.weight.numel() < LEAST:
+            return None
+        self._kept.watch('weight', op.weight)
+        self._kept.refresh()
+        kernel = self._kept.of('weight', 'kernel', lambda w: upsampling.separate(w, op.group))
+        if kernel is None:
+            return None
+        windows = filter_windows(op)
+        size = [
+            window.stride * (length - 1) + window.extent - 2 * window.pad
+            for window, length in zip(windows, bottom.shape[2:])
+        ]
+        tops, bottoms = whole((0, 0, *size)), whole(tuple(bottom.shape))
+        rows, columns = upsampling.matrices(kernel, windows, tops, bottoms)
+        return upsampling.upsample(bottom, rows, columns, op.bias)

@@ -1,0 +1,64 @@
+"""Whether and where nets compute by plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from caffe_port.ops.base import Op
+
+_on = True
+
+
+def set_plan(on: bool) -> None:
+    """Let nets compute by plan (where a process starts), or layer by layer as they stand."""
+    global _on
+    _on = bool(on)
+
+
+def is_on() -> bool:
+    """Return whether nets compute by plan."""
+    return _on
+
+
+def covers(tensors: Iterable[Tensor]) -> bool:
+    """Return whether a plan may compute with these tensors, here and now."""
+    return (
+        _on
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled('cpu')
+        and all(_is_plain(tensor) for tensor in tensors)
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor holds float32 values on the CPU and nothing else watches it."""
+    if tensor.dtype != torch.float32 or tensor.device.type != 'cpu':
+        return False
+    if tensor.layout != torch.strided or forward_ad.unpack_dual(tensor).tangent is not None:
+        return False
+    try:
+        tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # of torch.func's transforms
+        return False
+    return True
+
+
+def is_untouched(op: Op) -> bool:
+    """Return whether a layer computes by its own forward, from its own parameters.
+
+    Hooks see each call of a layer. torch.func.functional_call, parametrizations and
+    permissive sharing give a layer other tensors than its blobs.
+    """
+    return (
+        not op.views
+        and not op._forward_hooks
+        and not op._forward_pre_hooks
+        and not op._backward_hooks
+        and not op._backward_pre_hooks
+        and all(op._parameters.get(name) is blob for name, blob in zip(op.blob_names, op.blobs()))
+    )
