@@ -1,6 +1,6 @@
 """What a net consists of, layer by layer: shapes, parameters, work and fields of view.
 
-python -m caffe_port.summary NET [--size HxW] [--dot]
+python -m caffe_port.summary NET [--size HxW] [--dot | --plan]
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from caffe_port.errors import CaffeError
 from caffe_port.mode import TEST
 from caffe_port.module import NetModule
 from caffe_port.ops.base import Op, Shape
+from caffe_port.plan import description
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
 from caffe_port.zoo import make_deploy
 
 EXAMPLES = """\
 examples:
   python -m caffe_port.summary voc_fcn8s --size 500x334
+  python -m caffe_port.summary voc_fcn8s --size 500x334 --plan
   python -m caffe_port.summary deploy.prototxt --dot | dot -Tpdf > net.pdf
 """
 COLUMNS = f"""\
@@ -230,8 +232,10 @@ def read(net: str) -> NetParameter:
     return prototxt.read_net(net)
 
 
-def summarize(net: str, size: tuple[int, int] | None, as_dot: bool = False) -> Iterator[str]:
-    """Yield the table of a net, or its graph; inputs N x C x H x W get the height and width
+def summarize(
+    net: str, size: tuple[int, int] | None, as_dot: bool = False, as_plan: bool = False
+) -> Iterator[str]:
+    """Yield the table of a net, or its graph, or its plan; inputs N x C x H x W get the height and width
     `size`.
     """
     param = read(net)
@@ -247,6 +251,8 @@ def summarize(net: str, size: tuple[int, int] | None, as_dot: bool = False) -> I
                 given[name] = (*given[name][:2], *size)
     if as_dot:
         yield dot(param, module, module.infer_shapes(given)).rstrip('\n')
+    elif as_plan:
+        yield from description.table(description.describe(module, given))
     else:
         yield from table(list(rows(module, given)))
 
@@ -262,21 +268,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the summary of a net; return the exit status."""
     parser = argparse.ArgumentParser(
         prog='python -m caffe_port.summary',
-        usage='python -m caffe_port.summary NET [--size HxW] [--dot]',
+        usage='python -m caffe_port.summary NET [--size HxW] [--dot | --plan]',
         description=EXAMPLES,
         epilog=COLUMNS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('net', metavar='NET', help='a net, as voc_fcn8s, or a .prototxt')
     parser.add_argument('--size', type=_size, metavar='HxW', help='height and width of the inputs')
-    parser.add_argument('--dot', action='store_true', help='print the graph for Graphviz instead')
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument('--dot', action='store_true', help='print the graph for Graphviz instead')
+    form.add_argument(
+        '--plan', action='store_true', help='print how each layer is computed instead'
+    )
     options = parser.parse_args(arguments)
     return command.run(lambda: _act(options))
 
 
 def _act(options: argparse.Namespace) -> None:
     with plugins.import_registered_only():
-        for line in summarize(options.net, options.size, options.dot):
+        for line in summarize(options.net, options.size, options.dot, options.plan):
             print(line)
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import caffe_port as caffe
 from caffe_port import parallel, plugins, prototxt
 from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import weights
@@ -377,6 +378,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add('--resume', type=Path, metavar='FILE', help='.solverstate, or `latest`')
     add('--output', type=Path, metavar='DIR', help=f'default: {DEFAULT}')
     options.add_gpu(parser, positional=True)
+    options.add_plan(parser)
     return parser
 
 
@@ -385,6 +387,7 @@ def main() -> None:
     logging.getLogger('caffe_port').handlers.clear()
     with options.session(lasting=True), launch.resumable(args):
         options.choose_device(args.gpu)
+        caffe.set_plan(args.plan)
         if prepared := parallel.call_on_first(lambda: prepare(args)):
             solve(*prepared)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
 from solve.run import commands, events, log, retention, workspace
@@ -20,6 +21,7 @@ from solve.run.options import (
     ROOT_NAME,
     STATUS,
     add_gpu,
+    add_plan,
     choose_device,
     make_parser,
     name_option,
@@ -51,6 +53,7 @@ def run(
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True), resumable(args):
         choose_device(args.gpu)
+        caffe.set_plan(args.plan)
         solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after)))
 
 
@@ -100,6 +103,7 @@ def _make_parser(
     )
     add = parser.add_argument
     add_gpu(parser, positional=True)
+    add_plan(parser)
     for place, folder in data.PLACES.items():
         add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in {ROOT_NAME}')
     add(

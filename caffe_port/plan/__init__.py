@@ -9,8 +9,9 @@ A plan knows types and shapes of layers and no net's name. It covers float32 on 
 elsewhere, and while PyTorch compiles or exports, layers run as they stand.
 """
 
+from caffe_port.plan import description
 from caffe_port.plan.forward import PlannedForward
 from caffe_port.plan.planner import Planner
 from caffe_port.plan.switch import is_on, set_plan
 
-__all__ = ['PlannedForward', 'Planner', 'is_on', 'set_plan']
+__all__ = ['PlannedForward', 'Planner', 'description', 'is_on', 'set_plan']

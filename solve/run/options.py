@@ -57,6 +57,13 @@ def add_gpu(parser: argparse.ArgumentParser, positional: bool) -> None:
         )
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add the option --no-plan."""
+    parser.add_argument(
+        '--no-plan', dest='plan', action='store_false', help='compute layer by layer, slower'
+    )
+
+
 class OneGpu(argparse.Action):
     """Take a GPU's number from --gpu or from its place, not two numbers that differ."""
 
@@ -71,7 +78,7 @@ class OneGpu(argparse.Action):
 def make_net_parser(
     name: str, description: str, epilog: str, positional_gpu: bool = False
 ) -> argparse.ArgumentParser:
-    """Make a parser for a command on a trained net: NET, WEIGHTS and --gpu."""
+    """Make a parser for a command on a trained net: NET, WEIGHTS, --gpu and --no-plan."""
     parser = make_parser(name, description, epilog)
     parser.add_argument('net', metavar='NET', help='an experiment, as voc_fcn8s, or a .prototxt')
     parser.add_argument(
@@ -81,6 +88,7 @@ def make_net_parser(
         help='.caffemodel, .caffemodel.h5, .pth, .pt, .safetensors or .npz',
     )
     add_gpu(parser, positional_gpu)
+    add_plan(parser)
     return parser
 
 
@@ -92,6 +100,7 @@ def run_net_command(
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True):
         choose_device(args.gpu)
+        caffe.set_plan(args.plan)
         # The net and the weights may be a stranger's (SECURITY.md).
         with plugins.import_registered_only():
             act(args)
