@@ -10,14 +10,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-import caffe_port as caffe
-import surgery
 from caffe_port.errors import make_folder
-from caffe_port.proto.caffe_pb2 import SolverParameter
 from nets import voc_fcn32s_sampled
 from nets.data import SEED
-from solve.run import options
-from solve.run.loading import load_start
+from solve.run import options, variants
 from solve.run.pictures import save_figure
 from solve.samples import recipes
 
@@ -32,20 +28,6 @@ and over the images that were computed, which is the paper's measure of time.
 # The loss is a mean over pixels; Caffe divides the gradient by iter_size.
 SOLVER = dict(base_lr=0.01, lr_policy='fixed', momentum=0.9, weight_decay=0.0005,
               average_loss=1, random_seed=SEED)  # fmt: skip
-
-
-def train(net: dict, weights: Path, keep: float, steps: int) -> tuple[list[float], float]:
-    """Return the loss of every step, and the seconds that all took."""
-    param = SolverParameter(**SOLVER, iter_size=round(1 / keep), max_iter=steps)
-    param.train_net_param.CopyFrom(voc_fcn32s_sampled.fcn('train', **net, keep=keep, seed=SEED))
-    solver = caffe.get_solver(param)
-    load_start(solver.net, weights)
-    surgery.interp(solver.net, ['upscore'])
-    losses, start = [], time.monotonic()
-    for _ in range(steps):
-        solver.step(1)
-        losses.append(float(solver.losses[-1]))
-    return losses, time.monotonic() - start
 
 
 def draw_losses(curves: dict[float, list[float]], path: Path) -> None:
@@ -83,10 +65,12 @@ def main() -> None:
         curves = {}
         print('keep  images a step  loss: first step  last 10 steps  seconds')
         for keep in args.keep:
-            losses, seconds = train(sample['net'], sample['weights'][0], keep, args.iterations)
-            curves[keep] = losses
+            net = voc_fcn32s_sampled.fcn('train', **sample['net'], keep=keep, seed=SEED)
+            constants = dict(SOLVER, iter_size=round(1 / keep))
+            run = variants.train(net, sample['weights'][0], constants, args.iterations)
+            curves[keep] = losses = run.losses
             print(f'{keep:4}  {round(1 / keep):13}  {losses[0]:16.4f}  '
-                  f'{np.mean(losses[-10:]):13.4f}  {seconds:7.1f}', flush=True)  # fmt: skip
+                  f'{np.mean(losses[-10:]):13.4f}  {run.seconds:7.1f}', flush=True)  # fmt: skip
         draw_losses(curves, folder / 'sampling.png')
         print(f'{folder}/sampling.png')
 

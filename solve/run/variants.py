@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +63,10 @@ def train(net: NetParameter, weights: Path, constants: Mapping[str, Any], steps:
         param.ClearField(field)
     param.train_net_param.CopyFrom(net)
     solver = caffe.get_solver(param)
-    load_start(solver.net, weights)
+    # The lines of the transplant and of clipped gradients would hide the table.
+    logging.getLogger('caffe_port').handlers.clear()
+    with contextlib.redirect_stdout(None):
+        load_start(solver.net, weights)
     surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
     losses, start = [], time.monotonic()
     for _ in range(steps):
