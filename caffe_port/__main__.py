@@ -52,8 +52,6 @@ tools, each of which shows its arguments when it is called without any:
   parse_log                  turn a training log into two tables
 
 exit status: 0; 1 with one line of the log that says what is wrong
-
-flags, with one dash or two, as --solver=x or --solver x:
 """
 
 

@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from caffe_port import command, prototxt
+from caffe_port.coord_map import coord_map_from_to
 from caffe_port.errors import CaffeError
 from caffe_port.net_spec import Top
 from caffe_port.net_spec import layers as L
@@ -69,6 +71,28 @@ def add(first: Top, second: Top) -> Top:
 def pixel_loss(scores: Top, label: Top, normalize: bool = False) -> Top:
     """Make the softmax loss over all pixels whose label is not 255."""
     return L.SoftmaxWithLoss(scores, label, loss_param=dict(normalize=normalize, ignore_label=255))
+
+
+def sampled_loss(
+    scores: Top, label: Top, coarse: Top, normalize: bool = False, **options: Any
+) -> Top:
+    """Make surgery.losses.PixelLoss: the pixel loss with the options that the papers tried.
+
+    Its cells are the pixels of `coarse`, each with the pixels of `scores` that are nearest to it.
+    """
+    _, scale, shift = coord_map_from_to(scores, coarse)
+    stride = int(1 / scale[0])
+    # Pixel x is nearest to the cell round(scale * x + shift).
+    start = int((stride * shift[0] + stride / 2) // 1)
+    settings = dict(normalize=normalize, cells=(stride, start), **options)
+    return L.Python(
+        scores,
+        label,
+        module='surgery.losses',
+        layer='PixelLoss',
+        loss_weight=1,
+        param_str=repr(settings),
+    )
 
 
 def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str) -> None:

@@ -1,4 +1,4 @@
-"""GoogLeNet, the classifier.
+"""GoogLeNet: the trunk of FCN-GoogLeNet, and the classifier it comes from.
 
 Source: Szegedy et al. 2015, as in Caffe's model zoo.
 """
@@ -44,9 +44,16 @@ def inception(
     five_reduce: int,
     five: int,
     pool: int,
+    width: int,
 ) -> Top:
-    """Add four streams (1 x 1, 3 x 3, 5 x 5, pooled), given their channels, and join them."""
+    """Add four streams (1 x 1, 3 x 3, 5 x 5, pooled), given their channels, and join them.
+
+    The channels are those of the published net, whose `width` is 64.
+    """
     group = f'inception_{name}'
+    one, three_reduce, three, five_reduce, five, pool = (
+        narrow(nout, width) for nout in (one, three_reduce, three, five_reduce, five, pool)
+    )
     ones = conv_relu(n, group, '1x1', bottom, one, ks=1, std=0.03)
     threes = conv_relu(n, group, '3x3_reduce', bottom, three_reduce, ks=1, std=0.09)
     threes = conv_relu(n, group, '3x3', threes, three, ks=3, std=0.03, pad=1)
@@ -60,16 +67,22 @@ def inception(
     return output
 
 
-def classifier(num_classes: int = 1000) -> NetParameter:
+def narrow(nout: int, width: int) -> int:
+    """Return the channels of a layer that has `nout` in the published net, of width 64."""
+    return max(nout * width // 64, 1)
+
+
+def classifier(num_classes: int = 1000, width: int = 64) -> NetParameter:
     """Return GoogLeNet as deployed: `data`, 10 x 3 x 224 x 224 BGR, to `prob`, 10 x num_classes."""
     n = NetSpec()
     n.data = L.Input(shape=dict(dim=[10, 3, 224, 224]))
-    n['loss3/classifier'] = L.InnerProduct(trunk(n), num_output=num_classes, **LAST)
+    means = pool_and_drop(n, trunk(n, first_conv(n, width), width))
+    n['loss3/classifier'] = L.InnerProduct(means, num_output=num_classes, **LAST)
     n.prob = L.Softmax(n['loss3/classifier'])
     return n.to_proto()
 
 
-def fully_conv(num_classes: int = 1000) -> NetParameter:
+def fully_conv(num_classes: int = 1000, width: int = 64) -> NetParameter:
     """Return GoogLeNet as deployed, for an image of any size from 224 x 224 on.
 
     `prob` has num_classes channels and a pixel for every window of 224 x 224, 32 pixels
@@ -77,33 +90,44 @@ def fully_conv(num_classes: int = 1000) -> NetParameter:
     """
     n = NetSpec()
     n.data = data.image()
-    n['loss3/classifier'] = L.Convolution(trunk(n), kernel_size=1, num_output=num_classes, **LAST)
+    means = pool_and_drop(n, trunk(n, first_conv(n, width), width))
+    n['loss3/classifier'] = L.Convolution(means, kernel_size=1, num_output=num_classes, **LAST)
     n.prob = L.Softmax(n['loss3/classifier'])
     return n.to_proto()
 
 
-def trunk(n: NetSpec) -> Top:
-    """Add all but the last layer on top of `n.data` and return the means of 7 x 7 windows."""
-    top = conv_relu(n, 'conv1', '7x7_s2', n.data, 64, ks=7, std=0.1, pad=3, stride=2)
-    top = n['pool1/3x3_s2'] = max_pool(top, ks=3)
+def first_conv(n: NetSpec, width: int = 64, pad: int = 3) -> Top:
+    """Add conv1 on top of `n.data` and return its ReLU."""
+    return conv_relu(n, 'conv1', '7x7_s2', n.data, width, ks=7, std=0.1, pad=pad, stride=2)
+
+
+def trunk(n: NetSpec, relu1: Top, width: int = 64) -> Top:
+    """Add pool1 to inception_5b on top of `relu1` and return the last, at a 32nd of the size.
+
+    The caller makes conv1, whose padding differs from net to net, with `width` channels.
+    """
+    top = n['pool1/3x3_s2'] = max_pool(relu1, ks=3)
     top = n['pool1/norm1'] = lrn(top)
-    top = conv_relu(n, 'conv2', '3x3_reduce', top, 64, ks=1, std=0.1)
-    top = conv_relu(n, 'conv2', '3x3', top, 192, ks=3, std=0.03, pad=1)
+    top = conv_relu(n, 'conv2', '3x3_reduce', top, narrow(64, width), ks=1, std=0.1)
+    top = conv_relu(n, 'conv2', '3x3', top, narrow(192, width), ks=3, std=0.03, pad=1)
     top = n['conv2/norm2'] = lrn(top)
     top = n['pool2/3x3_s2'] = max_pool(top, ks=3)
 
-    top = inception(n, '3a', top, 64, 96, 128, 16, 32, 32)
-    top = inception(n, '3b', top, 128, 128, 192, 32, 96, 64)
+    top = inception(n, '3a', top, 64, 96, 128, 16, 32, 32, width)
+    top = inception(n, '3b', top, 128, 128, 192, 32, 96, 64, width)
     top = n['pool3/3x3_s2'] = max_pool(top, ks=3)
-    top = inception(n, '4a', top, 192, 96, 208, 16, 48, 64)
-    top = inception(n, '4b', top, 160, 112, 224, 24, 64, 64)
-    top = inception(n, '4c', top, 128, 128, 256, 24, 64, 64)
-    top = inception(n, '4d', top, 112, 144, 288, 32, 64, 64)
-    top = inception(n, '4e', top, 256, 160, 320, 32, 128, 128)
+    top = inception(n, '4a', top, 192, 96, 208, 16, 48, 64, width)
+    top = inception(n, '4b', top, 160, 112, 224, 24, 64, 64, width)
+    top = inception(n, '4c', top, 128, 128, 256, 24, 64, 64, width)
+    top = inception(n, '4d', top, 112, 144, 288, 32, 64, 64, width)
+    top = inception(n, '4e', top, 256, 160, 320, 32, 128, 128, width)
     top = n['pool4/3x3_s2'] = max_pool(top, ks=3)
-    top = inception(n, '5a', top, 256, 160, 320, 32, 128, 128)
-    top = inception(n, '5b', top, 384, 192, 384, 48, 128, 128)
+    top = inception(n, '5a', top, 256, 160, 320, 32, 128, 128, width)
+    return inception(n, '5b', top, 384, 192, 384, 48, 128, 128, width)
 
-    top = n['pool5/7x7_s1'] = L.Pooling(top, pool=P.Pooling.AVE, kernel_size=7, stride=1)
+
+def pool_and_drop(n: NetSpec, bottom: Top) -> Top:
+    """Add the means of 7 x 7 windows that the classifier reads, and its dropout."""
+    top = n['pool5/7x7_s1'] = L.Pooling(bottom, pool=P.Pooling.AVE, kernel_size=7, stride=1)
     top = n['pool5/drop_7x7_s1'] = L.Dropout(top, dropout_ratio=0.4, in_place=True)
     return top

@@ -12,6 +12,7 @@ from nets.data import VOC_MEAN_BGR
 from solve.datasets.images import bgr_blob, label_blob, read_label_png, read_list, read_rgb
 from solve.datasets.labels import read_mat
 from solve.datasets.layer import Params, SegDataLayer
+from solve.datasets.masking import mask_image, read_mask_option
 
 CLASSES = tuple(
     'background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse '
@@ -81,12 +82,14 @@ class SBDDSegDataLayer(SegDataLayer):
     """Feed images and labels of SBD.
 
     Tops: data, 1 x 3 x H x W float32, BGR minus mean; label, 1 x 1 x H x W float32,
-    0..20 and 255 for void. param_str: sbdd_dir, split, mean, seed, randomize.
+    0..20 and 255 for void. param_str: sbdd_dir, split, mean, seed, randomize,
+    and mask: 'foreground', 'background' or 'shape' (see solve.datasets.masking).
     """
 
     def open(self, params: Params) -> list[str]:
         self._folder = Path(params.text('sbdd_dir'))
         self._mean = params.mean(MEAN)
+        self._mask = read_mask_option(params)
         return read_list(self._folder / f'{self.split}.txt')
 
     def files(self, name: str) -> list[Path]:
@@ -96,14 +99,15 @@ class SBDDSegDataLayer(SegDataLayer):
         image, path = self.files(name)
         rgb = read_rgb(image)
         labels = read_mat(path, 'GTcls', 'Segmentation')
-        return bgr_blob(rgb, self._mean), label_blob(labels, len(CLASSES), path, rgb)
+        label = label_blob(labels, len(CLASSES), path, rgb)
+        return mask_image(bgr_blob(rgb, self._mean), label, self._mask), label
 
 
 class VOCSegDataLayer(SegDataLayer):
     """Feed images and labels of VOC.
 
-    Tops as SBDDSegDataLayer's. param_str: voc_dir, split, mean, seed, randomize.
-    The list of split seg11valid is VOC's seg11valid.txt if there is one. If not, it is
+    Tops as SBDDSegDataLayer's. param_str: voc_dir, split, mean, seed, randomize,
+    mask. The list of split seg11valid is VOC's seg11valid.txt if there is one. If not, it is
     made from VOC's val and SBD's train list: param_str then needs 'sbdd_dir', and
     'expected' is the number of images there must be (None: any).
     """
@@ -111,6 +115,7 @@ class VOCSegDataLayer(SegDataLayer):
     def open(self, params: Params) -> list[str]:
         self._folder = Path(params.text('voc_dir'))
         self._mean = params.mean(MEAN)
+        self._mask = read_mask_option(params)
         path = segmentation_list(self._folder, self.split)
         if self.split != 'seg11valid' or path.is_file():
             return read_list(path)
@@ -131,4 +136,5 @@ class VOCSegDataLayer(SegDataLayer):
     def load(self, name: str) -> tuple[np.ndarray, ...]:
         image, path = self.files(name)
         rgb = read_rgb(image)
-        return bgr_blob(rgb, self._mean), label_blob(read_label_png(path), len(CLASSES), path, rgb)
+        label = label_blob(read_label_png(path), len(CLASSES), path, rgb)
+        return mask_image(bgr_blob(rgb, self._mean), label, self._mask), label

@@ -208,6 +208,7 @@ EXPERIMENTS = {
     'voc_fcn8s': _on_voc('data/voc-fcn16s.caffemodel'),
     'voc_fcn8s_atonce': _on_voc(_VGG16_FCN),
     'voc_fcn_alexnet': _on_voc('data/ilsvrc-nets/caffenet-fcn.caffemodel'),
+    'voc_fcn_googlenet': _on_voc('data/ilsvrc-nets/googlenet.caffemodel'),
     'nyud_fcn32s_color': _on_nyud('color', start=(_VGG16_FCN,)),
     'nyud_fcn32s_color_d': _on_nyud('color', 'depth', start=('data/ilsvrc-nets/vgg16.caffemodel',)),
     'nyud_fcn32s_hha': _on_nyud('hha', start=(_VGG16_FCN,)),

@@ -120,7 +120,7 @@ def draw_curve(runs: Sequence[Path], path: Path) -> None:
         axis.spines[['top', 'right']].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _find_logs(run: Path) -> list[tuple[str, Path]]:
@@ -214,7 +214,7 @@ def draw_panel(
                 handlelength=1,
                 handleheight=1,
             )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _image_of(shown: np.ndarray | Labelled) -> np.ndarray:
@@ -269,7 +269,7 @@ def draw_class_scores(scores: Scores, names: Sequence[str], path: Path) -> None:
         mean = 100 * scores.mean_iu
         axes.axvline(mean, color='C3', lw=1, ls='--', zorder=0, label=f'mean IU {mean:.1f} %')
     axes.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -283,10 +283,11 @@ def draw_confusion(hist: np.ndarray, names: Sequence[str], path: Path) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel='predicted', ylabel='labelled')
     figure.colorbar(shown, label='share of the labelled class, %')
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix of `path` says as what: .png, .pdf or .svg."""
     kind = check_kind(path)
     metadata = {'Software' if kind == 'png' else 'Creator': _DRAWN}
     with replacing(path) as temporary:

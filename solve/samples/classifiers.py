@@ -8,17 +8,20 @@ from typing import Any
 
 import caffe_port as caffe
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
-from nets import caffenet, vgg16
+from nets import caffenet, googlenet, vgg16
 from solve.datasets import voc
 from solve.run.progress import show_progress
 from solve.samples.windows import WindowSampler
 
-# By name: the net, the smallest image whose pool5 has the size that fc6 needs (Caffe's
-# pooling rounds up), its widths, and how many batches it is trained on.
+# By name: the net, the smallest image whose last pooling has the size that the layer behind it
+# needs (Caffe's pooling rounds up), its widths, and how many batches it is trained on.
 CLASSIFIER_NETS: dict[str, tuple[Callable[..., NetParameter], int, dict[str, int], int]] = {
     'vgg16': (vgg16.classifier, 193, dict(width=8, fc=512), 130),
     'caffenet': (caffenet.classifier, 199, dict(width=24, fc=512), 150),
+    'googlenet': (googlenet.classifier, 223, dict(width=16), 200),
 }
+# Layers between pixels and scores, where not all are one behind the other.
+DEPTHS = {'googlenet': 22}
 # Dropout takes a fifth of so few units: with a half the classifier learned more slowly.
 DROP = 0.2
 SCENES, BATCH = 300, 8
@@ -50,7 +53,7 @@ def train_classifier(name: str, weights: Path, seed: int) -> None:
     solver = caffe.SGDSolver(param)
     # msra keeps a signal's size through a layer. Here each layer takes an equal share of the
     # way from pixels to scores, which also balances the layers' gradients.
-    gain = PIXEL ** (-1 / len(solver.net.params))
+    gain = PIXEL ** (-1 / DEPTHS.get(name, len(solver.net.params)))
     for weight, _ in solver.net.params.values():
         weight.data[...] *= gain
     with show_progress(range(rounds), desc=f'narrow {name} classifier', leave=False) as bar:
@@ -72,8 +75,9 @@ def _to_train(net: NetParameter, size: int) -> NetParameter:
                 getattr(layer, kind).weight_filler.type = 'msra'
         if layer.HasField('dropout_param'):
             layer.dropout_param.dropout_ratio = DROP
+    scores = net.layer[-2].top[0]
     del net.layer[-1]  # the probabilities
     label = net.layer.add(name='label', type='Input', top=['label'])
     label.input_param.shape.add(dim=[BATCH])
-    net.layer.add(name='loss', type='SoftmaxWithLoss', bottom=['fc8', 'label'], top=['loss'])
+    net.layer.add(name='loss', type='SoftmaxWithLoss', bottom=[scores, 'label'], top=['loss'])
     return net

@@ -67,6 +67,11 @@ RECIPES = {
         ('caffenet',),
         dict(base_lr=0.01, lr_policy='poly', power=1, iter_size=4, max_iter=150, snapshot=50),
     ),
+    'voc_fcn_googlenet': Recipe(
+        _draw_voc,
+        ('googlenet',),
+        dict(base_lr=0.01, lr_policy='poly', power=1, iter_size=4, max_iter=150, snapshot=50),
+    ),
     'nyud_fcn32s_color': Recipe(_draw_nyud, ('vgg16',), _summed(3e-7, 300, 100), before=150),
     'nyud_fcn32s_color_d': Recipe(_draw_nyud, ('vgg16',), _summed(3e-7, 300, 100)),
     'nyud_fcn32s_hha': Recipe(_draw_nyud, ('vgg16',), _summed(3e-7, 300, 100), before=150),

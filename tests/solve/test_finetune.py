@@ -371,3 +371,25 @@ def test_help_begins_with_an_example_and_fits_a_screen():
     text = finetune._make_parser().format_help()
     assert text.startswith('usage: finetune.py --images') and 'exit status' in text
     assert len(text.splitlines()) <= 45
+
+
+def test_a_sample_that_was_stopped_before_its_net_trains_starts_again(
+    tmp_path, monkeypatch, capsys
+):
+    def end_with(error):
+        def train(*_):
+            raise error
+
+        monkeypatch.setattr(classifiers, 'train_classifier', train)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune, 'SAMPLE_IMAGES', 10)
+    end_with(KeyboardInterrupt())
+    assert run(monkeypatch) == 130
+    said = capsys.readouterr().err
+    assert 'to go on: ' in said and '--resume latest --output output/finetune-sample' in said
+    end_with(caffe.CaffeError('trains again'))
+    assert run(monkeypatch, '--resume', 'latest') == 2
+    printed = capsys.readouterr()
+    assert 'the sample starts again' in printed.out and 'error: trains again' in printed.err
+    assert [path.name for path in (tmp_path / 'output').iterdir()] == ['finetune-sample']

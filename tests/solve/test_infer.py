@@ -383,3 +383,19 @@ def test_ranks_share_the_pictures_out(folder, weights, monkeypatch, capsys):
 def test_a_picture_too_large_for_any_tile_is_named(folder, weights, monkeypatch, capsys):
     assert run(monkeypatch, weights, 'a.png', '--max-memory', '1M') == 1
     assert 'error: a.png: a picture of 37 x 61 takes about' in capsys.readouterr().err
+
+
+def test_the_gpu_may_stand_behind_the_pictures(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(infer.options, 'run_net_command', lambda parser, _: found.append(parser))
+    infer.main()
+    (parser,) = found
+    args = parser.parse_intermixed_args(['voc_fcn8s', 'w.pth', 'a.jpg', '1', '--overlay'])
+    assert (args.gpu, args.pictures) == (1, [Path('a.jpg')])
+    (tmp_path / '1').touch()
+    args = parser.parse_intermixed_args(['voc_fcn8s', 'w.pth', 'a.jpg', '1'])
+    assert (args.gpu, args.pictures) == (None, [Path('a.jpg'), Path('1')])
+    (tmp_path / '1').unlink()
+    with pytest.raises(SystemExit):
+        parser.parse_intermixed_args(['voc_fcn8s', 'w.pth', 'a.jpg', '1', '--gpu', '0'])

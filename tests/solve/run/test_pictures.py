@@ -60,7 +60,7 @@ def test_the_legend_has_the_classes_present_with_their_shares(monkeypatch):
     labels = LABELS.copy()
     labels[0, 0] = 7
     shown = overlays.draw_overlay(PICTURE, labels, voc.CLASSES)
-    said = ['background 80.0%', 'person 11.7%', 'bicycle 8.3%', 'cat < 0.1%', 'car < 0.1%']
+    said = ['background 80.0 %', 'person 11.7 %', 'bicycle 8.3 %', 'cat < 0.1 %', 'car < 0.1 %']
     assert [text for text, _ in written] == [said[0], said[1], said[2], said[4]]
     assert shown.width == 400 and shown.height > 300
     for _, (x, y) in written:
@@ -110,8 +110,8 @@ def test_a_panel_names_classes_and_says_the_iu_of_each_picture(tmp_path, drawn):
     said = texts(drawn[0])
     known = label != 255
     hist = fast_hist(label[known].astype(int), prediction[known], 21)
-    assert said.count(f'mean IU {100 * Scores(hist).mean_iu:.1f}') == 2
-    assert said.count(f'{7000 / known.sum():.1%} wrong') == 2
+    assert said.count(f'mean IU {100 * Scores(hist).mean_iu:.1f} %') == 2
+    assert said.count(f'{100 * 7000 / known.sum():.1f} % wrong') == 2
     for text, count in (('person', 2), ('bicycle', 2), ('void', 2), ('image', 1), ('errors', 1)):
         assert said.count(text) == count
     assert 'aeroplane' not in said
@@ -126,7 +126,9 @@ def test_bars_stand_for_the_iu_of_each_class_the_best_first(tmp_path, drawn):
     assert order == ['b', 'a', 'd', 'c', 'e']
     widths = [bar.get_width() for bar in axes.containers[1]]
     assert widths == pytest.approx([75, 100 * 8 / 19, 10, 0, 0])
-    assert 'absent' in texts(drawn[0]) and f'mean IU {100 * scores.mean_iu:.1f}' in texts(drawn[0])
+    assert 'absent' in texts(drawn[0]) and f'mean IU {100 * scores.mean_iu:.1f} %' in texts(
+        drawn[0]
+    )
     assert (tmp_path / 'bars.svg').read_text().startswith('<?xml')
 
 
@@ -165,7 +167,7 @@ def test_a_curve_is_drawn_of_runs_chains_and_log_files(chain, monkeypatch, drawn
     assert said == [[f'{run}: loss' for run in runs], [f'{run}: mean IU' for run in runs]]
     for axes, legend in zip(drawn[0].axes, legends):
         assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
-    assert drawn[0].axes[1].lines[0].get_xydata().tolist() == [[40, 0.25]]
+    assert drawn[0].axes[1].lines[0].get_xydata().tolist() == [[40, 25]]
 
 
 @pytest.mark.parametrize(
