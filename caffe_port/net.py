@@ -189,9 +189,11 @@ class Net(NetWeights, Aliases):
         recording = torch.is_grad_enabled()
         end = len(self._nodes) if last is None else last + 1
         with torch.no_grad():
+            taped = recording and any(node.need_backward for node in self._nodes)
             watched = self.debug_info or self._before_forward or self._after_forward
-            whole = (first, end) == (0, len(self._nodes))
-            done = self._run_planned(recording) if whole and not watched else ()
+            done: Container[int] = ()
+            if (first, end) == (0, len(self._nodes)) and not (taped or watched):
+                done = self._planned.run(lambda i: self._run(i, self._nodes[i], False))
             for i in range(first, end):
                 node = self._nodes[i]
                 notify(self._before_forward, i)
@@ -201,17 +203,6 @@ class Net(NetWeights, Aliases):
                 if self.debug_info:
                     debug.log_forward(node, self.blobs)
         self._seed_losses()
-
-    def _run_planned(self, recording: bool) -> Container[int]:
-        """Compute what a plan can compute, and return the numbers of the layers it covers."""
-        needs_tape = recording and any(node.need_backward for node in self._nodes)
-        if needs_tape or not self._planned.may_apply():
-            return ()
-        first = [i for i, node in enumerate(self._nodes) if not node.bottoms]
-        for i in first:
-            if self._nodes[i].type != 'Input':
-                self._run(i, self._nodes[i], recording)
-        return range(len(self._nodes)) if self._planned.run() else first
 
     def _run(self, i: int, node: Node, recording: bool) -> None:
         self._tape.pop(i, None)

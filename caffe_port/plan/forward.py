@@ -8,7 +8,7 @@ changed meanwhile, this would show values of no forward that ever was: it is ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 
 import torch
@@ -36,12 +36,21 @@ class PlannedForward:
         self._outputs: dict[str, Tensor] = {}
         self._changes = -1
 
-    def may_apply(self) -> bool:
-        """Return whether `run` may find a layout for some shapes."""
-        return self._planner.may_apply()
+    def run(self, run_source: Callable[[int], None]) -> Container[int]:
+        """Compute what a plan can compute, and return the numbers of the layers it covers.
 
-    def run(self) -> bool:
-        """Compute all layers that have bottoms; return False where no plan applies or pays."""
+        run_source: runs a layer without bottoms, by its number.
+        """
+        nodes = self._module.nodes
+        if not self._planner.may_apply():
+            return ()
+        first = [i for i, node in enumerate(nodes) if not node.bottoms]
+        for i in first:
+            if nodes[i].type != 'Input':
+                run_source(i)
+        return range(len(nodes)) if self._compute() else first
+
+    def _compute(self) -> bool:
         tops = {top for node in self._module.nodes if not node.bottoms for top in node.tops}
         sources = {name: self._blobs[name].tensor for name in self._blobs if name in tops}
         held = {name for name, blob in self._blobs.items() if blob.is_shown()}

@@ -60,12 +60,27 @@ def test_outputs_at_every_residue():
 
 
 @pytest.mark.parametrize('name', NETS)
-@pytest.mark.parametrize(('phase', 'batch'), [(caffe.TRAIN, 1), (caffe.TEST, 3)])
-def test_values_and_gradients_in_both_phases(name, phase, batch):
+def test_values_and_gradients(name):
+    one = NETS.index(name) % 2
+    check_gradients(name, caffe.TRAIN if one else caffe.TEST, 1 if one else 3, (17, 9))
+
+
+@examples(2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(NETS),
+    st.sampled_from([caffe.TRAIN, caffe.TEST]),
+    st.sampled_from([1, 3]),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+)
+def test_values_and_gradients_in_both_phases(name, phase, batch, size):
+    check_gradients(name, phase, batch, size)
+
+
+def check_gradients(name: str, phase: int, batch: int, size: tuple[int, int]) -> None:
     found = []
     net = drawn(name, 'val', phase, drop=0.5)
     for top in net.inputs:
-        net.blobs[top].reshape(batch, net.blobs[top].channels, 17, 9)
+        net.blobs[top].reshape(batch, net.blobs[top].channels, *size)
     rng = np.random.RandomState(0)
     for top in net.inputs:
         shape = net.blobs[top].shape
