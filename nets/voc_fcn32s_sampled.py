@@ -11,7 +11,15 @@ from caffe_port.coord_map import crop
 from caffe_port.net_spec import NetSpec
 from caffe_port.proto.caffe_pb2 import NetParameter
 from nets import data, vgg16
-from nets.atoms import conv_relu, dropout, pixel_loss, sampled_loss, score, upsample, write_prototxts
+from nets.atoms import (
+    conv_relu,
+    dropout,
+    pixel_loss,
+    sampled_loss,
+    score,
+    upsample,
+    write_prototxts,
+)
 
 
 def fcn(

@@ -42,9 +42,7 @@ def main() -> None:
                         help='where a sample is drawn (default: %(default)s)')  # fmt: skip
     args = parser.parse_args()
     with options.session():
-        draw = functools.partial(
-            trees.draw_dataset, folder=make_folder(args.output) / 'data'
-        )
+        draw = functools.partial(trees.draw_dataset, folder=make_folder(args.output) / 'data')
         truth = open_ground_truth(args, draw)
         counts = sum(np.bincount(labels.ravel(), minlength=256) for labels in truth)
         counts = np.asarray(counts)[: len(truth.classes)]

@@ -48,7 +48,9 @@ def main() -> None:
                 variants.set_rates(net.fcn('train', **sample['net']), rates),
                 sample['weights'][0], sample['constants'], args.iterations,
             )  # fmt: skip
-            scores = variants.score(trained.net, net.fcn('seg11valid', **sample['net']), args.images)
+            scores = variants.score(
+                trained.net, net.fcn('seg11valid', **sample['net']), args.images
+            )
             print(f'{name:16} {100 * scores.mean_iu:5.1f}   paper {paper}', flush=True)
 
 

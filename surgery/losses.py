@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,9 @@ class PixelLoss(Layer):
         except (ValueError, SyntaxError) as error:
             raise CaffeError(f'PixelLoss: param_str must be a dict literal: {error}') from error
         if not isinstance(given, Mapping) or not set(given) <= _OPTIONS:
-            raise CaffeError(f'PixelLoss: options {given!r}, expected {", ".join(sorted(_OPTIONS))}')
+            raise CaffeError(
+                f'PixelLoss: options {given!r}, expected {", ".join(sorted(_OPTIONS))}'
+            )
         if len(bottom) != 2 or len(top) != 1:
             raise CaffeError('PixelLoss: scores and label in and the loss out expected')
         self.normalize = bool(given.get('normalize', False))

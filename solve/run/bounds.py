@@ -78,9 +78,7 @@ def measure_bounds(
         for (way, factor), hist in hists.items():
             again = UPSAMPLINGS[way](coarsen(whole, factor), factor, labels.shape)
             hist += fast_hist(np.where(labels == VOID, -1, labels.astype(int)), again, classes)
-    return {
-        way: {factor: Scores(hists[way, factor]) for factor in factors} for way in UPSAMPLINGS
-    }
+    return {way: {factor: Scores(hists[way, factor]) for factor in factors} for way in UPSAMPLINGS}
 
 
 def draw_bounds(bounds: Mapping[str, Mapping[int, Scores]], title: str, path: Path) -> None:
@@ -89,9 +87,14 @@ def draw_bounds(bounds: Mapping[str, Mapping[int, Scores]], title: str, path: Pa
     axes = figure.subplots()
     for way, scores in bounds.items():
         axes.plot(
-            [*scores], [100 * each.mean_iu for each in scores.values()], 'o-', label=f'{title}, {way}'
+            [*scores],
+            [100 * each.mean_iu for each in scores.values()],
+            'o-',
+            label=f'{title}, {way}',
         )
-    axes.plot([*PAPER], [*PAPER.values()], 'k--s', markersize=4, label='VOC, PAMI 2016, section 6.3')
+    axes.plot(
+        [*PAPER], [*PAPER.values()], 'k--s', markersize=4, label='VOC, PAMI 2016, section 6.3'
+    )
     axes.set_xscale('log', base=2)
     axes.invert_xaxis()
     axes.set_xticks(FACTORS, list(map(str, FACTORS)))

@@ -34,7 +34,13 @@ class GroundTruth:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add NET, whose data set it is, --train and the folders of the data sets."""
     add = parser.add_argument
-    add('net', metavar='NET', nargs='?', default='voc_fcn32s', help='its data (default: %(default)s)')
+    add(
+        'net',
+        metavar='NET',
+        nargs='?',
+        default='voc_fcn32s',
+        help='its data (default: %(default)s)',
+    )
     add('--train', action='store_true', help='the images it learns from (default: is scored on)')
     places = dict.fromkeys(place for data in experiments.DATA.values() for place in data.PLACES)
     for place in places:

@@ -42,7 +42,7 @@ def test_the_score_of_every_size_is_cut_where_coord_map_puts_it():
         assert net.blobs['score'].shape == (1, 21, size, size + 13)
         for coarse, side in zip(net.blobs['score_fr'].shape[2:], (size, size + 13)):
             # The cells nearest to the first and the last pixel are there.
-            assert 0 <= round(down.shift[0])
+            assert round(down.shift[0]) >= 0
             assert round(down.scale[0] * (side - 1) + down.shift[0]) <= coarse - 1
             assert 32 * (coarse - 1) + 63 >= side + 17
 

@@ -77,9 +77,7 @@ def test_without_options_it_is_softmax_with_loss(normalize):
     ours = coarse_net(
         *image.shape[2:], lambda n, s: sampled_loss(s, n.label, s, normalize=normalize)
     )
-    caffes = coarse_net(
-        *image.shape[2:], lambda n, s: pixel_loss(s, n.label, normalize=normalize)
-    )
+    caffes = coarse_net(*image.shape[2:], lambda n, s: pixel_loss(s, n.label, normalize=normalize))
     (loss, found), (expected_loss, expected) = (
         gradients(net, image, label) for net in (ours, caffes)
     )
