@@ -106,7 +106,9 @@ def main() -> None:
     with options.session():
         options.choose_device(args.gpu)
         print(f'{"":14} {"forward ms":>16} {"parameters":>14} {"field":>12} {"stride":>9}  mean IU')
-        print(f'{"":14} {"ours   paper":>16} {"ours  paper":>14} {"ours  paper":>12}  ours/paper   paper')
+        print(
+            f'{"":14} {"ours   paper":>16} {"ours  paper":>14} {"ours  paper":>12}  ours/paper   paper'
+        )
         for name, module, (mean_iu, ms, millions, field, stride) in ROWS:
             net = Net(module.fcn('deploy'), TEST)
             count = sum(
