@@ -235,8 +235,9 @@ def read(net: str) -> NetParameter:
 def summarize(
     net: str, size: tuple[int, int] | None, as_dot: bool = False, as_plan: bool = False
 ) -> Iterator[str]:
-    """Yield the table of a net, or its graph, or its plan; inputs N x C x H x W get the height and width
-    `size`.
+    """Yield the table of a net, or its graph, or its plan.
+
+    Inputs N x C x H x W get the height and width `size`.
     """
     param = read(net)
     module = NetModule(param, NetState(phase='TEST'))

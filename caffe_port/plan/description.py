@@ -56,5 +56,5 @@ def table(parts: list[Part]) -> Iterator[str]:
         yield form.format(
             part.layers, part.method, format_shape(part.top), f'{part.share:.0%}', *work
         )
-    before, after = (sum(part[i] for part in parts) for i in (4, 5))
+    before, after = sum(part.before for part in parts), sum(part.after for part in parts)
     yield f'{before / 1e9:.2f} G multiply-adds layer by layer, {after / 1e9:.2f} G by plan'

@@ -130,3 +130,26 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback():
     command = f'{sys.executable} -m caffe_port.summary vgg16 | head -1'
     run = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.startswith('layer') and not run.stderr
+
+
+def test_the_plan_counts_arithmetic_before_and_after(capsys):
+    assert summary.main(['voc_fcn32s', '--size', '500x334', '--plan']) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert list(lines)[1:4] == ['conv1_1', 'conv1_2', 'pool1']
+    assert 'fc6 relu6 drop6' in lines['fc6'] and 'product' in lines['fc6']
+    direct = 3 * 9 * 64 * 698 * 532
+    # The picture reaches a pixel on each of its sides.
+    assert lines['conv1_1'].split()[-2:] == [
+        f'{direct / 1e6:.1f}',
+        f'{3 * 9 * 64 * 502 * 336 / 1e6:.1f}',
+    ]
+
+
+def test_a_net_without_a_plan_says_so(tmp_path, capsys):
+    small = tmp_path / 'small.prototxt'
+    small.write_text(
+        'input: "data" input_shape { dim: 1 dim: 3 dim: 8 dim: 8 } '
+        'layer { name: "relu" type: "ReLU" bottom: "data" top: "relu" }'
+    )
+    assert summary.main([str(small), '--plan']) == 0
+    assert capsys.readouterr().out == 'no plan: the layers run as they stand\n'
