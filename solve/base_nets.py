@@ -106,7 +106,10 @@ def main() -> None:
     with options.session():
         options.choose_device(args.gpu)
         print(f'{"":14} {"forward ms":>16} {"parameters":>14} {"field":>12} {"stride":>9}  mean IU')
-        print(f'{"":14} {"ours   paper":>16} {"ours  paper":>14} {"ours  paper":>12}  ours/paper   paper')
+        print(
+            f'{"":14} {"ours   paper":>16} {"ours  paper":>14} {"ours  paper":>12}  '
+            'ours/paper   paper'
+        )
         for name, module, (mean_iu, ms, millions, field, stride) in ROWS:
             net = Net(module.fcn('deploy'), TEST)
             count = sum(
@@ -115,7 +118,8 @@ def main() -> None:
             )  # fmt: skip
             spec, top = make_scores()[name]
             print(
-                f'{name:14} {time_forward(net, args.runs):8.0f} {ms:7} {count / 1e6:7.1f}M {millions:4}M '
+                f'{name:14} {time_forward(net, args.runs):8.0f} {ms:7} {count / 1e6:7.1f}M '
+                f'{millions:4}M '
                 f'{measure_field_of(top):6} {field:5} {_spacing(top):6}/{stride} {mean_iu:8.1f}',
                 flush=True,
             )

@@ -17,9 +17,9 @@ DESCRIPTION = """examples:
   heavy.py                          a drawn sample, some minutes on two cores
   heavy.py --images 400
 
-Train FCN-32s on a drawn sample with the paper's batch sizes and momenta, all with the same effective
-rate, lr x pixels of the loss / (1 - momentum), and on as many images. Batch k with momentum m forgets
-an image as batch 1 with momentum m ** (1 / k) does: 0.9 ** (1 / 20) = 0.995.
+Train FCN-32s on a drawn sample with the paper's batch sizes and momenta, all with the same
+effective rate, lr x pixels of the loss / (1 - momentum), and on as many images. Batch k with
+momentum m forgets an image as batch 1 with momentum m ** (1 / k) does: 0.9 ** (1 / 20) = 0.995.
 """
 # Name, batch, momentum, whether the loss is a mean over pixels, and the paper's mean IU.
 ROWS = (
@@ -65,7 +65,8 @@ def main() -> None:
             scores = variants.score(run.net, voc_fcn32s.fcn('seg11valid', **sample['net']), 12)
             last = np.mean(run.losses[-max(10 // batch, 1) :]) / summed
             print(f'{name:18} {batch:5}  {momentum:8}  {rate:8.2g}  {EFFECTIVE:21.3g}  {steps:5}  '
-                  f'{last:12.4f}  {100 * scores.mean_iu:9.1f}  {paper or "-"}', flush=True)  # fmt: skip
+                  f'{last:12.4f}  {100 * scores.mean_iu:9.1f}  '
+                  f'{paper or "-"}', flush=True)  # fmt: skip
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ DESCRIPTION = """examples:
   masking.py                        a drawn sample, some minutes on two cores
   masking.py --iterations 200
 
-Train FCN-32s on a drawn sample with each mask and score it with its own or another one. The mask is
-the option 'mask' of the data layers of VOC and SBD. Mean IU leaves out the background, as in the paper.
+Train FCN-32s on a drawn sample with each mask and score it with its own or another one. The mask
+is the option 'mask' of the data layers of VOC and SBD. Mean IU leaves out the background, as in
+the paper.
 """
 # Name, what is masked in training and in testing, and the paper's mean IU (PAMI 2016, table 8).
 ROWS = (

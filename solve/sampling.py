@@ -4,7 +4,6 @@ from __future__ import annotations
 
 if __name__ == '__main__':
     import _checkout
-import time
 from pathlib import Path
 
 import numpy as np
