@@ -1,0 +1,60 @@
+"""A plan stands aside where something besides the layers' own forwards and blobs has a say."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import caffe_port as caffe
+from tests.caffe_port.plan.forced import assert_near, drawn, force, images
+
+
+@pytest.fixture
+def net(monkeypatch) -> caffe.Net:
+    force(monkeypatch)
+    return drawn('voc_fcn8s')
+
+
+def test_hooks_of_layers_see_each_call(net):
+    calls = []
+    net.module.get_submodule('conv3_1').register_forward_hook(lambda *call: calls.append(call))
+    with torch.no_grad():
+        net.module(**images(net, (9, 20)))
+    assert len(calls) == 1
+
+
+def test_functional_call_computes_with_the_given_parameters(net):
+    inputs = images(net, (9, 20))
+    scaled = {name: p.detach() * 1.5 for name, p in net.module.named_parameters()}
+    with torch.no_grad():
+        net.module(**inputs)
+        found = torch.func.functional_call(net.module, scaled, (), inputs)['score']
+        caffe.set_plan(False)
+        assert torch.equal(
+            found, torch.func.functional_call(net.module, scaled, (), inputs)['score']
+        )
+
+
+def test_vmap_and_forward_mode_pass_through(net):
+    data = images(net, (9, 20))['data']
+    with torch.no_grad():
+        expected = net.module(data=data)['score']
+        found = torch.vmap(lambda each: net.module(data=each)['score'])(data[None])
+        assert_near(found[0], expected)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(data, torch.ones_like(data))
+            assert forward_ad.unpack_dual(net.module(data=dual)['score']).tangent is not None
+
+
+def test_dropout_draws_after_train(net):
+    inputs = images(net, (9, 20))
+    net.module.train()
+    with torch.no_grad():
+        first, second = (net.module(**inputs)['score'] for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_callbacks_of_a_net_see_every_layer_computed(net):
+    seen = []
+    net.after_forward(lambda i: seen.append(net.blobs[net._nodes[i].tops[0]].is_postponed))
+    net.forward()
+    assert len(seen) == len(net.layers) and not any(seen)
