@@ -21,7 +21,7 @@ from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import weights
 from caffe_port.proto.caffe_pb2 import NetParameter
 from nets.data import SEED
-from solve import launch, score, voc_fcn32s, voc_fcn_alexnet
+from solve import launch, score, voc_fcn32s, voc_fcn_alexnet, voc_fcn_googlenet
 from solve.datasets import folder as own
 from solve.datasets.images import VOID
 from solve.run import commands, events, experiments, options, preflight, retention
@@ -40,6 +40,8 @@ Train an official net on your own pictures and classes.
 """
 DEFAULT, PLAN = Path('output/finetune'), 'finetune.json'
 SAMPLE_IMAGES = 150
+# The nets whose loss is a mean over pixels; the others' is a sum.
+NORMALISED = {'voc_fcn_alexnet': voc_fcn_alexnet, 'voc_fcn_googlenet': voc_fcn_googlenet}
 
 
 @dataclass(frozen=True)
@@ -180,10 +182,9 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         raise CaffeError('--weights is needed: a classifier such as VGG16, or a trained FCN')
     widths = experiments.find_widths(find_net(args.net), weights.read(args.weights))
     widths.pop('classes', None)
-    alexnet = args.net == 'voc_fcn_alexnet'
     recipe = scale_constants(
-        voc_fcn_alexnet.SOLVER if alexnet else voc_fcn32s.SOLVER,
-        not alexnet,
+        NORMALISED.get(args.net, voc_fcn32s).SOLVER,
+        args.net not in NORMALISED,
         len(splits['train']),
         found.labelled_per_image,
         args.iterations,
@@ -255,7 +256,8 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     for name in ('labels', 'classes', 'weights', 'list', 'train_list', 'val_list', 'map'):
         if getattr(args, name):
             raise CaffeError(f'{options.name_option(name)} needs --images')
-    name = 'caffenet' if args.net == 'voc_fcn_alexnet' else 'vgg16'
+    sample = args.net if args.net in NORMALISED else 'voc_fcn32s'
+    name = recipes.RECIPES[sample].classifier
     folder = args.output or recipes.folder_of('finetune')
     folder = args.output = launch.make_run_folder(folder, args.resume)
     print(
@@ -277,8 +279,7 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         print(f'Starting from {start}', flush=True)
     else:
         classifiers.train_classifier(name, start, recipes.SEED)
-    published = voc_fcn_alexnet.SOLVER if name == 'caffenet' else voc_fcn32s.SOLVER
-    sample = 'voc_fcn_alexnet' if name == 'caffenet' else 'voc_fcn32s'
+    published = NORMALISED.get(args.net, voc_fcn32s).SOLVER
     constants = {**published, **recipes.make_settings(sample)['constants']}
     # Three classes need fewer iterations than 21.
     constants.update(max_iter=args.iterations or 240, snapshot=80, display=20)

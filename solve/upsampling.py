@@ -5,6 +5,7 @@ from __future__ import annotations
 if __name__ == '__main__':
     import _checkout
 from pathlib import Path
+from types import ModuleType
 
 from caffe_port.errors import make_folder
 from nets import voc_fcn8s_atonce, voc_fcn32s
@@ -20,7 +21,7 @@ last (CVPR 2015) or all learned, each from bilinear interpolation; and FCN-32s w
 but its score layer (FCN-32s-fixed).
 """
 # Name, net, lr_mult by layer ('*': all others), and the paper's mean IU where there is one.
-ROWS = (
+ROWS: tuple[tuple[str, ModuleType, dict[str, float], str], ...] = (
     ('8s, all fixed', voc_fcn8s_atonce, {}, '65.4 (PAMI 2016, table 3)'),
     ('8s, last fixed', voc_fcn8s_atonce, {'upscore2': 1, 'upscore_pool4': 1}, '62.7 (CVPR 2015)'),
     ('8s, all learned', voc_fcn8s_atonce,

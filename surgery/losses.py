@@ -110,8 +110,9 @@ class PixelLoss(Layer):
         top[0].tensor = (losses * self._kept[1]).sum()
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        if propagate_down[0]:
+        given = top[0].diff_tensor
+        if propagate_down[0] and given is not None:
             label, factors = self._kept
             gradient = F.softmax(bottom[0].tensor.detach(), 1)
             gradient.scatter_add_(1, label[:, None], -torch.ones_like(factors)[:, None])
-            bottom[0].diff_tensor = gradient * (factors * top[0].diff_tensor)[:, None]
+            bottom[0].diff_tensor = gradient * (factors * given)[:, None]
