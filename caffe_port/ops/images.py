@@ -6,7 +6,7 @@ import os
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from caffe_port.errors import CaffeError
 
@@ -40,6 +40,10 @@ def decode(data: bytes, color: bool | None, where: str) -> np.ndarray:
             if image.mode.startswith('I'):
                 return _of_16_bits(np.asarray(image), color)
             return _pixels(image, color)
+    except UnidentifiedImageError as error:
+        raise CaffeError(
+            f'{where}: expected an image, found {len(data)} bytes of no format that Pillow reads'
+        ) from error
     except Exception as error:  # decoders raise whatever a broken file leads them to
         raise CaffeError(f'{where}: expected an image, found {len(data)} bytes: {error}') from error
 

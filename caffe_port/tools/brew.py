@@ -210,7 +210,13 @@ def _choose_device(gpus: Sequence[int]) -> None:
 
 
 def _start_processes(gpus: Sequence[int], flags: dict[str, Any]) -> None:
-    """Run this training once for each GPU, as one net in training."""
+    """Run this training once for each GPU, as one net in training.
+
+    Raises CaffeError where PyTorch does not find all of them.
+    """
+    found = torch.cuda.device_count()
+    if missing := [gpu for gpu in gpus if gpu >= found]:
+        raise CaffeError(f'--gpu={flags["gpu"]}: no GPU {missing[0]}; PyTorch finds {found}')
     LOG.info('Using GPUs %s', ', '.join(map(str, gpus)))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
     command += [f'--nproc_per_node={len(gpus)}', '-m', 'caffe_port', 'train']

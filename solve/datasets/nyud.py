@@ -45,7 +45,7 @@ def read_depth(path: Path) -> np.ndarray:
     if not image.mode.startswith('I'):
         raise CaffeError(
             f'{path}: PNG of mode {image.mode}, must be grey of 16 bits: '
-            'its values are depths in millimetres'
+            'its values are depths in millimetres (are color and depth swapped?)'
         )
     depth = np.asarray(image).astype(np.uint16)
     if not depth.all():

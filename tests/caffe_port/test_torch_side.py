@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import caffe_port as caffe
+from caffe_port.outputs import Outputs
 from nets import voc_fcn8s
 from tests.vectors import net_of
 
@@ -320,3 +321,14 @@ def test_repr_shows_sizes(fcn):
     } <= lines
     assert '(ip): InnerProduct(36, 5)' in repr(small().module)
     assert '(norm): BatchNorm(4, eps=1e-05)' in repr(small().module)
+
+
+def test_a_net_of_one_output_stands_in_a_sequence_of_modules(fcn):
+    x = image(1, 3, 40, 52)
+    with torch.no_grad():
+        found = torch.nn.Sequential(fcn, torch.nn.Softmax(1), torch.nn.AvgPool2d(2))(x)
+        expected = torch.nn.functional.avg_pool2d(fcn(x).score.softmax(1), 2)
+    assert torch.equal(found, expected)
+    two = Outputs(a=x, b=x)
+    with pytest.raises(caffe.CaffeError, match='outputs a, b: name the one'):
+        torch.softmax(two, 1)

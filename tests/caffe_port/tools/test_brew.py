@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import caffe_port as caffe
 from caffe_port.__main__ import main
@@ -192,6 +193,7 @@ def test_many_gpus_start_a_process_each(folder, monkeypatch, caplog, status):
         return subprocess.CompletedProcess(command, status)
 
     monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     solver = f'{folder}/solver.prototxt'
     arguments = ['train', '-solver', solver, '--gpu=0,1', '--sighup_effect=none']
     if status:
@@ -209,8 +211,10 @@ def test_many_gpus_start_a_process_each(folder, monkeypatch, caplog, status):
 
 def test_a_gpu_that_is_not_there_is_named(folder, caplog):
     solver = f'--solver={folder}/solver.prototxt'
-    assert main(['train', solver, '--gpu=99']) == 1
-    assert 'no GPU 99; PyTorch finds' in said(caplog)
+    for gpus in '99', '99,100':
+        caplog.clear()
+        assert main(['train', solver, f'--gpu={gpus}']) == 1
+        assert 'no GPU 99; PyTorch finds' in said(caplog)
 
 
 def test_a_record_of_glog_keeps_its_message_and_letter():
