@@ -20,7 +20,8 @@ from caffe_port.verify import NamedTensors, compare, draw_inputs
 EXPORT_SUFFIXES = ('.onnx', '.pt2')
 # Sides that are tried as the least of the images that a net takes, smallest first.
 _LEAST_SIDES = (32, 64, 128, 256)
-# Further than any pooling, so that a program traced at one size cannot fit the other by chance.
+# Larger than any pooling stride, so that a program traced at one size cannot fit the other by
+# chance.
 _STEP = 32
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == '__main__' and not __package__:
-    import _checkout  # noqa: F401
+    import _checkout
 
 from caffe_port import command, plugins, prototxt
 from caffe_port.blob import format_shape

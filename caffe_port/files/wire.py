@@ -244,7 +244,7 @@ class WireFile:
             at += same * step
             if same < rows:
                 break
-            # A short run must not cost a long look.
+            # Limit how far a short run looks ahead.
             rows = min(2 * rows, _CHUNK // step)
         return Run(field.start - 1, (at - field.start + 1) // step, True), at
 

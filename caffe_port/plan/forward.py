@@ -2,8 +2,8 @@
 
 A blob is kept if it is an output, what a loss reads, was asked for before, or if somebody
 holds its array. Any other has its shape at once and its values when they are asked for:
-then all layers run again, as they stand, from a copy of the inputs. If the weights have
-changed meanwhile, this would show values of no forward that ever was: it is refused.
+then all layers run again, one by one, from a copy of the inputs. If the weights have changed
+since, the values would match no forward pass, so this raises.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Layout:
         self._frames: dict[int, Frame] = {}
         self._frames_of = -1  # the count of changes of the weights that the frames are of
 
-    # What there is.
+    # Lines and shapes.
 
     def _append(self, node: Node, readers: list[int], wanted: set[int]) -> None:
         reads = [self._canonical(value) for value in node.reads]
@@ -95,7 +95,7 @@ class Layout:
     def _canonical(self, value: int) -> int:
         return self._same.get(value, value)
 
-    # What of it is computed.
+    # Computed areas.
 
     def _decide_areas(self) -> None:
         reached = {v: whole(self.shapes[v]) for v in self.sources.values() if self._is_image(v)}
@@ -127,14 +127,14 @@ class Layout:
         self._made.update((line.tops[0], line.area) for line in self.lines if not line.is_whole)
 
     def _reads(self, line: lines.Line) -> list[Area | None]:
-        """Return what a line reads of each bottom; None of what is no image."""
+        """Return what a line reads of each bottom; None for a blob that is not an image."""
         if not line.is_whole:
             return [*line.reads(line.area)]
         shapes = [self.shapes[value] for value in line.bottoms]
         return [whole(shape) if len(shape) == 4 else None for shape in shapes]
 
     def _worth_computing(self, value: int, reached: Area) -> Area:
-        """Return what to compute of a blob: what the image reaches, of what is read."""
+        """Return the part of a blob to compute: what is read, where the image reaches it."""
         blob = whole(self.shapes[value])
         read = intersection(self.held[value], blob)
         area = intersection(read, reached)
@@ -154,7 +154,7 @@ class Layout:
         read = intersection(self.held[value], whole(self.shapes[value]))
         return intersection(read, self._made[value]) != read
 
-    # Where it stands.
+    # Places in memory.
 
     def _decide_places(self) -> None:
         """Give each blob that needs one a place in the arena, and free it after its last reader."""

@@ -51,7 +51,10 @@ class _Table:
         self._row = {}
 
     def finish(self) -> list[Row]:
-        """Return all rows; the first, which no rate comes before, takes that of the second."""
+        """Return all rows; give the first row the second's learning rate.
+
+        None was logged before it.
+        """
         self.end()
         if len(self.rows) > 1:
             self.rows[0]['LearningRate'] = self.rows[1]['LearningRate']

@@ -27,11 +27,10 @@ def list_formats() -> tuple[str, ...]:
 def find_pictures(argument: str | Path) -> list[Path]:
     """Return the pictures that one argument names.
 
-    A folder names its pictures, without folders in it or results of infer.py, in the order of
-    the numbers in their names: frame2 before frame10. A pattern such as 'day*/*.jpg' names
-    what it matches, in that order. A .txt, .lst or .list file names a picture a line, from its
-    own folder on. Anything else names
-    itself.
+    For a folder, return its pictures in natural order (frame2 before frame10), without
+    subfolders and infer.py's results. For a pattern such as 'day*/*.jpg', return what it
+    matches, in the same order. For a .txt, .lst or .list file, return the picture of each line,
+    relative to the file's folder. Anything else is itself a picture.
 
     Raises CaffeError if there is none.
     """

@@ -135,7 +135,7 @@ class Labelling:
             )
             path = picture.paths[name, 'labels']
             lines.append(f'{path}: {describe(labels, classes)}')
-            # The overlay first: who finds the labels finds both.
+            # Write the overlay first, so that labels on disk imply an overlay.
             if 'overlay' in self.kinds:
                 rgb = inputs.read_upright(picture.files[0])
                 drawn = draw_overlay(rgb, labels, classes)

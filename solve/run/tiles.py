@@ -196,7 +196,7 @@ def label(
 ) -> dict[str, np.ndarray]:
     """Return the best class of every pixel, H x W uint8, by each of the outputs.
 
-    The inputs are 1 x C x H x W float32. Memory is bounded by `budget` bytes, without it not.
+    The inputs are 1 x C x H x W float32. `budget` bounds the memory; None means no bound.
 
     Raises CaffeError if a score is NaN or infinite, naming the output and the first such layer.
     """
