@@ -49,8 +49,8 @@ def export(net: Net, path: str | os.PathLike) -> int | None:
     """
     shapes = _shapes(net)
     least = next((side for side in _LEAST_SIDES if _takes(net, _squares(shapes, side))), None)
-    if least is not None and _takes(net, _moved(shapes)):
-        shapes = _moved(shapes)
+    if least is not None and _takes(net, _widen(shapes)):
+        shapes = _widen(shapes)
     else:
         least = None
     example = tuple(torch.zeros(shape) for shape in shapes.values())
@@ -91,7 +91,7 @@ def verify_export(net: Net, path: str | os.PathLike, least: int | None) -> Itera
     shapes = _shapes(net)
     sizes = [shapes]
     if least is not None:
-        sizes = [_squares(shapes, least), _moved(_squares(shapes, least + 9)), shapes]
+        sizes = [_squares(shapes, least), _widen(_squares(shapes, least + 9)), shapes]
     run = _runner(net, path)
     for each in sizes:
         inputs = draw_inputs(each)
@@ -140,7 +140,7 @@ def _squares(shapes: dict[str, Shape], side: int) -> dict[str, Shape]:
     return {name: (*shape[:2], side, side) for name, shape in shapes.items()}
 
 
-def _moved(shapes: dict[str, Shape]) -> dict[str, Shape]:
+def _widen(shapes: dict[str, Shape]) -> dict[str, Shape]:
     """Return the shapes for images of another width."""
     return {name: (*shape[:3], shape[3] + _STEP) for name, shape in shapes.items()}
 

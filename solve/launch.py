@@ -14,7 +14,7 @@ from types import ModuleType
 import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve.run import commands, events, log, retention, workspace
+from solve.run import command_names, events, log, retention, workspace
 from solve.run.job import LATEST, Job
 from solve.run.options import (
     ROOT,
@@ -80,9 +80,9 @@ def _name_command(folder: Path, resume: bool) -> str:
             next(given, None)
         elif not argument.startswith(('--resume=', '--output=')):
             left.append(argument)
-    start = commands.list_start()
+    start = command_names.list_start()
     if parallel.run_id():
-        start[:1] = ['torchrun', '...'] + ['--no-python', *start[:1]] * commands.is_installed()
+        start[:1] = ['torchrun', '...'] + ['--no-python', *start[:1]] * command_names.is_installed()
     resumed = ['--resume', str(LATEST)] if resume else []
     return shlex.join([*start, *left, *resumed, '--output', str(folder)])
 

@@ -55,7 +55,7 @@ class Frame:
                 across += len(columns)
             down += len(rows)
 
-    def over(self, area: Area) -> Tensor:
+    def crop(self, area: Area) -> Tensor:
         """Return the pixels of an area, zeros outside the blob: 1 x C x H x W."""
         found = self._values
         for axis, span in enumerate(area):

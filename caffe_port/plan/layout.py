@@ -253,7 +253,7 @@ class Layout:
         framed = self._is_framed(value)
         for part in around(held, made):
             if framed:
-                place[slices(part, held)] = self._frame(value, kept).over(part)
+                place[slices(part, held)] = self._frame(value, kept).crop(part)
             else:
                 place[slices(part, held)] = 0
         values[value] = place
@@ -296,7 +296,7 @@ class Layout:
             constant = maker.constant([bottom.constant for bottom in bottoms])
             frame = Frame(self.shapes[value][1], self.shapes[value][2:], constant)
             for area, out in frame.corners():
-                windows = [b.over(read) for b, read in zip(bottoms, maker.reads(area))]
+                windows = [b.crop(read) for b, read in zip(bottoms, maker.reads(area))]
                 maker.compute(area, windows, out, kept)
         self._frames[value] = frame
         return frame

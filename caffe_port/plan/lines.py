@@ -16,7 +16,7 @@ from caffe_port.blob import Shape
 from caffe_port.building import Node
 from caffe_port.ops.base import Op
 from caffe_port.plan import products, upsampling, winograd
-from caffe_port.plan.areas import Area, Window, common, intersection, moved, slices, union, whole
+from caffe_port.plan.areas import Area, Window, common, intersection, shift, slices, union, whole
 from caffe_port.plan.kept import Kept
 
 # Layers whose pixel is made of that pixel of each bottom, in any area alike.
@@ -336,13 +336,13 @@ class Crop(Line):
         self.offset = [0] * (node.op.axis - 2) + list(node.op.offset)
 
     def reached(self, bottoms: list[Area]) -> Area:
-        back = moved(bottoms[0], [-offset for offset in self.offset])
+        back = shift(bottoms[0], [-offset for offset in self.offset])
         return intersection(back, whole(self.top_shapes[0]))
 
     constant = reached
 
     def reads(self, area: Area) -> list[Area]:
-        return [moved(area, self.offset)]
+        return [shift(area, self.offset)]
 
     def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
         return _put(windows[0], out)

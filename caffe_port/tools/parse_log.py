@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.tools import command
+from caffe_port.tools import glog_command
 
 Row = dict[str, float]
 
@@ -165,4 +165,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

@@ -22,7 +22,7 @@ from caffe_port.coord_map import UndefinedMapException
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
 from solve.run.cones import Cones
-from solve.run.memory import format_memory
+from solve.run.free_memory import format_memory
 
 # More tiles on an axis are not tried: each would compute little else than its margins.
 _MOST_PARTS = 64
