@@ -12,6 +12,7 @@ from caffe_port.tools import (
     convert_imageset,
     extract_features,
     flags,
+    glog_command,
     parse_log,
     upgrade_net_proto_binary,
     upgrade_net_proto_text,
