@@ -31,7 +31,7 @@ def is_export(path: str | os.PathLike) -> bool:
 
 
 def check_libraries(path: str | os.PathLike, verify: bool) -> None:
-    """Raise CaffeError if a library is missing that writes or verifies the file `path`."""
+    """Raise CaffeError if a library needed to write or verify the file `path` is missing."""
     if os.fspath(path).endswith('.onnx'):
         import_library('onnxscript', path, 'onnx')
         if verify:

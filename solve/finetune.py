@@ -249,7 +249,7 @@ def _resume(args: argparse.Namespace) -> tuple[Job, Plan] | None:
 
 
 def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
-    """Draw data of three classes, train a narrow classifier to start from, and go on as with own.
+    """Draw data of three classes and train a narrow classifier to start from; then go on as usual.
 
     Raises CaffeError if an option for own data is given.
     """

@@ -36,7 +36,7 @@ NOTES = """\
 Writes dog_labels.png (palette PNG) and, with --overlay, dog_overlay.png; of nets of two outputs
 beach_sem_labels.png and beach_geo_labels.png. Results that are there are kept: a stopped command
 that is repeated goes on. Nets of two inputs take two files, folders or lists for each one: color
-and depth (16-bit PNG, millimetres), or color and HHA. Transparent pixels lie over white.
+and depth (16-bit PNG, millimetres), or color and HHA. Transparent pixels are shown over white.
 
 exit status: 0; 1 if some pictures could not be labelled; 2 with one line `error: ...`;
 130 if stopped

@@ -262,7 +262,7 @@ def find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Pat
 
 
 def make_run_folder(folder: Path, resume: Path | None) -> Path:
-    """Make the output folder, with another number behind its name where a run has left its log."""
+    """Make the output folder; append a number to its name if that folder has a run's log."""
     chosen, number = folder, 2
     while not resume and not _is_of_this_torchrun(chosen) and log.find(chosen):
         chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1

@@ -312,7 +312,7 @@ def is_text(head: bytes) -> bool:
 
 
 def signed(value: int, bits: int) -> int:
-    """Return the int32 or int64 that a varint stands for."""
+    """Return the int32 or int64 that a varint encodes."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> bits - 1 else value
 

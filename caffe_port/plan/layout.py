@@ -1,11 +1,11 @@
 """A whole net computed for inputs of given shapes, each line only where somebody reads it.
 
-Two passes decide what is computed. Forward: what of each blob depends on the image.
-Backward: what others read of it. A line computes what is in both; the rest of what is
-read is the frame (see frames), or zeros where it lies outside the blob.
+Two passes decide what is computed. Forward: which part of each blob depends on the image.
+Backward: which part others read. A line computes what is in both; the rest of what is read
+is the frame (see frames), or zeros outside the blob.
 
-Blobs stand in one arena, in places that are used again once nobody reads them. Each place is
-as large as what is read, so a padding is part of it and no layer copies its bottom to pad it.
+Blobs share one arena, whose places are used again once nobody reads them. Each place is as
+large as what is read, so a padding is part of it and no layer copies its bottom to pad it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Layout:
         self.work = sum(line.before() for line in self.lines)
         self._decide_places()
         self._frames: dict[int, Frame] = {}
-        self._frames_of = -1  # the count of changes of the weights that the frames are of
+        self._frames_of = -1  # how often the weights had changed when these were made
 
     # Lines and shapes.
 
@@ -150,7 +150,7 @@ class Layout:
         return len(self.shapes[value]) == 4
 
     def _is_framed(self, value: int) -> bool:
-        """Return whether what is read of the blob goes beyond what is computed of it."""
+        """Return whether more of the blob is read than is computed."""
         read = intersection(self.held[value], whole(self.shapes[value]))
         return intersection(read, self._made[value]) != read
 
@@ -202,7 +202,7 @@ class Layout:
     # The run.
 
     def watch(self, kept: Kept) -> None:
-        """Have the parameters watched that something is derived from."""
+        """Watch the parameters that something is derived from."""
         for line in self.lines:
             line.watch(kept)
 
@@ -284,7 +284,7 @@ class Layout:
         return tensor
 
     def _frame(self, value: int, kept: Kept) -> Frame:
-        """Return the frame of a blob, made from those of what it is made of."""
+        """Return the frame of a blob, computed from the frames of the blobs that its line reads."""
         if value in self._frames:
             return self._frames[value]
         maker = next((line for line in self.lines if value in line.tops), None)

@@ -65,7 +65,7 @@ def parse_log(path: str | os.PathLike) -> tuple[list[Row], list[Row]]:
     """Return the rows of the train net and of the test net: a number for each column.
 
     Seconds count from the line "Solving", or the first with a time in a log without one. A
-    log says no year; where the month falls a year has passed.
+    log has no year: where the month falls, a new year has begun.
 
     Raises CaffeError if the file is not read or holds no line of a log.
     """

@@ -87,10 +87,10 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def read_upright(path: Path) -> np.ndarray:
-    """Read a picture as a viewer shows it: uint8, H x W x 3, RGB; of many frames, the first.
+    """Read a picture as a viewer shows it, or its first frame: uint8, H x W x 3, RGB.
 
-    It is turned as its EXIF orientation says. Transparent pixels lie over white. 16 bits of grey
-    become 8, of the highest value 255 (65535 is white).
+    It is turned as its EXIF orientation says. Transparent pixels are shown over white. 16-bit
+    grey is scaled to 8 bits (65535, white, becomes 255).
 
     Raises CaffeError if it is missing, broken, of no format that Pillow opens, or its values have
     no known white: 32-bit integers and floats.

@@ -88,7 +88,7 @@ def describe(best: np.ndarray, names: Sequence[str]) -> str:
 
 @dataclass
 class LoadedPicture:
-    """A picture that was read: what the net sees of it, and what its results say and are."""
+    """A picture that was read: its files, the text and paths of its results, the net's inputs."""
 
     files: Files
     text: dict[str, str]
@@ -144,7 +144,7 @@ class Labelling:
         return lines
 
     def run(self, groups: Sequence[Files]) -> Iterator[list[str] | CaffeError | None]:
-        """Label pictures; yield of each its lines, an error, or None where results are kept.
+        """Label pictures; yield for each its lines, an error, or None if its results were there.
 
         Pictures are read ahead and written behind, and yielded when they are written.
         """
