@@ -84,7 +84,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp('exported')
     net = filled(voc_fcn8s.fcn('deploy', width=4, fc=8))
     export.export(net, folder / 'a.onnx')
-    trees.draw('voc', folder / 'data', train=1, val=1)
+    trees.draw_dataset('voc', folder / 'data', train=1, val=1)
     picture = next(folder.rglob('*.jpg'))
     x = bgr_blob(read_rgb(picture), voc.MEAN)
     with torch.no_grad():
