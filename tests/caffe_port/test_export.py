@@ -63,6 +63,8 @@ def test_an_fcn_computes_the_same_at_every_size(folder, capsys, kind):
 
 def run_in_opencv(path, x):
     cv2 = pytest.importorskip('cv2', reason='needs OpenCV, whose dnn module opens .onnx')
+    if int(cv2.__version__.partition('.')[0]) < 5:
+        pytest.skip('OpenCV takes sizes that are left open from version 5 on')
     net = cv2.dnn.readNetFromONNX(str(path))
     net.setInput(x)
     return net.forward()
