@@ -97,7 +97,9 @@ def read(path: str | os.PathLike) -> list[StoredLayer]:
 def read_layers(path: str | os.PathLike) -> list[StoredLayer]:
     """Index the layers of a weight file to copy from; a name with no known suffix is Caffe's.
 
-    Layers of a .caffemodel are as it has them, those without blobs too. Raises as `read`.
+    A .caffemodel gives all its layers, also those without blobs, with shapes unchanged.
+
+    Raises as `read`.
     """
     named_tensors = os.fspath(path).endswith(tuple(READERS))
     return read(path) if named_tensors else caffemodel.read(path)

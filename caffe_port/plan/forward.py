@@ -1,6 +1,6 @@
 """A Net's forward by plan: it keeps some blobs, and computes the others when asked for them.
 
-A blob is kept if it is an output, what a loss reads, was asked for before, or if somebody
+A blob is kept if it is an output, what a loss reads, was asked for before, or if a user
 holds its array. Any other has its shape at once and its values when they are asked for:
 then all layers run again, one by one, from a copy of the inputs. If the weights have changed
 since, the values would match no forward pass, so this raises.

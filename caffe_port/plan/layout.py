@@ -1,10 +1,10 @@
-"""A whole net computed for inputs of given shapes, each line only where somebody reads it.
+"""A whole net computed for inputs of given shapes, each line only where others read it.
 
 Two passes decide what is computed. Forward: which part of each blob depends on the image.
 Backward: which part others read. A line computes what is in both; the rest of what is read
 is the frame (see frames), or zeros outside the blob.
 
-Blobs share one arena, whose places are used again once nobody reads them. Each place is as
+Blobs share one arena, whose places are used again once they are no longer read. Each place is as
 large as what is read, so a padding is part of it and no layer copies its bottom to pad it.
 """
 
@@ -209,7 +209,7 @@ class Layout:
     def run(self, sources: Mapping[str, Tensor], arena: Tensor, kept: Kept) -> dict[str, Tensor]:
         """Compute the wanted blobs, and return them by name, whole and in memory of their own.
 
-        arena: at least `size` floats, of no use to anybody else meanwhile.
+        arena: at least `size` floats, which nothing else uses meanwhile.
         """
         self.watch(kept)
         kept.refresh()

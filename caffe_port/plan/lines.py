@@ -25,7 +25,7 @@ _POINTWISE = frozenset(
 )
 # With fewer channels, Winograd's convolution does not pay.
 LEAST_CHANNELS = 64
-# A strip of a convolution's top stays in the cache until its ReLU: so many values.
+# Values in a strip of a convolution's top: it stays in the cache until its ReLU.
 _STRIP, _FEW_WEIGHTS = 2**19, 2**17
 
 
@@ -46,7 +46,7 @@ def is_pointwise(node: Node, shapes: list[Shape]) -> bool:
 
 
 def method_of(op: Op, pixels: int) -> str:
-    """Return how a convolution is fastest, for so many pixels of its top."""
+    """Return the fastest method of a convolution, for this many pixels of its top."""
     plain = op.group == 1 and set(op.dilation) == {1}
     if plain and products.pays(op.weight, pixels):
         return 'product'

@@ -15,7 +15,7 @@ LEAST_WEIGHTS, OUTPUTS_PER_PIXEL = 2**20, 8
 
 
 def pays(weight: Tensor, pixels: int) -> bool:
-    """Return whether a product is faster than a convolution for so many pixels of the top."""
+    """Return whether a product is faster than a convolution for this many pixels of the top."""
     return weight.numel() >= LEAST_WEIGHTS and pixels * OUTPUTS_PER_PIXEL <= weight.shape[0]
 
 

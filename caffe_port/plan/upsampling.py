@@ -3,7 +3,7 @@
 The bilinear kernel that surgery.interp fills in is diagonal (no channel reads another) and
 separable: k[i, j] = rows[i] * columns[j]. Then the top is R x C', for every channel x, with
 R[y, i] = rows[y + pad - stride * i] and C the same for columns. Rows and columns that
-nobody reads are left out of R and C.
+are not read are left out of R and C.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def is_in(folder: Path) -> bool:
 
 
 def make_settings(name: str, seed: int = SEED, iterations: int | None = None) -> dict[str, Any]:
-    """Return what a sample's Job replaces of the published constants, for so many iterations."""
+    """Return a sample's settings of a Job; `iterations` replaces the sample's own number."""
     constants = dict(RECIPES[name].constants, random_seed=seed)
     if iterations:
         constants.update(max_iter=iterations, snapshot=iterations)
