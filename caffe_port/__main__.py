@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from caffe_port.errors import CaffeError
 from caffe_port.tools import (
     brew,
-    command,
     compute_image_mean,
     convert_imageset,
     extract_features,
     flags,
+    glog_command,
     parse_log,
     upgrade_net_proto_binary,
     upgrade_net_proto_text,
@@ -57,7 +57,7 @@ exit status: 0; 1 with one line of the log that says what is wrong
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return Caffe's exit status: 1 with a line in glog's form where it fails."""
-    return command.run(_main, arguments)
+    return glog_command.run(_main, arguments)
 
 
 def _main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from caffe_port.blob import Blob
 
 Callback = Callable[[int], Any]
-# Attributes that a copy of a net has not: its callbacks belong to the original.
+# Attributes that a copy of a net does not get: callbacks belong to the original.
 CALLBACKS = ('_before_forward', '_after_forward', '_before_backward', '_after_backward')
 
 

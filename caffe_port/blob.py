@@ -112,7 +112,7 @@ def _writes(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _filled(store: _Store | None, tensor: Tensor) -> _Store:
+def _fill(store: _Store | None, tensor: Tensor) -> _Store:
     """Return a store of `tensor`; if a user holds an array that fits, copy the values into it."""
     if store is not None and store.is_shown():
         old = store.tensor
@@ -123,7 +123,7 @@ def _filled(store: _Store | None, tensor: Tensor) -> _Store:
     return _Store(tensor.contiguous())
 
 
-def _over(store: _Store | None, tensor: Tensor) -> _Store:
+def _share(store: _Store | None, tensor: Tensor) -> _Store:
     """Return a store over the memory of `tensor`; keep the old one if it has the same memory."""
     if store is not None:
         old = store.tensor
@@ -205,10 +205,11 @@ class Blob:
             self._later()
         self._later = None
 
-        def reshaped(store: _Store | None) -> _Store | None:
+        def reshape_store(store: _Store | None) -> _Store | None:
             return _Store(store.current().detach().reshape(shape)) if store and kept else None
 
-        self._shape, self._data, self._diff = shape, reshaped(self._data), reshaped(self._diff)
+        self._shape = shape
+        self._data, self._diff = reshape_store(self._data), reshape_store(self._diff)
 
     # What nets use: the same memory as tensors.
 
@@ -222,7 +223,7 @@ class Blob:
 
     @tensor.setter
     def tensor(self, tensor: Tensor) -> None:
-        self._data = _filled(self._data, tensor)
+        self._data = _fill(self._data, tensor)
         self._follow(tensor)
 
     def borrow(self, tensor: Tensor) -> None:
@@ -259,17 +260,18 @@ class Blob:
 
     @diff_tensor.setter
     def diff_tensor(self, tensor: Tensor) -> None:
-        self._diff = _filled(self._diff, tensor)
+        self._diff = _fill(self._diff, tensor)
 
     def to(self, device: torch.device) -> None:
         """Move the values and the gradient to `device`."""
 
-        def moved(store: _Store | None) -> _Store | None:
+        def move_store(store: _Store | None) -> _Store | None:
             if store is None or store.tensor.device == device:
                 return store
             return _Store(store.current().to(device))
 
-        self._data, self._diff, self._device = moved(self._data), moved(self._diff), device
+        self._data, self._diff = move_store(self._data), move_store(self._diff)
+        self._device = device
 
 
 class ParamBlob(Blob):
@@ -313,7 +315,7 @@ class ParamBlob(Blob):
     def _values(self) -> _Store:
         if self._of is not None:
             return self._of._values()
-        self._data = _over(self._data, self.parameter)
+        self._data = _share(self._data, self.parameter)
         return self._data
 
     def _gradient(self) -> _Store:
@@ -321,7 +323,7 @@ class ParamBlob(Blob):
             return self._of._gradient()
         if self.parameter.grad is None:
             self.parameter.grad = torch.zeros_like(self.parameter)
-        self._diff = _over(self._diff, self.parameter.grad)
+        self._diff = _share(self._diff, self.parameter.grad)
         return self._diff
 
     def share(self, other: ParamBlob) -> None:

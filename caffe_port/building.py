@@ -259,7 +259,7 @@ class BuiltNet:
 
 
 def _complete_tops(layer: LayerParameter, op_type: type[Op]) -> None:
-    """Name the top of a loss layer that leaves it out."""
+    """Give a loss layer without a top one, with a name made from its own."""
     if op_type.loss and not layer.top:
         layer.top.append(f'(automatic) {layer.name}')
 

@@ -151,7 +151,7 @@ def _label(layer: LayerParameter, rankdir: str, display_lrm: bool) -> str:
         parts += [f'kernel size: {q.kernel_size}', f'stride: {q.stride}', f'pad: {q.pad}']
     if display_lrm and layer.param:
         parts.append(f'lr mult: {_text([spec.lr_mult for spec in layer.param])}')
-    # In a drawing from left to right, lines stand one below the other.
+    # In a drawing from left to right, lines are one below the other.
     return ('\n' if rankdir in ('LR', 'RL') else ', ').join(parts)
 
 
@@ -176,7 +176,7 @@ def _quoted(text: str) -> str:
 def _places(graph: Graph) -> dict[str, tuple[int, int]]:
     """Return (depth, lane) of each node: behind its last bottom, in its first one's lane if free.
 
-    A layer in place stands beside its blob.
+    An in-place layer is drawn beside its blob.
     """
     bottoms: dict[str, list[str]] = {key: [] for key in graph.nodes}
     for start, end, _ in graph.edges:

@@ -59,7 +59,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise WriteError(f'{path}: not written: {error.strerror or error}') from error
     finally:
         del _temporaries[path]
-        with suppress(OSError):  # where the write failed, this fails too
+        # The unlink fails too where the write failed; keep the first error.
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 

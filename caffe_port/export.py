@@ -20,7 +20,8 @@ from caffe_port.verify import NamedTensors, compare, draw_inputs
 EXPORT_SUFFIXES = ('.onnx', '.pt2')
 # Sides that are tried as the least of the images that a net takes, smallest first.
 _LEAST_SIDES = (32, 64, 128, 256)
-# Further than any pooling, so that a program traced at one size cannot fit the other by chance.
+# Larger than any pooling stride, so that a program traced at one size cannot fit the other by
+# chance.
 _STEP = 32
 
 
@@ -30,7 +31,7 @@ def is_export(path: str | os.PathLike) -> bool:
 
 
 def check_libraries(path: str | os.PathLike, verify: bool) -> None:
-    """Raise CaffeError if a library is missing that writes or verifies the file `path`."""
+    """Raise CaffeError if a library needed to write or verify the file `path` is missing."""
     if os.fspath(path).endswith('.onnx'):
         import_library('onnxscript', path, 'onnx')
         if verify:
@@ -48,8 +49,8 @@ def export(net: Net, path: str | os.PathLike) -> int | None:
     """
     shapes = _shapes(net)
     least = next((side for side in _LEAST_SIDES if _takes(net, _squares(shapes, side))), None)
-    if least is not None and _takes(net, _moved(shapes)):
-        shapes = _moved(shapes)
+    if least is not None and _takes(net, _widen(shapes)):
+        shapes = _widen(shapes)
     else:
         least = None
     example = tuple(torch.zeros(shape) for shape in shapes.values())
@@ -90,7 +91,7 @@ def verify_export(net: Net, path: str | os.PathLike, least: int | None) -> Itera
     shapes = _shapes(net)
     sizes = [shapes]
     if least is not None:
-        sizes = [_squares(shapes, least), _moved(_squares(shapes, least + 9)), shapes]
+        sizes = [_squares(shapes, least), _widen(_squares(shapes, least + 9)), shapes]
     run = _runner(net, path)
     for each in sizes:
         inputs = draw_inputs(each)
@@ -139,7 +140,7 @@ def _squares(shapes: dict[str, Shape], side: int) -> dict[str, Shape]:
     return {name: (*shape[:2], side, side) for name, shape in shapes.items()}
 
 
-def _moved(shapes: dict[str, Shape]) -> dict[str, Shape]:
+def _widen(shapes: dict[str, Shape]) -> dict[str, Shape]:
     """Return the shapes for images of another width."""
     return {name: (*shape[:3], shape[3] + _STEP) for name, shape in shapes.items()}
 

@@ -266,7 +266,7 @@ class Net(NetWeights, Aliases):
 
         This is `backward` without arrays in and out. A blob's diff becomes the sum over
         its readers; if no reader takes part, the diff that is there is used. A layer that
-        was not run, or was run on other shapes, works on the blobs as they stand.
+        was not run, or was run on other shapes, uses the current values of the blobs.
         With `keep`, another backward may follow without another forward.
         """
         self.follow_device()
@@ -327,8 +327,8 @@ class Net(NetWeights, Aliases):
             for name, top, shape in zip(node.tops, tops, step.shapes):
                 if top.shape != shape:
                     raise CaffeError(
-                        f'backward: top {name} is {format_shape(top.shape)}, from the bottoms as '
-                        f'they stand follows {format_shape(shape)}: call reshape or forward first'
+                        f'backward: top {name} is {format_shape(top.shape)}, but the bottoms '
+                        f'now give {format_shape(shape)}: call reshape or forward first'
                     )
         return step
 

@@ -14,7 +14,7 @@ class Outputs(dict[str, Tensor]):
     """The output blobs by name, in the net's order; each is an attribute too: `.score`.
 
     Use the key for a blob whose name is a method of dict or not an identifier. Functions of
-    PyTorch take the only output, so that a net may stand in nn.Sequential.
+    PyTorch take the only output, so that a net works in nn.Sequential.
     """
 
     @classmethod

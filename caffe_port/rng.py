@@ -77,7 +77,7 @@ class Stream:
         return int(self.draw_words(1)[0]) % bound
 
     def state(self) -> list:
-        """Return where the stream stands, as JSON can hold it."""
+        """Return the position of the stream, as JSON can hold it."""
         state = self._stream.get_state(legacy=False)['state']
         return [state['key'].tolist(), int(state['pos'])]
 
@@ -93,7 +93,7 @@ class Stream:
 
 
 def get_state() -> dict:
-    """Return the streams as they stand, for set_state: plain values, uint8 and uint32 arrays."""
+    """Return the state of the streams, for set_state: plain values, uint8 and uint32 arrays."""
     _, key, position, has_gauss, gauss = _stream.get_state()
     return {
         'key': key,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == '__main__' and not __package__:
-    import _checkout  # noqa: F401
+    import _checkout
 
 from caffe_port import command, plugins, prototxt
 from caffe_port.blob import format_shape
@@ -66,7 +66,7 @@ _OWN = Sight(Fraction(1), Fraction(1), Fraction(0))
 
 
 class Row(NamedTuple):
-    """A layer: its name, type and parameters, and of its first top what the table shows."""
+    """A layer: its name, type and parameters, and what the table shows of its first top."""
 
     name: str
     type: str
@@ -78,7 +78,7 @@ class Row(NamedTuple):
 
 
 def rows(module: NetModule, given: dict[str, Shape]) -> Iterator[Row]:
-    """Yield the layers of a net whose blobs of layers without bottoms have the shapes `given`."""
+    """Yield the layers of a net, given the shapes of the tops of layers without bottoms."""
     shapes = dict(given)
     sights: dict[str, Sights | None] = {}
     for node in module.nodes:
@@ -165,7 +165,7 @@ def _windows(node: Node) -> tuple[Window, Window] | None:
 
 
 def _keeps_places(node: Node) -> bool:
-    """Return whether each pixel of the tops is made of the same pixel of the bottoms alone."""
+    """Return whether each pixel of the tops depends only on the same pixel of the bottoms."""
     if node.type in ('Concat', 'Slice', 'Softmax'):
         return node.op.axis == 1
     return node.type in PASS_THROUGH_LAYERS - {'MVN'}

@@ -45,7 +45,7 @@ def gradients(
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Return the gradients of the bottoms, and of the params, from the diffs of the tops.
 
-    None stands for no gradient. No two share memory with each other or with `diffs`. With
+    None means no gradient. No two share memory with each other or with `diffs`. With
     `keep` the trace can be used again.
     """
     leaves: list[Tensor] = [*step.bottoms, *node.op.blobs()]

@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from solve.run import commands, experiments
+from solve.run import command_names, experiments
 
 FOLDER = Path(__file__).resolve().parent
 HELP = """\
@@ -40,7 +40,7 @@ def main() -> None:
     if name not in scripts:
         print(f'error: {name}: no such experiment; see fcn-solve --help', file=sys.stderr)
         sys.exit(2)
-    commands.start_as('fcn-solve', name)
+    command_names.start_as('fcn-solve', name)
     del sys.argv[1]
     # As Python does for a script: its folder is first on the path.
     sys.path.insert(0, str(FOLDER))

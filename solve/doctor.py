@@ -50,7 +50,7 @@ def list_rows(name: str, places: Mapping[str, Path]) -> Iterator[Row]:
 
 
 def format_rows(title: str, rows: Sequence[Row]) -> str:
-    """Format rows as a table; below a row stand its remark and its address."""
+    """Format rows as a table, with a row's remark and address in the lines below it."""
     shown = [(row.state, row.what, row.size, _short(row.path)) for row in rows]
     head = ('state', 'what', 'size', 'place')
     lines = [title, *(f'  {line}' for line in align_columns([head, *shown]))]

@@ -24,7 +24,7 @@ from nets.data import SEED
 from solve import launch, score, voc_fcn32s, voc_fcn_alexnet, voc_fcn_googlenet
 from solve.datasets import folder as own
 from solve.datasets.images import VOID
-from solve.run import commands, events, experiments, options, preflight, retention
+from solve.run import command_names, events, experiments, options, preflight, retention
 from solve.run.adaptation import FINER, find_class_layers, scale_constants, start_from
 from solve.run.job import FILES, LATEST, Job
 from solve.samples import classifiers, own_data, recipes
@@ -143,7 +143,7 @@ def solve(job: Job, plan: Plan) -> None:
     best = job.prefix.with_name(f'{job.prefix.name}_iter_{solver.notes["best"]["iteration"]}')
     print(
         f'Best: mean IU {100 * solver.notes["best"]["mean_iu"]:.2f} % on val. To use it:\n'
-        + commands.as_called(
+        + command_names.as_called(
             f'  python solve/infer.py {plan.net} {best}.caffemodel PICTURE... --overlay\n'
             f'  python solve/score.py {job.folder}/val.prototxt {best}.caffemodel'
         )
@@ -259,7 +259,7 @@ def _resume(args: argparse.Namespace) -> tuple[Job, Plan] | None:
 
 
 def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
-    """Draw data of three classes, train a narrow classifier to start from, and go on as with own.
+    """Draw data of three classes and train a narrow classifier to start from; then go on as usual.
 
     Raises CaffeError if an option for own data is given.
     """

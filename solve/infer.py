@@ -18,7 +18,7 @@ from caffe_port.files import weights
 from caffe_port.files.checksum import digest_file, digest_text
 from caffe_port.zoo import load_all
 from solve.datasets import voc
-from solve.run import experiments, inputs, memory, options, results
+from solve.run import experiments, free_memory, inputs, options, results
 from solve.run.labelling import Files, Labelling, describe, find_outputs, infer, make_reader
 from solve.run.progress import show_progress
 
@@ -36,7 +36,7 @@ NOTES = """\
 Writes dog_labels.png (palette PNG) and, with --overlay, dog_overlay.png; of nets of two outputs
 beach_sem_labels.png and beach_geo_labels.png. Results that are there are kept: a stopped command
 that is repeated goes on. Nets of two inputs take two files, folders or lists for each one: color
-and depth (16-bit PNG, millimetres), or color and HHA. Transparent pixels lie over white.
+and depth (16-bit PNG, millimetres), or color and HHA. Transparent pixels are shown over white.
 
 exit status: 0; 1 if some pictures could not be labelled; 2 with one line `error: ...`;
 130 if stopped
@@ -101,7 +101,7 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     groups = group_files(net, args.pictures)
     output = make_folder(args.output)
     budget = args.max_memory
-    if budget is None and (free := memory.free_bytes(mode.device())) is not None:
+    if budget is None and (free := free_memory.free_bytes(mode.device())) is not None:
         budget = free // 2
     text = {
         results.SOFTWARE: results.OURS,
@@ -191,7 +191,7 @@ def _parse_finite(text: str) -> float:
 
 def _parse_memory(text: str) -> int:
     try:
-        return memory.parse_bytes(text)
+        return free_memory.parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

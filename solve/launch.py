@@ -15,7 +15,7 @@ from types import ModuleType
 import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
-from solve.run import commands, events, log, retention, workspace
+from solve.run import command_names, events, log, retention, workspace
 from solve.run.job import FILES, LATEST, Job
 from solve.run.options import (
     ROOT,
@@ -79,9 +79,9 @@ def _name_command(folder: Path, resume: bool) -> str:
             next(given, None)
         elif not argument.startswith(('--resume=', '--output=')):
             left.append(argument)
-    start = commands.list_start()
+    start = command_names.list_start()
     if parallel.run_id():
-        start[:1] = ['torchrun', '...'] + ['--no-python', *start[:1]] * commands.is_installed()
+        start[:1] = ['torchrun', '...'] + ['--no-python', *start[:1]] * command_names.is_installed()
     resumed = ['--resume', str(LATEST)] if resume else []
     return shlex.join([*start, *left, *resumed, '--output', str(folder)])
 
@@ -272,7 +272,7 @@ def find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Pat
 
 
 def make_run_folder(folder: Path, resume: Path | None, files: Sequence[str] = FILES) -> Path:
-    """Make the output folder, with another number behind its name where a run has left its log.
+    """Make the output folder; append a number to its name if that folder has a run's log.
 
     Raises CaffeError if it is not that of a run and has one of the `files` that this run writes.
     """

@@ -182,7 +182,7 @@ def write_blob(path: str | os.PathLike, array: np.ndarray) -> None:
 
 @contextmanager
 def _expecting(source: wire.WireFile, due: str) -> Iterator[None]:
-    """Add to an error what the file is, if it is not what is `due`."""
+    """Add to an error what kind of file it is, if that is not the expected kind `due`."""
     try:
         if source.size > MAX_BYTES:
             raise CaffeError(

@@ -284,7 +284,7 @@ def _stored(source: wire.WireFile, where: str, tensor: _Tensor, place_of: Places
     blob_size = math.prod(shape) * dtype.itemsize
     start, size = place_of(storage)
     size = min(size, count * dtype.itemsize, source.size - start)
-    # From the first value to the last, with strides; what lies between is read too.
+    # From the first value to the last, with strides; what is between them is read too.
     span = 1 + sum((dim - 1) * step for dim, step in zip(shape, stride)) if blob_size else 0
     if blob_size > size or (offset + span) * dtype.itemsize > size or len(shape) != len(stride):
         raise CaffeError(

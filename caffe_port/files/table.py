@@ -59,7 +59,7 @@ def format_layers(layers: Sequence[StoredLayer], read: ReadBlob) -> Iterator[str
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
-    """Yield each row as a line whose cells stand in columns, those of `right` flush right."""
+    """Yield each row as a line with its cells aligned in columns, those in `right` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [

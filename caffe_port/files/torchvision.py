@@ -78,7 +78,7 @@ def to_torchvision(layers: Sequence[StoredLayer]) -> list[StoredLayer]:
 
 
 def mean_shift(layers: Sequence[StoredLayer], mean_bgr: Sequence[float]) -> float:
-    """Return how far another mean than torchvision's moves conv1_1 inside an image, at most.
+    """Return the most that a mean other than torchvision's changes conv1_1 inside an image.
 
     `layers` are Caffe's; the result is the largest |sum(V (c - M))| of all its outputs.
     """

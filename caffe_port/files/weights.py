@@ -2,9 +2,9 @@
 
 The suffix says the kind. Files of named tensors (.pth, .pt, .safetensors, .npz) call a
 blob `<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance and
-scale_factor of a BatchNorm; blob0, blob1, ... of a Python layer; and from the third blob
-of any other layer on its number. The last dot separates the two, so layers may have dots.
-`module.` or `model.` before every key is taken off.
+scale_factor of a BatchNorm; blob0, blob1, ... of a Python layer; and in any other
+layer, from the third blob on, the number of the blob. The last dot separates the two, so
+layers may have dots. `module.` or `model.` before every key is taken off.
 """
 
 from __future__ import annotations

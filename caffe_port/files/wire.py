@@ -244,7 +244,7 @@ class WireFile:
             at += same * step
             if same < rows:
                 break
-            # A short run must not cost a long look.
+            # Limit how far a short run looks ahead.
             rows = min(2 * rows, _CHUNK // step)
         return Run(field.start - 1, (at - field.start + 1) // step, True), at
 
@@ -312,7 +312,7 @@ def is_text(head: bytes) -> bool:
 
 
 def signed(value: int, bits: int) -> int:
-    """Return the int32 or int64 that a varint stands for."""
+    """Return the int32 or int64 that a varint encodes."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> bits - 1 else value
 

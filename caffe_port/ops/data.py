@@ -139,7 +139,7 @@ class MemoryData(Op):
             raise CaffeError('no arrays to feed: call set_input_arrays')
         begin, end = self.position, self.position + self.shape[0]
         self.position = end % len(self.arrays[0])
-        # Copied, as an array that somebody holds of a top is overwritten by the next forward.
+        # Copy: the next forward overwrites an array that a user may hold.
         batch = (array[begin:end].copy() for array in self.arrays)
         return tuple(torch.from_numpy(array).to(self.device) for array in batch)
 

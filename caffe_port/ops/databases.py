@@ -213,9 +213,9 @@ def pixels_of(datum: Datum, color: bool | None, where: str) -> np.ndarray:
 class Data(ImageSource):
     """Feed images and labels from a database of Datum records, as data_layer.cpp.
 
-    Records come in the order of their keys, and then anew. Of many ranks that train each
-    takes every n-th. A Datum holds an encoded image or its values, bytes or float_data. As
-    in Caffe 1.0 rand_skip does nothing.
+    Records come in the order of their keys, and then again from the first. In training with n
+    ranks, each rank takes every n-th record. A Datum holds an encoded image or its values,
+    bytes or float_data. As in Caffe 1.0 rand_skip does nothing.
     """
 
     tops = (1, 2)

@@ -23,7 +23,7 @@ _spent: ContextVar[list[int] | None] = ContextVar('spent', default=None)
 
 @contextmanager
 def limit_draws() -> Iterator[None]:
-    """Count all params filled in the block, those of a net, against one bound, MAX_DRAWN."""
+    """Hold all params filled in the block together, as those of a net, to MAX_DRAWN values."""
     token = _spent.set([0])
     try:
         yield

@@ -28,9 +28,9 @@ class HDF5Data(Source):
     """Feed the datasets named as the tops from the files that a list names, as
     hdf5_data_layer.cpp.
 
-    A batch may span files. Of many ranks that train each takes every n-th row. With shuffle
-    the order of files is drawn anew for each pass over them, and that of rows for each pass
-    over a file. As in Caffe it is the same in every run, whatever random_seed; the orders
+    A batch may span files. In training with n ranks, each rank takes every n-th row. With
+    shuffle the order of files is drawn anew for each pass over them, and that of rows for each
+    pass over a file. As in Caffe it is the same in every run, whatever random_seed; the orders
     themselves are not Caffe's, which come from the C library's rand().
     """
 

@@ -66,8 +66,8 @@ class ImageData(ImageSource):
     """Feed image files and labels from a list, as image_data_layer.cpp.
 
     With shuffle a new order is drawn for every pass. With rand_skip the first pass begins
-    up to so many images later. As in Caffe many ranks do not share a list: those that
-    train shuffle it each in its own way, or feed the same images.
+    up to so many images later. As in Caffe, ranks do not share out a list: in training each
+    rank shuffles it in its own way, or without shuffle all feed the same images.
     """
 
     def open(self) -> None:
@@ -128,9 +128,11 @@ class ImageData(ImageSource):
     def go_to(self, position: dict) -> None:
         line, passes = int(position['line']), int(position['passes'])
         if position['count'] != len(self._entries) or not 0 <= line < len(self._entries):
-            raise CaffeError(f'line {line} of {position["count"]}, here are {len(self._entries)}')
+            raise CaffeError(
+                f'line {line} of {position["count"]}, the list has {len(self._entries)}'
+            )
         if (position['shuffle'] is None) != (self._stream is None):
-            raise CaffeError('shuffled or not, the layer is the other')
+            raise CaffeError('of another shuffle setting than the layer')
         self.transform.set_state(position['random'])
         if self._stream and (passes < self._passes or position['shuffle'] != self._first_stream):
             # An order follows from those before it: shuffle as often again.

@@ -33,7 +33,7 @@ class Dropout(Op):
 
     def setup(self, shape: Shape) -> None:
         self.ratio = self.param.dropout_param.dropout_ratio
-        self.require(0 <= self.ratio < 1, f'dropout_ratio {self.ratio:g} must lie in [0, 1)')
+        self.require(0 <= self.ratio < 1, f'dropout_ratio {self.ratio:g} must be in [0, 1)')
 
     def _settings(self) -> list[str]:
         return settings(ratio=self.ratio)
@@ -83,7 +83,7 @@ class ELU(Op):
 
 
 def _log_of_base(base: float) -> float:
-    """Return the natural logarithm of a base field, where -1 stands for e."""
+    """Return the natural logarithm of a base field, where -1 means e."""
     if base == -1:
         return 1.0
     if not 0 < base < math.inf:
@@ -92,7 +92,7 @@ def _log_of_base(base: float) -> float:
 
 
 class Exp(Op):
-    """base ** (shift + scale * x), as exp_layer.cpp; base -1 stands for e."""
+    """base ** (shift + scale * x), as exp_layer.cpp; base -1 means e."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.exp_param
@@ -103,7 +103,7 @@ class Exp(Op):
 
 
 class Log(Op):
-    """log(shift + scale * x) to a base, as log_layer.cpp; base -1 stands for e."""
+    """log(shift + scale * x) to a base, as log_layer.cpp; base -1 means e."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.log_param

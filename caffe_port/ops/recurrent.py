@@ -60,8 +60,8 @@ class _Cell(torch.autograd.Function):
 class _Steps(torch.autograd.Function):
     """Pass on the inputs of all steps, to which the steps add weight times state.
 
-    The gradient of the weight is one matrix product over all steps then, not a sum of one
-    for each: that of the inputs is that of the sums, and `seen` has each step's state.
+    Compute the weight's gradient as one matrix product over all steps; `seen` holds each
+    step's state.
     """
 
     @staticmethod

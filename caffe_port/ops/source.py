@@ -177,7 +177,7 @@ class ImageSource(Source, abstract=True):
     def batch_of(self, count: int, load: Callable[[], tuple[np.ndarray, float, str]]) -> Any:
         """Return `count` transformed images and their labels, each from load().
 
-        It returns an image, channels x H x W, its label and what errors call it. The first
+        load() returns an image, channels x H x W, its label and its name for errors. The first
         image decides the shape of all.
         """
         labels = np.empty(count, np.float32)

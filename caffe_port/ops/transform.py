@@ -99,7 +99,7 @@ class Transform:
         return self.mean
 
     def state(self) -> list | None:
-        """Return where the stream stands, as JSON can hold it."""
+        """Return the position of the stream, as JSON can hold it."""
         return self.stream.state() if self.stream else None
 
     def set_state(self, state: list | None) -> None:

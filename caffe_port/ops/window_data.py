@@ -29,8 +29,10 @@ class WindowFile:
     """The windows of a file, by their overlap with an object.
 
     For each image it holds `# index`, the path, channels, height, width and the number of
-    windows, then for each window its class, overlap, x1, y1, x2 and y2, all apart by spaces
-    or lines. Raises CaffeError, with the image, for what is no such file.
+    windows, then for each window its class, overlap, x1, y1, x2 and y2, separated by
+    whitespace.
+
+    Raises CaffeError, which names the image, for any other content.
     """
 
     def __init__(self, path: str, foreground: float, background: float):

@@ -1,4 +1,4 @@
-"""How a net is computed: the layers as they stand, or faster, with the same numbers.
+"""How a net is computed: layer by layer, or faster, with the same numbers.
 
 A layer by itself may be computed in another way (`faster`), which shows in the rounding
 alone; that holds for training too. A whole net in TEST without gradients may be computed by
@@ -6,7 +6,7 @@ a Layout, which keeps no blob but those asked for. `set_plan(False)` turns both 
 layer runs as caffe_port.ops writes it, which is the reference.
 
 A plan knows types and shapes of layers and no net's name. It covers float32 on the CPU;
-elsewhere, and while PyTorch compiles or exports, layers run as they stand.
+elsewhere, and while PyTorch compiles or exports, layers run one by one.
 """
 
 from caffe_port.plan import description

@@ -48,7 +48,7 @@ def union(one: Area, other: Area) -> Area:
     return Area(*map(hull, one, other))
 
 
-def moved(area: Area, offset: list[int]) -> Area:
+def shift(area: Area, offset: list[int]) -> Area:
     """Return the area `offset` further down and to the right."""
     return Area(*(range(s.start + by, s.stop + by) for s, by in zip(area, offset)))
 

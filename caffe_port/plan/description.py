@@ -25,7 +25,7 @@ class Part(NamedTuple):
 def describe(module: NetModule, sources: Mapping[str, Shape]) -> list[Part]:
     """Return the lines that compute the outputs from sources of these shapes, without gradients.
 
-    Empty where the layers run as they stand. The weights, as they are now, choose the method of
+    Empty where the layers run one by one. The weights, as they are now, choose the method of
     a deconvolution.
     """
     planner = Planner(module)
@@ -46,7 +46,7 @@ def describe(module: NetModule, sources: Mapping[str, Shape]) -> list[Part]:
 def table(parts: list[Part]) -> Iterator[str]:
     """Yield the lines of a table of a plan, and the sums below it."""
     if not parts:
-        yield 'no plan: the layers run as they stand'
+        yield 'no plan: the layers run one by one'
         return
     width = max(len(part.layers) for part in parts)
     form = f'{{:{width}}}  {{:13}}  {{:22}}  {{:>8}}  {{:>9}}  {{:>9}}'

@@ -12,14 +12,14 @@ from caffe_port.plan.kept import Kept
 from caffe_port.plan.lines import filter_windows, method_of
 from caffe_port.plan.switch import covers, is_untouched
 
-# Below so many multiply-adds a layer runs as it stands.
+# Below this many multiply-adds, a layer runs its own forward.
 LEAST = 2**24
 # With fewer channels Winograd's gradients cost as much as others.
 LEAST_CHANNELS = 128
 
 
 class Faster:
-    """Stands before a Convolution or Deconvolution and computes it where that is faster."""
+    """Computes a Convolution or Deconvolution in place of its own forward, where that is faster."""
 
     TYPES = 'Convolution', 'Deconvolution'
 
@@ -28,7 +28,7 @@ class Faster:
         self._kept = Kept()
 
     def __call__(self, bottom: Tensor) -> Tensor | None:
-        """Return the top, or None where the layer had better run as it stands."""
+        """Return the top, or None where the layer's own forward should run."""
         op = self.op
         fits = bottom.dim() == 4 and bottom.shape[1] == op.inputs and op.axis == 1
         if not fits or not is_untouched(op) or not covers((bottom, *op.blobs())):

@@ -1,9 +1,9 @@
-"""A Net's forward by plan: which blobs are kept, and the others when somebody asks for them.
+"""A Net's forward by plan: it keeps some blobs, and computes the others when asked for them.
 
 A blob is kept if it is an output, what a loss reads, was asked for before, or if somebody
 holds its array. Any other has its shape at once and its values when they are asked for:
-then all layers run again, as they stand, from a copy of the inputs. If the weights have
-changed meanwhile, this would show values of no forward that ever was: it is refused.
+then all layers run again, one by one, from a copy of the inputs. If the weights have changed
+since, the values would match no forward pass, so this raises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from caffe_port.module import NetModule
 from caffe_port.plan.layout import apart
 from caffe_port.plan.planner import Planner
 
-# Outputs of two runs agree to this of the largest value; so many values are compared.
+# Outputs of two runs agree to this share of the largest value, compared at this many values.
 _TOLERANCE, _SAMPLE = 1e-4, 4096
 
 

@@ -1,9 +1,9 @@
-"""What a blob holds where the image does not reach: numbers of the weights alone.
+"""What a blob holds where the image does not reach: values that follow from the weights alone.
 
 Large padding surrounds an image with pixels that are the same for every image: those of an
-image of zeros. There most rows are equal, and so are most columns: what differs are those
-near an edge of the blob. So a frame keeps the corners, and one row and one column of all
-that lie between them, and costs a few pixels per layer, whatever the image's size.
+image of zeros. There most rows are equal, and so are most columns; only those near an edge
+of the blob differ. So a frame keeps the corners, and one row and one column in place of all
+between them. It costs a few pixels per layer, whatever the image's size.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Frame:
                 across += len(columns)
             down += len(rows)
 
-    def over(self, area: Area) -> Tensor:
+    def crop(self, area: Area) -> Tensor:
         """Return the pixels of an area, zeros outside the blob: 1 x C x H x W."""
         found = self._values
         for axis, span in enumerate(area):

@@ -1,4 +1,4 @@
-"""What is derived from weights, once, and again when they have changed."""
+"""Values derived from weights: computed once, and again when the weights have changed."""
 
 from __future__ import annotations
 

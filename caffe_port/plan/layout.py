@@ -1,11 +1,11 @@
 """A whole net computed for inputs of given shapes, each line only where somebody reads it.
 
-Two passes decide what is computed. Forward: what of each blob depends on the image.
-Backward: what others read of it. A line computes what is in both; the rest of what is
-read is the frame (see frames), or zeros where it lies outside the blob.
+Two passes decide what is computed. Forward: which part of each blob depends on the image.
+Backward: which part others read. A line computes what is in both; the rest of what is read
+is the frame (see frames), or zeros outside the blob.
 
-Blobs stand in one arena, in places that are used again once nobody reads them. Each place is
-as large as what is read, so a padding is part of it and no layer copies its bottom to pad it.
+Blobs share one arena, whose places are used again once nobody reads them. Each place is as
+large as what is read, so a padding is part of it and no layer copies its bottom to pad it.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Layout:
         self.work = sum(line.before() for line in self.lines)
         self._decide_places()
         self._frames: dict[int, Frame] = {}
-        self._frames_of = -1  # the count of changes of the weights that the frames are of
+        self._frames_of = -1  # how often the weights had changed when these were made
 
-    # What there is.
+    # Lines and shapes.
 
     def _append(self, node: Node, readers: list[int], wanted: set[int]) -> None:
         reads = [self._canonical(value) for value in node.reads]
@@ -95,7 +95,7 @@ class Layout:
     def _canonical(self, value: int) -> int:
         return self._same.get(value, value)
 
-    # What of it is computed.
+    # Computed areas.
 
     def _decide_areas(self) -> None:
         reached = {v: whole(self.shapes[v]) for v in self.sources.values() if self._is_image(v)}
@@ -127,14 +127,14 @@ class Layout:
         self._made.update((line.tops[0], line.area) for line in self.lines if not line.is_whole)
 
     def _reads(self, line: lines.Line) -> list[Area | None]:
-        """Return what a line reads of each bottom; None of what is no image."""
+        """Return what a line reads of each bottom; None for a blob that is not an image."""
         if not line.is_whole:
             return [*line.reads(line.area)]
         shapes = [self.shapes[value] for value in line.bottoms]
         return [whole(shape) if len(shape) == 4 else None for shape in shapes]
 
     def _worth_computing(self, value: int, reached: Area) -> Area:
-        """Return what to compute of a blob: what the image reaches, of what is read."""
+        """Return the part of a blob to compute: what is read, where the image reaches it."""
         blob = whole(self.shapes[value])
         read = intersection(self.held[value], blob)
         area = intersection(read, reached)
@@ -150,11 +150,11 @@ class Layout:
         return len(self.shapes[value]) == 4
 
     def _is_framed(self, value: int) -> bool:
-        """Return whether what is read of the blob goes beyond what is computed of it."""
+        """Return whether more of the blob is read than is computed."""
         read = intersection(self.held[value], whole(self.shapes[value]))
         return intersection(read, self._made[value]) != read
 
-    # Where it stands.
+    # Places in memory.
 
     def _decide_places(self) -> None:
         """Give each blob that needs one a place in the arena, and free it after its last reader."""
@@ -202,7 +202,7 @@ class Layout:
     # The run.
 
     def watch(self, kept: Kept) -> None:
-        """Have the parameters watched that something is derived from."""
+        """Watch the parameters that something is derived from."""
         for line in self.lines:
             line.watch(kept)
 
@@ -253,7 +253,7 @@ class Layout:
         framed = self._is_framed(value)
         for part in around(held, made):
             if framed:
-                place[slices(part, held)] = self._frame(value, kept).over(part)
+                place[slices(part, held)] = self._frame(value, kept).crop(part)
             else:
                 place[slices(part, held)] = 0
         values[value] = place
@@ -284,7 +284,7 @@ class Layout:
         return tensor
 
     def _frame(self, value: int, kept: Kept) -> Frame:
-        """Return the frame of a blob, made from those of what it is made of."""
+        """Return the frame of a blob, computed from the frames of the blobs that its line reads."""
         if value in self._frames:
             return self._frames[value]
         maker = next((line for line in self.lines if value in line.tops), None)
@@ -296,7 +296,7 @@ class Layout:
             constant = maker.constant([bottom.constant for bottom in bottoms])
             frame = Frame(self.shapes[value][1], self.shapes[value][2:], constant)
             for area, out in frame.corners():
-                windows = [b.over(read) for b, read in zip(bottoms, maker.reads(area))]
+                windows = [b.crop(read) for b, read in zip(bottoms, maker.reads(area))]
                 maker.compute(area, windows, out, kept)
         self._frames[value] = frame
         return frame

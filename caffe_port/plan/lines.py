@@ -1,9 +1,9 @@
 """The lines of a plan: layers, each computed where others need it.
 
-A line knows what of its top depends on the image given what of its bottoms does
+A line knows which part of its top depends on the image, given those parts of its bottoms
 (`reached`), what it reads for an area of its top (`reads`), and how it computes that area
-from these windows. A window may lie partly outside its blob: it comes with zeros there, so
-a line never pads.
+from these windows. A window may extend beyond its blob: it has zeros there, so a line never
+pads.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from caffe_port.blob import Shape
 from caffe_port.building import Node
 from caffe_port.ops.base import Op
 from caffe_port.plan import products, upsampling, winograd
-from caffe_port.plan.areas import Area, Window, common, intersection, moved, slices, union, whole
+from caffe_port.plan.areas import Area, Window, common, intersection, shift, slices, union, whole
 from caffe_port.plan.kept import Kept
 
-# Layers whose pixel is made of that pixel of each bottom, in any area alike.
+# Layers that compute each pixel from the same pixel of each bottom, wherever it is.
 _POINTWISE = frozenset(
     'AbsVal BNLL Clip ELU Eltwise Exp Log Power PReLU ReLU Sigmoid Swish TanH Threshold'.split()
 )
-# Winograd's convolution needs as many channels to pay.
+# With fewer channels, Winograd's convolution does not pay.
 LEAST_CHANNELS = 64
 # A strip of a convolution's top stays in the cache until its ReLU: so many values.
 _STRIP, _FEW_WEIGHTS = 2**19, 2**17
@@ -35,7 +35,7 @@ def is_nothing(node: Node) -> bool:
 
 
 def is_pointwise(node: Node, shapes: list[Shape]) -> bool:
-    """Return whether each pixel of the top is made of the same pixel of the bottoms alone."""
+    """Return whether each pixel of the top depends only on the same pixel of the bottoms."""
     if len(set(shapes)) != 1:
         return False
     if node.type == 'LRN':
@@ -71,7 +71,7 @@ class Line:
         self.names = [node.name]
 
     def reached(self, bottoms: list[Area]) -> Area:
-        """Return what of the top depends on the image, given what of the bottoms does."""
+        """Return the part of the top that depends on the image, given those of the bottoms."""
         return whole(self.top_shapes[0])
 
     def constant(self, bottoms: list[Area]) -> Area:
@@ -83,11 +83,11 @@ class Line:
         self.area = area
 
     def reads(self, area: Area) -> list[Area]:
-        """Return what of each bottom is read for an area of the top."""
+        """Return the part of each bottom that is read for an area of the top."""
         raise NotImplementedError
 
     def watch(self, kept: Kept) -> None:
-        """Have the parameters watched that something is derived from."""
+        """Watch the parameters that something is derived from."""
 
     def examine(self, kept: Kept) -> None:
         """Choose the method that the weights allow, as they are now."""
@@ -120,7 +120,7 @@ def _put(top: Tensor, out: Tensor | None) -> tuple[Tensor, ...]:
 
 
 class Pointwise(Line):
-    """A layer that makes each pixel of that pixel of its bottoms."""
+    """A layer that computes each pixel from the same pixel of its bottoms."""
 
     method, framed, is_whole = 'pointwise', True, False
 
@@ -274,7 +274,7 @@ class Pooling(_Sliding):
 
 
 class Deconvolution(Line):
-    """A deconvolution, computed where it survives a Crop."""
+    """A deconvolution; only the part that a Crop keeps is computed."""
 
     method, is_whole = 'deconvolution', False
     _kernel: upsampling.Kernel | None = None
@@ -336,13 +336,13 @@ class Crop(Line):
         self.offset = [0] * (node.op.axis - 2) + list(node.op.offset)
 
     def reached(self, bottoms: list[Area]) -> Area:
-        back = moved(bottoms[0], [-offset for offset in self.offset])
+        back = shift(bottoms[0], [-offset for offset in self.offset])
         return intersection(back, whole(self.top_shapes[0]))
 
     constant = reached
 
     def reads(self, area: Area) -> list[Area]:
-        return [moved(area, self.offset)]
+        return [shift(area, self.offset)]
 
     def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
         return _put(windows[0], out)

@@ -19,7 +19,7 @@ from caffe_port.plan.kept import Kept
 from caffe_port.plan.layout import Layout
 from caffe_port.plan.switch import covers, is_untouched
 
-# Layouts of so many shapes are remembered.
+# How many shapes have their layouts remembered.
 MAX_LAYOUTS = 16
 # A layout for fewer multiply-adds costs more than it saves.
 LEAST = 2**27
@@ -71,7 +71,7 @@ class Planner:
     def __call__(
         self, inputs: Mapping[str, Tensor], wanted: Iterable[str]
     ) -> dict[str, Tensor] | None:
-        """Compute what NetModule.forward returns; None where that had better run its layers."""
+        """Compute what NetModule.forward returns; None where its layers should run one by one."""
         tensors = (*inputs.values(), *self._module.parameters())
         gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if gradients or set(inputs) != self._sources:

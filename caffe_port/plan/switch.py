@@ -14,7 +14,7 @@ _on = True
 
 
 def set_plan(on: bool) -> None:
-    """Let nets compute by plan (where a process starts), or layer by layer as they stand."""
+    """Let nets compute by plan (where a process starts), or layer by layer."""
     global _on
     _on = bool(on)
 

@@ -149,7 +149,7 @@ def _layer_at(text: str, at: int) -> str:
             opened.pop()
     for start in opened:
         if _LAYER.search(text, max(start - 40, 0), start - 1):
-            # Its own fields stand first; of two, the first is its own.
+            # A layer's own name comes before those of its parameters, so take the first.
             fields = _FIELD.findall(text, start, start + 4000)
             found = {field: value.strip('"\'')[:100] for field, value in reversed(fields)}
             return f'{found.get("name", "a layer")} ({found.get("type", "no type")}): '

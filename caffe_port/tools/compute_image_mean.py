@@ -14,7 +14,7 @@ from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError, replacing
 from caffe_port.ops.databases import Records, pixels_of
 from caffe_port.proto.caffe_pb2 import BlobProto, DataParameter
-from caffe_port.tools import command, flags
+from caffe_port.tools import flags, glog_command
 from caffe_port.tools.new_database import BACKENDS
 
 LOG = logging.getLogger('caffe_port')
@@ -80,4 +80,4 @@ def mean_image(records: Records) -> np.ndarray:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

@@ -18,7 +18,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.ops import images
 from caffe_port.ops.image_data import read_entries, shuffle
 from caffe_port.proto.caffe_pb2 import Datum
-from caffe_port.tools import command, flags
+from caffe_port.tools import flags, glog_command
 from caffe_port.tools.new_database import create_database
 
 LOG = logging.getLogger('caffe_port')
@@ -114,4 +114,4 @@ def _encoded(pixels: np.ndarray, path: str, values: dict) -> Datum | None:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

@@ -17,7 +17,7 @@ from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.proto.caffe_pb2 import Datum
-from caffe_port.tools import command
+from caffe_port.tools import glog_command
 from caffe_port.tools.new_database import NewDatabase, create_database
 
 LOG = logging.getLogger('caffe_port')
@@ -104,4 +104,4 @@ def _log_count(name: str, database: NewDatabase) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

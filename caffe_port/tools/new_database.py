@@ -17,7 +17,7 @@ _RECORDS_AT_ONCE = 1000
 
 
 class _Database(Protocol):
-    """What is asked of a database while it is written."""
+    """What a database offers while it is written."""
 
     @property
     def error(self) -> type[Exception]: ...

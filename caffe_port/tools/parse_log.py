@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from caffe_port.errors import CaffeError, replacing
-from caffe_port.tools import command
+from caffe_port.tools import glog_command
 
 Row = dict[str, float]
 
@@ -51,7 +51,10 @@ class _Table:
         self._row = {}
 
     def finish(self) -> list[Row]:
-        """Return all rows; the first, which no rate comes before, takes that of the second."""
+        """Return all rows; give the first row the second's learning rate.
+
+        None was logged before it.
+        """
         self.end()
         if len(self.rows) > 1:
             self.rows[0]['LearningRate'] = self.rows[1]['LearningRate']
@@ -62,7 +65,7 @@ def parse_log(path: str | os.PathLike) -> tuple[list[Row], list[Row]]:
     """Return the rows of the train net and of the test net: a number for each column.
 
     Seconds count from the line "Solving", or the first with a time in a log without one. A
-    log says no year; where the month falls a year has passed.
+    log has no year: where the month falls, a new year has begun.
 
     Raises CaffeError if the file is not read or holds no line of a log.
     """
@@ -162,4 +165,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

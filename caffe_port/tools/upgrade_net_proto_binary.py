@@ -14,7 +14,7 @@ from caffe_port.errors import CaffeError, replacing
 from caffe_port.files import caffemodel
 from caffe_port.files.upgrade import upgrade_net
 from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.tools import command
+from caffe_port.tools import glog_command
 from caffe_port.tools.upgrading import upgrade_file
 
 USAGE = 'upgrade_net_proto_binary v0_net_proto_file_in net_proto_file_out'
@@ -40,4 +40,4 @@ def _write(net: NetParameter, path: Path) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

@@ -7,7 +7,7 @@ import sys
 from caffe_port import prototxt
 from caffe_port.files.upgrade import upgrade_net
 from caffe_port.proto.caffe_pb2 import NetParameter
-from caffe_port.tools import command
+from caffe_port.tools import glog_command
 from caffe_port.tools.upgrading import upgrade_file
 
 USAGE = 'upgrade_net_proto_text v0_net_proto_file_in net_proto_file_out'
@@ -25,4 +25,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

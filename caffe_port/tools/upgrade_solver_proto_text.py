@@ -7,7 +7,7 @@ import sys
 from caffe_port import prototxt
 from caffe_port.files.upgrade import upgrade_solver
 from caffe_port.proto.caffe_pb2 import SolverParameter
-from caffe_port.tools import command
+from caffe_port.tools import glog_command
 from caffe_port.tools.upgrading import upgrade_file
 
 USAGE = 'upgrade_solver_proto_text old_solver_proto_file_in solver_proto_file_out'
@@ -25,4 +25,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(command.run(main))
+    sys.exit(glog_command.run(main))

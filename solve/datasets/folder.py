@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 def read_mask(path: Path) -> np.ndarray:
     """Read the numbers of a PNG mask: palette indices or grey values, H x W.
 
-    uint8, of a 16-bit PNG its own type.
+    The type is uint8, or for a 16-bit PNG its own.
 
     Raises CaffeError if the file is missing, broken, no PNG, or holds colours.
     """

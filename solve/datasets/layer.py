@@ -191,7 +191,7 @@ class SegDataLayer(Layer):
         raise NotImplementedError
 
     def files(self, name: str) -> list[Path]:
-        """Return the files that `load` reads for image `name`; none if the subclass tells none."""
+        """Return the files that `load` reads for image `name`; none if not known."""
         return []
 
     def setup(self, bottom, top) -> None:

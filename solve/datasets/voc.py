@@ -67,7 +67,7 @@ def seg11valid(
 
 
 def remarks(voc_dir: str | os.PathLike, **_: object) -> list[str]:
-    """Return lines on what differs from the published data, though it may be meant to."""
+    """Return lines on differences from the published data, which may be intended."""
     path = segmentation_list(voc_dir, 'seg11valid')
     count = len(read_list(path)) if path.is_file() else SEG11VALID_IMAGES
     if count == SEG11VALID_IMAGES:

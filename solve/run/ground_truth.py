@@ -18,7 +18,7 @@ from solve.run.options import ROOT, name_option
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The labels of a split: `name` says of what."""
+    """The labels of a split, which `name` describes."""
 
     name: str
     layer: SegDataLayer

@@ -27,11 +27,10 @@ def list_formats() -> tuple[str, ...]:
 def find_pictures(argument: str | Path) -> list[Path]:
     """Return the pictures that one argument names.
 
-    A folder names its pictures, without folders in it or results of infer.py, in the order of
-    the numbers in their names: frame2 before frame10. A pattern such as 'day*/*.jpg' names
-    what it matches, in that order. A .txt, .lst or .list file names a picture a line, from its
-    own folder on. Anything else names
-    itself.
+    For a folder, return its pictures in natural order (frame2 before frame10), without
+    subfolders and infer.py's results. For a pattern such as 'day*/*.jpg', return what it
+    matches, in the same order. For a .txt, .lst or .list file, return the picture of each line,
+    relative to the file's folder. Anything else is itself a picture.
 
     Raises CaffeError if there is none.
     """
@@ -88,10 +87,10 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def read_upright(path: Path) -> np.ndarray:
-    """Read a picture as a viewer shows it: uint8, H x W x 3, RGB; of many frames, the first.
+    """Read a picture as a viewer shows it, or its first frame: uint8, H x W x 3, RGB.
 
-    It is turned as its EXIF orientation says. Transparent pixels lie over white. 16 bits of grey
-    become 8, of the highest value 255 (65535 is white).
+    It is turned as its EXIF orientation says. Transparent pixels are shown over white. 16-bit
+    grey is scaled to 8 bits (65535, white, becomes 255).
 
     Raises CaffeError if it is missing, broken, of no format that Pillow opens, or its values have
     no known white: 32-bit integers and floats.

@@ -58,7 +58,7 @@ class Job:
     tensorboard: bool = False  # write event files too
     images: list[str] = field(default_factory=list, init=False)
     _events: Events | None = field(default=None, init=False)
-    # The last scores of each task, with what is behind the names of its files.
+    # The last scores and class names of each task, by file-name suffix.
     _scored: dict[str, tuple[Scores, Sequence[str]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ class Job:
     ) -> caffe.SGDSolver:
         """Make the solver, its nets by fcn(split), and log to the run's folder; collective.
 
-        Raises CaffeError where another process works in the folder, or a job that resumes
-        nothing finds another run's snapshots.
+        Raises CaffeError if another process works in the folder, or if the folder has another
+        run's snapshots and this job does not resume.
         """
         parallel.call_on_first(self._take_folders)
         param = SolverParameter(**{**constants, **self.constants})

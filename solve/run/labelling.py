@@ -88,7 +88,7 @@ def describe(best: np.ndarray, names: Sequence[str]) -> str:
 
 @dataclass
 class LoadedPicture:
-    """A picture that was read: what the net sees of it, and what its results say and are."""
+    """A picture that was read: its files, the text and paths of its results, the net's inputs."""
 
     files: Files
     text: dict[str, str]
@@ -135,7 +135,7 @@ class Labelling:
             )
             path = picture.paths[name, 'labels']
             lines.append(f'{path}: {describe(labels, classes)}')
-            # The overlay first: who finds the labels finds both.
+            # Write the overlay first, so that labels on disk imply an overlay.
             if 'overlay' in self.kinds:
                 rgb = inputs.read_upright(picture.files[0])
                 drawn = draw_overlay(rgb, labels, classes)
@@ -144,7 +144,7 @@ class Labelling:
         return lines
 
     def run(self, groups: Sequence[Files]) -> Iterator[list[str] | CaffeError | None]:
-        """Label pictures; yield of each its lines, an error, or None where results are kept.
+        """Label pictures; yield for each its lines, an error, or None if its results were there.
 
         Pictures are read ahead and written behind, and yielded when they are written.
         """

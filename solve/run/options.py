@@ -17,7 +17,7 @@ import torch
 import caffe_port as caffe
 from caffe_port import parallel, plugins
 from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
-from solve.run import commands, terminal, workspace
+from solve.run import command_names, terminal, workspace
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (_CHECKOUT / 'setup.cfg').is_file()
@@ -37,8 +37,8 @@ def make_parser(
     name: str, description: str, epilog: str = '', usage: str | None = None
 ) -> argparse.ArgumentParser:
     """Make a parser whose help keeps its line breaks and has a line for most options."""
-    return commands.Parser(
-        prog=commands.as_called(name),
+    return command_names.Parser(
+        prog=command_names.as_called(name),
         usage=usage,
         description=description,
         epilog=epilog,

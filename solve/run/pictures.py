@@ -153,7 +153,7 @@ def check_kind(path: Path) -> str:
 class Labelled:
     """Labels (H x W) to show in a panel: in colours, with the classes' names beneath the row.
 
-    Of a prediction `truth` is the label that it is compared with; its IU stands below it.
+    For a prediction, `truth` is the label it is compared with; its IU is shown below it.
     With `errors`, it is shown where the prediction is wrong.
     """
 
@@ -188,7 +188,7 @@ def draw_panel(
 ) -> None:
     """Draw pictures, each row of them side by side under the titles.
 
-    Beneath a row with labels stand the names of the classes in it.
+    The names of the classes in a row of labels are beneath that row.
     """
     ratios = [float(np.divide(*_image_of(row[0]).shape[:2])) for row in rows]
     heights = [2.6 * min(max(ratio, 0.4), 1.3) + 0.75 for ratio in ratios]
@@ -222,7 +222,7 @@ def _image_of(shown: np.ndarray | Labelled) -> np.ndarray:
 
 
 def _list_classes(row: Sequence[np.ndarray | Labelled]) -> list[Patch]:
-    """Return a patch with the name of each class in a row of a panel; of void a hatched one."""
+    """Return a patch with the name of each class in a row of a panel, hatched for void."""
     colours, found = palette() / 255, {}
     for shown in row:
         if isinstance(shown, Labelled) and not shown.errors:
@@ -243,7 +243,7 @@ def _list_classes(row: Sequence[np.ndarray | Labelled]) -> list[Patch]:
 def draw_class_scores(scores: Scores, names: Sequence[str], path: Path) -> None:
     """Draw IU and accuracy of each class as bars, the best IU first, with the mean IU as a line.
 
-    Classes without label and prediction, which have no IU, stand last without a bar.
+    Classes without label and prediction have no IU: they come last, without a bar.
     """
     order = np.argsort(-np.nan_to_num(scores.iu, nan=-1), kind='stable')
     figure = Figure(figsize=(7.5, 1.5 + 0.25 * len(names)), layout='constrained')

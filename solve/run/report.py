@@ -315,7 +315,7 @@ def _pictures(
     )
     if not order:
         return ''
-    # Where there are few, half of them are the worst and half the best.
+    # With few pictures, show half as worst and half as best.
     worst = order[: min(SHOWN, (len(order) + 1) // 2)]
     best = order[len(worst) :][-SHOWN:][::-1]
     shown = ''.join(

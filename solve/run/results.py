@@ -58,7 +58,7 @@ def name_results(
 ) -> dict[tuple[str, str], Path]:
     """Return the files of a picture's results by task and kind: dog_labels.png, dog_overlay.png.
 
-    Of many tasks each has its name before the kind: beach_sem_labels.png.
+    With several tasks, the name of the task comes before the kind: beach_sem_labels.png.
     """
     return {
         (task, kind): folder / f'{picture.stem}{_suffix(task, tasks)}_{kind}.png'

@@ -53,7 +53,7 @@ def find_latest(prefix: Path) -> Path:
 def set_aside(prefix: Path, iteration: int) -> list[Path]:
     """Rename the snapshots beyond `iteration` to *.old; return the new paths of the states.
 
-    They are another run's: one that goes on at `iteration` would take them for its newest.
+    They belong to another run; a resumed run would mistake them for its newest.
     """
     renamed = []
     for number, state in list_states(prefix).items():

@@ -22,7 +22,7 @@ from caffe_port.coord_map import UndefinedMapException
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
 from solve.run.cones import Cones
-from solve.run.memory import format_memory
+from solve.run.free_memory import format_memory
 
 # More tiles on an axis are not tried: each would compute little else than its margins.
 _MOST_PARTS = 64
@@ -81,9 +81,9 @@ def _last_reads(module: NetModule, outputs: Sequence[str]) -> dict[int, int]:
 def estimate(module: NetModule, size: tuple[int, int], outputs: Sequence[str]) -> int:
     """Return about how many bytes `compute` takes for a picture of height and width `size`.
 
-    At the largest moment: the blobs that are there, and again what the layer reads and writes
-    where it copies that into the order of its kernel, in blocks of 16 channels. The allocator
-    takes _ALLOCATED times as much (measured on the CPU: 0.8 to 1.3 times).
+    The peak over all layers: the blobs in memory, and a second time what the layer reads and
+    writes, if its kernel copies these into an order of its own, in blocks of 16 channels. The
+    allocator takes _ALLOCATED times as much (measured on the CPU: 0.8 to 1.3 times).
     """
     given = {name: (*module.shapes[name][:2], *size) for name in module.inputs}
     shapes = module.infer_shapes(given)
@@ -136,7 +136,7 @@ def plan(
 ) -> tuple[list[Span], list[Span]]:
     """Return the tiles of rows and of columns that take at most `budget` bytes at a time.
 
-    Of those that do, the ones with the fewest pixels to compute.
+    Of all such tilings, the one with the fewest pixels to compute.
 
     Raises CaffeError if none do.
     """
@@ -196,7 +196,7 @@ def label(
 ) -> dict[str, np.ndarray]:
     """Return the best class of every pixel, H x W uint8, by each of the outputs.
 
-    The inputs are 1 x C x H x W float32. Memory is bounded by `budget` bytes, without it not.
+    The inputs are 1 x C x H x W float32. `budget` bounds the memory; None means no bound.
 
     Raises CaffeError if a score is NaN or infinite, naming the output and the first such layer.
     """

@@ -162,8 +162,8 @@ class Watch:
         if found and not self._void:
             self._void = True
             warn(
-                f'image {found[0]}: its labels are all void, so it teaches nothing; that is '
-                'harmless, and further ones are not reported'
+                f'image {found[0]}: all its labels are void, so it does not affect training '
+                '(reported once)'
             )
 
     def _take_action(self) -> str | None:

@@ -33,7 +33,7 @@ class Recipe:
 
     @property
     def classifier(self) -> str:
-        """The classifier that it, or the first sample before it, starts from."""
+        """The classifier at the start of this sample's chain."""
         first = self.starts[0]
         return first if first in classifiers.CLASSIFIER_NETS else RECIPES[first].classifier
 

@@ -125,7 +125,7 @@ def write_siftflow(settings: dict[str, Any], siftflow_dir: Path) -> None:
 def write_pascalcontext(settings: dict[str, Any], voc_dir: Path, context_dir: Path) -> None:
     """Draw outdoor scenes, and name what is drawn in labels.txt.
 
-    All has the name of a class but the lines on a road, which have no class.
+    Every region has a class name except road lines.
     """
     root = voc_dir / 'VOC2010'
     images, lists, labels = _folders(

@@ -152,4 +152,4 @@ def test_a_net_without_a_plan_says_so(tmp_path, capsys):
         'layer { name: "relu" type: "ReLU" bottom: "data" top: "relu" }'
     )
     assert summary.main([str(small), '--plan']) == 0
-    assert capsys.readouterr().out == 'no plan: the layers run as they stand\n'
+    assert capsys.readouterr().out == 'no plan: the layers run one by one\n'

@@ -11,7 +11,7 @@ import pytest
 
 from caffe_port import version
 from solve import console, launch
-from solve.run import commands
+from solve.run import command_names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def list_installed():
 @pytest.fixture(autouse=True)
 def called_by_nothing():
     yield
-    commands.start_as()
+    command_names.start_as()
 
 
 def call(monkeypatch, capsys, *words):
@@ -59,7 +59,7 @@ def test_an_experiment_is_named_with_its_command(monkeypatch, capsys):
     assert status == 0 and out.startswith('usage: fcn-solve nyud_fcn32s_color_hha ')
     assert '.py' not in out
     words = ['fcn-solve', 'voc_fcn32s', '--keep', '3']
-    commands.start_as(*words[:2])
+    command_names.start_as(*words[:2])
     monkeypatch.setattr(sys, 'argv', ['/site/solve/voc_fcn32s.py', *words[2:]])
     resume = launch._name_command(Path('out'), resume=True)
     assert resume == 'fcn-solve voc_fcn32s --keep 3 --resume latest --output out'

@@ -19,7 +19,7 @@ from nets import (
     voc_fcn32s,
     voc_fcn_alexnet,
 )
-from solve.run import memory, tiles
+from solve.run import free_memory, tiles
 from solve.run.cones import Cones
 from tests.solve.scored import NARROW, save_random
 
@@ -172,9 +172,9 @@ def test_a_blob_is_freed_when_its_last_reader_is_done():
     [('2G', 2 << 30), ('1.5GiB', 3 << 29), ('800M', 800 << 20), ('4096', 4096), ('3 kb', 3072)],
 )
 def test_amounts_of_memory_are_read(text, count):
-    assert memory.parse_bytes(text) == count
+    assert free_memory.parse_bytes(text) == count
 
 
 def test_what_is_free_is_known():
-    free = memory.free_bytes(CPU)
+    free = free_memory.free_bytes(CPU)
     assert free is None or 0 <= free < 1 << 50
