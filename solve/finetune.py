@@ -26,7 +26,7 @@ from solve.datasets import folder as own
 from solve.datasets.images import VOID
 from solve.run import command_names, events, experiments, options, preflight, retention
 from solve.run.adaptation import FINER, find_class_layers, scale_constants, start_from
-from solve.run.job import LATEST, Job
+from solve.run.job import FILES, LATEST, Job
 from solve.samples import classifiers, own_data, recipes
 
 USAGE = 'finetune.py --images DIR --labels DIR --classes FILE --weights FILE [options]'
@@ -39,6 +39,16 @@ examples:
 Train an official net on your own pictures and classes.
 """
 DEFAULT, PLAN = Path('output/finetune'), 'finetune.json'
+# Files that a run writes into its folder.
+OWN_FILES = (
+    *FILES,
+    PLAN,
+    'train.prototxt',
+    'val.prototxt',
+    'snapshot/deploy.prototxt',
+    f'snapshot/{experiments.CLASSES_FILE}',
+    *(f'{own.PLACES["lists_dir"]}/{split}.txt' for split in ('train', 'val')),
+)
 SAMPLE_IMAGES = 150
 # The nets whose loss is a mean over pixels; the others' is a sum.
 NORMALISED = {'voc_fcn_alexnet': voc_fcn_alexnet, 'voc_fcn_googlenet': voc_fcn_googlenet}
@@ -191,7 +201,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         args.base_lr,
     )
     print(*recipe.why, sep='\n')
-    folder = args.output = launch.make_run_folder(args.output or DEFAULT, None)
+    folder = args.output = launch.make_run_folder(args.output or DEFAULT, None, OWN_FILES)
     return _begin(args, plan, splits, folder, args.weights, widths, recipe.constants)
 
 
@@ -259,7 +269,8 @@ def _prepare_sample(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     sample = args.net if args.net in NORMALISED else 'voc_fcn32s'
     name = recipes.RECIPES[sample].classifier
     folder = args.output or recipes.folder_of('finetune')
-    folder = args.output = launch.make_run_folder(folder, args.resume)
+    sample_files = [*OWN_FILES, 'data', f'{name}-narrow.caffemodel']
+    folder = args.output = launch.make_run_folder(folder, args.resume, sample_files)
     print(
         f'No --images, so this draws {SAMPLE_IMAGES} pictures of {len(own_data.CLASSES)} classes '
         f'into {folder}/data and trains a narrow net on them.',

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
 from solve.run import command_names, events, log, retention, workspace
-from solve.run.job import LATEST, Job
+from solve.run.job import FILES, LATEST, Job
 from solve.run.options import (
     ROOT,
     ROOT_NAME,
@@ -29,9 +30,6 @@ from solve.run.options import (
 )
 from solve.samples import recipes
 
-# Marks an output folder as that of one call of torchrun, which may restart the script.
-MARK = '.torchrun'
-
 
 def run(
     solve: Callable[[Job], None],
@@ -39,13 +37,14 @@ def run(
     data: ModuleType,
     *weights: str,
     after: Sequence[ModuleType] = (),
+    files: Sequence[str] = FILES,
 ) -> None:
     """Run an experiment's script: parse its options, make the job and `solve` it.
 
     `data` is the module of its data set; its PLACES are the default folders, by the
     names that nets know them by. `weights` are the files to start from by default. Both
     are relative to the project. `after` are the scripts whose nets it starts from, in
-    order: its sample trains theirs first.
+    order: its sample trains theirs first. `files` are those it writes into its folder.
     """
     name = Path(sys.argv[0]).stem
     args = _make_parser(doc or '', name, data, weights).parse_intermixed_args()
@@ -54,7 +53,7 @@ def run(
     with session(lasting=True), resumable(args):
         choose_device(args.gpu)
         caffe.set_plan(args.plan)
-        solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after)))
+        solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after, files)))
 
 
 @contextmanager
@@ -151,6 +150,7 @@ def _make_job(
     data: ModuleType,
     weights: Sequence[str],
     after: Sequence[ModuleType],
+    files: Sequence[str],
 ) -> Job:
     if args.iterations is not None and args.iterations < 1:
         raise CaffeError(f'--iterations {args.iterations}: must be positive')
@@ -165,9 +165,9 @@ def _make_job(
         defaults = [Path('output') / name] + ([] if named else [recipes.folder_of(name)])
         args.output = find_run(args.resume, args.output, defaults)
     if _wants_sample(args, name, data, weights, named):
-        job = _make_sample_job(args, name, data, after)
+        job = _make_sample_job(args, name, data, after, files)
     else:
-        job = _make_real_job(args, name, data, weights)
+        job = _make_real_job(args, name, data, weights, files)
     job.prefix, job.keep = args.snapshot_prefix or job.prefix, args.keep
     job.iterations = args.iterations or job.iterations
     job.skip_bad_images, job.tensorboard = args.skip_bad_images, args.tensorboard
@@ -186,7 +186,11 @@ def _wants_sample(
 
 
 def _make_real_job(
-    args: argparse.Namespace, name: str, data: ModuleType, weights: Sequence[str]
+    args: argparse.Namespace,
+    name: str,
+    data: ModuleType,
+    weights: Sequence[str],
+    files: Sequence[str],
 ) -> Job:
     places = {place: getattr(args, place) or ROOT / folder for place, folder in data.PLACES.items()}
     for place, folder in places.items():
@@ -199,7 +203,7 @@ def _make_real_job(
                 f'{path}: no such file; --weights takes what this experiment starts '
                 'from, see --help'
             )
-    folder = args.output = make_run_folder(args.output or Path('output') / name, args.resume)
+    folder = args.output = make_run_folder(args.output or Path('output') / name, args.resume, files)
     net = {place: str(path) for place, path in places.items()}
     if 'sbdd_dir' in net:  # VOC's own folder has no list of seg11valid: it follows from SBD's
         net['seg11valid_from'] = net['sbdd_dir']
@@ -209,14 +213,20 @@ def _make_real_job(
 
 
 def _make_sample_job(
-    args: argparse.Namespace, name: str, data: ModuleType, after: Sequence[ModuleType]
+    args: argparse.Namespace,
+    name: str,
+    data: ModuleType,
+    after: Sequence[ModuleType],
+    files: Sequence[str],
 ) -> Job:
     print(
         f'No data and no weights found, so this runs a small sample of {name}, drawn on the '
         'spot.\nThe real experiment needs '
         f'{", ".join(map(name_option, data.PLACES))} and --weights; see --help.'
     )
-    folder = args.output = make_run_folder(args.output or recipes.folder_of(name), args.resume)
+    folder = args.output = make_run_folder(
+        args.output or recipes.folder_of(name), args.resume, files
+    )
     print(f'Output folder: {folder}', flush=True)
     resume = args.resume
     if resume == LATEST and not has_snapshots(args.snapshot_prefix or folder / 'snapshot/train'):
@@ -261,17 +271,33 @@ def find_run(resume: Path, output: Path | None, defaults: Sequence[Path]) -> Pat
     return used[max(used)]
 
 
-def make_run_folder(folder: Path, resume: Path | None) -> Path:
-    """Make the output folder; append a number to its name if that folder has a run's log."""
+def make_run_folder(folder: Path, resume: Path | None, files: Sequence[str] = FILES) -> Path:
+    """Make the output folder; append a number to its name if that folder has a run's log.
+
+    Raises CaffeError if it is not that of a run and has one of the `files` that this run writes.
+    """
     chosen, number = folder, 2
     while not resume and not _is_of_this_torchrun(chosen) and log.find(chosen):
         chosen, number = folder.with_name(f'{folder.name}-{number}'), number + 1
+    ours = _has_record(chosen, resume)
+    workspace.refuse_foreign(chosen, files, ours, 'a run', '--output names another folder')
     workspace.take(chosen)
-    if run_id := parallel.run_id():
-        (chosen / MARK).write_text(run_id)
+    with suppress(OSError):  # on a full disk
+        (chosen / workspace.MARK).write_text(parallel.run_id() or '')
     return chosen
 
 
+def _has_record(folder: Path, resume: Path | None) -> bool:
+    """Return whether a run has worked in a folder."""
+    # A run of an earlier version that was stopped early has left nothing but its lock.
+    marks = [workspace.MARK, *([workspace.LOCK] if resume == LATEST else [])]
+    return (
+        any(os.path.lexists(folder / mark) for mark in marks)
+        or bool(log.find(folder))
+        or has_snapshots(folder / 'snapshot/train')
+    )
+
+
 def _is_of_this_torchrun(folder: Path) -> bool:
-    mark = folder / MARK
+    mark = folder / workspace.MARK
     return mark.is_file() and mark.read_text() == parallel.run_id()

@@ -78,14 +78,28 @@ def prepare(args: argparse.Namespace) -> Evaluation:
         layer.split,
     )
     folder = args.output or Path('output', 'score', '-'.join(named))
-    parallel.call_on_first(lambda: workspace.take(folder))
+    of = identify(param, layer, args.weights)
+    scoring = Evaluation(net, layer, tasks, folder, of, args.weights)
+    parallel.call_on_first(lambda: _take_folder(scoring, args))
     print(
         f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
         f'output folder: {folder}',
         flush=True,
     )
-    of = identify(param, layer, args.weights)
-    return Evaluation(net, layer, tasks, folder, of, args.weights)
+    return scoring
+
+
+def _take_folder(scoring: Evaluation, args: argparse.Namespace) -> None:
+    """Take the folder for the scores; raise CaffeError if files of others would be replaced."""
+    if not args.force:
+        workspace.refuse_foreign(
+            scoring.folder,
+            scoring.list_files(args.predictions, args.report, args.errors),
+            scoring.has_record(),
+            'score.py',
+            '--force replaces it, --output names another folder',
+        )
+    workspace.take(scoring.folder)
 
 
 def set_data(param: NetParameter, split: str | None, places: dict[str, Path]) -> None:

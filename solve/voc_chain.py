@@ -21,10 +21,12 @@ from solve import launch, voc_fcn8s, voc_fcn16s, voc_fcn32s
 from solve.datasets import voc
 from solve.run import log, retention
 from solve.run.comparison import draw_comparison
-from solve.run.job import LATEST, PANEL_ROWS, Job
+from solve.run.job import FILES, LATEST, PANEL_ROWS, Job
 from solve.samples import recipes
 
 STAGES = {'voc_fcn32s': voc_fcn32s, 'voc_fcn16s': voc_fcn16s, 'voc_fcn8s': voc_fcn8s}
+# Files that it writes into its folder.
+FILES_OF_CHAIN = ('comparison.png', *(f'{stage}/{file}' for stage in STAGES for file in FILES))
 
 
 def solve(job: Job) -> None:
@@ -63,4 +65,4 @@ def make_stage(job: Job, name: str, weights: list[Path]) -> Job:
 
 
 if __name__ == '__main__':
-    launch.run(solve, __doc__, voc, 'data/ilsvrc-nets/vgg16-fcn.caffemodel')
+    launch.run(solve, __doc__, voc, 'data/ilsvrc-nets/vgg16-fcn.caffemodel', files=FILES_OF_CHAIN)

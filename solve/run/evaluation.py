@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,6 +115,8 @@ class Evaluation:
             return state
         folders = [f'predictions{self.suffix(task)}' for task in self.tasks] if predictions else []
         save_dirs = [make_folder(self.folder / name) for name in folders]
+        if predictions and not (self.folder / STATE).exists():
+            self._save(state)  # the record that predictions are ours, also if this is killed
         if state.done:
             self.layer.set_state({**self.layer.state(), 'index': state.done})
         at = time.monotonic()
@@ -137,6 +140,24 @@ class Evaluation:
             self._save(state)
             raise
         return self._save(state)
+
+    def list_files(self, predictions: bool, page: bool, errors: bool) -> list[str]:
+        """Return the names of the results, beside the state, that these options write."""
+        kinds = ['confusion{}.npy', 'scores{}.json', 'confusion{}.png', 'classes{}.png']
+        kinds += ['report{}.html'] * page + ['errors{}.png'] * errors
+        names = []
+        for suffix in map(self.suffix, self.tasks):
+            names += [kind.format(suffix) for kind in kinds]
+            if predictions:
+                names += [f'predictions{suffix}/{name}.png' for name in self.layer.ids]
+        return names
+
+    def has_record(self) -> bool:
+        """Return whether a scoring has worked in the folder: its state is there, or scores."""
+        names = [f'scores{self.suffix(task)}.json' for task in self.tasks]
+        return os.path.lexists(self.folder / STATE) or any(
+            _are_scores(self.folder / name) for name in names
+        )
 
     def _save(self, state: EvaluationState) -> EvaluationState:
         """Write the state, with digests of the files of all images done; rank 0 writes.
@@ -279,6 +300,15 @@ class Evaluation:
             with torch.no_grad():
                 self.net.forward_range(0, len(self.net.layers) - 1)
             yield take_picture(self.net, self.layer, task)
+
+
+def _are_scores(path: Path) -> bool:
+    """Return whether a file has what `to_json` returns."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {*PRINTED, 'classes'} <= {*found}
 
 
 def _rank_images(state: EvaluationState, number: int) -> list[int]:

@@ -29,6 +29,8 @@ from solve.run.report import Extremes, ScoredPicture, write_report
 LOG = logging.getLogger('caffe_port')
 # As a file to resume from: the run's own newest whole snapshot.
 LATEST = Path('latest')
+# Files that a run writes into its folder, beside those that resuming goes on with.
+FILES = ('caffe.log', 'curve.png', 'panel.png', 'report.html', 'report_geo.html')
 PANEL_ROWS = 5
 REPORT_PICTURES = 12
 
@@ -96,7 +98,8 @@ class Job:
         workspace.take(self.folder)
         workspace.make(self.prefix.parent)
         if not workspace.is_held(self.prefix.parent):
-            workspace.hold(self.prefix.parent / f'.{self.prefix.name}{workspace.LOCK}')
+            lock = self.prefix.parent / f'.{self.prefix.name}{workspace.LOCK}'
+            workspace.hold(lock, 'place with --snapshot-prefix')
         retention.sweep(self.prefix)
 
     def restore(self, solver: caffe.SGDSolver) -> bool:

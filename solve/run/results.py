@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from caffe_port.errors import CaffeError, WriteError
+from caffe_port.errors import WriteError
+from solve.run import workspace
 
 # The text of a PNG: who wrote it; the net, weights and settings; the picture.
 SOFTWARE, NET, PICTURE = 'Software', 'Net', 'Picture'
@@ -37,13 +38,10 @@ def holds(path: Path, text: Mapping[str, str]) -> bool:
 
 def refuse_foreign(paths: Iterable[Path]) -> None:
     """Raise CaffeError if files that this command did not write would be replaced."""
-    foreign = [path for path in paths if path.exists() and not is_ours(path)]
-    if foreign:
-        others = f' (and {len(foreign) - 1} more)' if len(foreign) > 1 else ''
-        raise CaffeError(
-            f'{foreign[0]}{others}: exists and is not a result of infer.py; --force replaces it, '
-            '--output names another folder'
-        )
+    foreign = [str(path) for path in paths if path.exists() and not is_ours(path)]
+    workspace.refuse_foreign(
+        Path(), foreign, False, 'infer.py', '--force replaces it, --output names another folder'
+    )
 
 
 def check_writable(folder: Path) -> None:

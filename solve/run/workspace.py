@@ -1,18 +1,21 @@
-"""Lock output folders for one process at a time, and remove those that stay empty."""
+"""Output folders: locked for one process at a time, removed if empty, foreign files kept."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from caffe_port.errors import CaffeError, WriteError, make_folder
 
 LOCK = '.lock'
+# Marks an output folder as that of a run.
+MARK = '.fcn-run'
 # Files that a start leaves behind, whatever comes of it.
-_TRACES = {LOCK, '.torchrun', 'caffe.log'}
+_TRACES = {LOCK, MARK, 'caffe.log'}
 
 _held: dict[Path, int] = {}  # descriptors, by lock file
 _made: list[Path] = []  # folders, from the outermost
@@ -33,11 +36,25 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def hold(path: Path) -> None:
+def refuse_foreign(folder: Path, names: Iterable[str], ours: bool, whose: str, remedy: str) -> None:
+    """Raise CaffeError if files of these names, which `whose` will write, are in a folder.
+
+    A folder that is `ours`, as it holds a record of an earlier call, is let through. To be
+    called before `take`, which leaves a lock.
+    """
+    foreign = [] if ours else [name for name in names if os.path.lexists(folder / name)]
+    if foreign:
+        others = f' (and {len(foreign) - 1} more)' if len(foreign) > 1 else ''
+        raise CaffeError(
+            f'{folder / foreign[0]}{others}: exists and is not a result of {whose}; {remedy}'
+        )
+
+
+def hold(path: Path, other: str = 'folder with --output') -> None:
     """Lock the file `path`, in an output folder, until `release` or the end of the process.
 
-    The kernel releases the lock when the process dies. On a file system without locks this
-    does nothing.
+    `other` says what the user may name instead, by which option. The kernel
+    releases the lock when the process dies. On a file system without locks this does nothing.
 
     Raises CaffeError, naming the process, if another one holds it, and WriteError if the file
     cannot be made.
@@ -56,7 +73,7 @@ def hold(path: Path) -> None:
         os.close(descriptor)
         raise CaffeError(
             f'{path.parent}: process {owner or "of another command"} works in it; wait for its '
-            'end, or name another folder with --output'
+            f'end, or name another {other}'
         ) from error
     except OSError:
         pass

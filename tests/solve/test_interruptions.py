@@ -1,5 +1,6 @@
 """What stops a run, and what must not: signals, closed terminals, full disks, a second run."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import caffe_port as caffe
-from solve import launch, score, voc_fcn32s
+from solve import finetune, launch, score, voc_chain, voc_fcn32s
 from solve.datasets import voc
 from solve.run import retention, terminal, workspace
+from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests import starting
 from tests.solve.feeding import random_classifier
@@ -220,6 +222,73 @@ def test_a_folder_that_takes_no_lock_file_is_named(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(caffe.CaffeError, match='file: not written to: Not a directory'):
         workspace.hold(tmp_path / 'file' / workspace.LOCK)
+
+
+def test_a_held_prefix_is_told_with_its_own_option(tmp_path):
+    # A lock belongs to the open file, so this one counts as another process's.
+    with open(tmp_path / '.train.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job = Job('a', tmp_path / 'out', [], prefix=tmp_path / 'train')
+        with pytest.raises(caffe.CaffeError, match='name another place with --snapshot-prefix'):
+            job._take_folders()
+    workspace.release()
+
+
+@pytest.mark.parametrize('name', ['curve.png', 'panel.png', 'report.html', 'caffe.log'])
+@pytest.mark.parametrize('resume', [None, LATEST])
+def test_a_run_replaces_no_file_of_its_user(name, resume, tmp_path):
+    (tmp_path / name).write_text('mine')
+    for _ in range(2):  # the refusal leaves nothing that a later call takes for its own
+        with pytest.raises(caffe.CaffeError) as refused:
+            launch.make_run_folder(tmp_path, resume)
+        assert str(refused.value) == (
+            f'{tmp_path / name}: exists and is not a result of a run; --output names another folder'
+        )
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    'files, name',
+    [
+        (finetune.OWN_FILES, 'finetune.json'),
+        (finetune.OWN_FILES, 'train.prototxt'),
+        (finetune.OWN_FILES, 'snapshot/classes.txt'),
+        (voc_chain.FILES_OF_CHAIN, 'comparison.png'),
+        (voc_chain.FILES_OF_CHAIN, 'voc_fcn8s/curve.png'),
+    ],
+)
+def test_other_commands_have_more_files_that_are_not_replaced(files, name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(caffe.CaffeError, match=f'{name}: exists and is not a result of a run'):
+        launch.make_run_folder(tmp_path, None, files)
+
+
+@pytest.mark.parametrize(
+    'record, resume',
+    [
+        ('log.jsonl', LATEST),
+        ('voc_fcn32s/log.jsonl', LATEST),
+        ('.lock', LATEST),  # of an earlier version's run, stopped before its first line
+        ('snapshot/train_iter_5.solverstate', Path('snapshot/train_iter_5.solverstate')),
+        (workspace.MARK, None),
+    ],
+)
+def test_the_folder_of_a_run_is_taken_again(record, resume, tmp_path):
+    (tmp_path / record).parent.mkdir(exist_ok=True)
+    (tmp_path / record).touch()
+    (tmp_path / 'curve.png').touch()
+    assert launch.make_run_folder(tmp_path, resume) == tmp_path
+    workspace.release()
+
+
+def test_a_run_that_left_no_log_line_starts_again_in_its_folder(tmp_path):
+    launch.make_run_folder(tmp_path / 'out', None)
+    (tmp_path / 'out/caffe.log').touch()
+    (tmp_path / 'out/data').mkdir()  # so it stays
+    workspace.release()
+    assert launch.make_run_folder(tmp_path / 'out', None) == tmp_path / 'out'
+    workspace.release()
 
 
 def test_what_cannot_be_encoded_is_written_escaped(tmp_path):

@@ -444,6 +444,55 @@ def test_a_folder_that_another_process_scores_into_is_refused(run, tmp_path, cap
     assert run() == 0
 
 
+@pytest.mark.parametrize(
+    'name', ['confusion.npy', 'classes.png', 'scores.json', 'report.html', 'predictions/{}.png']
+)
+def test_a_file_of_the_user_is_not_replaced_without_force(drawn, run, tmp_path, capsys, name):
+    mine = tmp_path / 'out' / name.format(drawn[2][1])
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"mine": 1}')
+    if name == 'report.html':  # a run's folder is not that of a scoring
+        (tmp_path / 'out/log.jsonl').touch()
+    options = ['--report'] * (name == 'report.html') + ['--predictions'] * ('/' in name)
+    for _ in range(2):  # the refusal leaves nothing that a later call takes for its own
+        assert run(*options) == 2
+        assert one_line(capsys) == (
+            f'error: {mine}: exists and is not a result of score.py; --force replaces it, '
+            '--output names another folder'
+        )
+    assert mine.read_text() == '{"mine": 1}'
+    if name == 'classes.png':
+        assert run('--force') == 0 and pictures.is_drawing(mine)
+        (tmp_path / 'out/state.json').unlink()
+        assert run() == 0, 'its own scores are a record too'
+
+
+def test_a_file_that_a_scoring_does_not_write_is_no_hindrance(run, tmp_path):
+    (tmp_path / 'out').mkdir()
+    for name in ('report.html', 'errors.png', 'confusion_sem.png'):
+        (tmp_path / 'out' / name).write_text('mine')
+    assert run() == 0
+    assert (tmp_path / 'out/report.html').read_text() == 'mine'
+
+
+def test_killed_before_it_saved_it_takes_its_predictions_for_its_own(run, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(self, state):
+        if state.done:
+            raise Killed
+        return save(self, state)
+
+    save = evaluation.Evaluation._save
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Evaluation, '_save', killed)
+        with pytest.raises(Killed):
+            run('--predictions')
+    assert any((tmp_path / 'out/predictions').iterdir())
+    assert run('--predictions') == 0
+
+
 def test_a_report_shows_the_worst_and_best_pictures_also_of_a_scoring_that_was_stopped(
     drawn, run, tmp_path, monkeypatch
 ):
