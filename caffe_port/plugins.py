@@ -41,16 +41,21 @@ def find_entry_points(group: str) -> dict[str, EntryPoint]:
 
 @contextmanager
 def import_registered_only() -> Iterator[None]:
-    """Import only registered modules of Python layers within the block.
+    """Import only registered modules of Python layers, and write no HDF5Output, in the block.
 
     Commands use this for files that may come from strangers. Elsewhere a python_param imports
-    any module on the path, as in pycaffe.
+    any module on the path, as in pycaffe, and HDF5Output writes the file that it names.
     """
     token = _registered_only.set(True)
     try:
         yield
     finally:
         _registered_only.reset(token)
+
+
+def is_restricted() -> bool:
+    """Say whether import_registered_only is in force: a prototxt may be a stranger's."""
+    return _registered_only.get()
 
 
 def import_layer_module(name: str) -> ModuleType:

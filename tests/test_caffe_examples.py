@@ -389,7 +389,7 @@ def test_googlenets_train_val_has_three_losses(tmp_path):
     top = n['pool1/norm1'] = lrn(max_pool(top, ks=3))
     top = googlenet.conv_relu(n, 'conv2', '3x3', top, 8, ks=3, std=0.03, pad=1)
     top = n['pool2/3x3_s2'] = max_pool(lrn(top), ks=3)
-    top = googlenet.inception(n, '3a', top, 4, 4, 6, 2, 4, 2)
+    top = googlenet.inception(n, '3a', top, 4, 4, 6, 2, 4, 2, 64)
     top = n['pool3/3x3_s2'] = max_pool(top, ks=3)
 
     def classify(name, top, weight):
@@ -397,7 +397,7 @@ def test_googlenets_train_val_has_three_losses(tmp_path):
         n[f'{name}/loss'] = L.SoftmaxWithLoss(scores, n.label, loss_weight=weight)
 
     for i, name in ((1, '4a'), (2, '4d'), (3, '5b')):
-        top = googlenet.inception(n, name, top, 4, 4, 6, 2, 4, 2)
+        top = googlenet.inception(n, name, top, 4, 4, 6, 2, 4, 2, 64)
         if i < 3:
             side = n[f'loss{i}/ave_pool'] = L.Pooling(
                 top, pool=P.Pooling.AVE, kernel_size=5, stride=3

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from torch import Tensor
 
-from caffe_port import parallel
+from caffe_port import parallel, plugins
 from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError, WriteError, replacing
 from caffe_port.mode import TEST
@@ -173,6 +173,11 @@ class HDF5Output(Op):
             f'data {tuple(data.shape)} and label {tuple(label.shape)} must have at most 4 axes',
         )
         if not data.is_meta and not parallel.solver_rank():
+            if plugins.is_restricted():
+                raise CaffeError(
+                    f'{self._path}: not written: this command lets no prototxt choose a file to '
+                    'write'
+                )
             self._write({'data': _rows_of(data), 'label': _rows_of(label)})
         return ()
 

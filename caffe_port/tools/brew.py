@@ -228,10 +228,17 @@ def _start_processes(gpus: Sequence[int], flags: dict[str, Any]) -> None:
 
 @contextmanager
 def _signals(flags: dict[str, Any]):
-    """Let SIGINT and SIGHUP have the effects asked for; yield what a solver is to ask."""
+    """Let SIGINT and SIGHUP have the effects asked for; yield what a solver is to ask.
+
+    Deviates: SIGTERM, which batch systems send, does what SIGINT does; it ends Caffe at once.
+    """
     asked: list[str | None] = []
     before = {}
-    for number, name in ((signal.SIGINT, 'sigint_effect'), (signal.SIGHUP, 'sighup_effect')):
+    for number, name in (
+        (signal.SIGINT, 'sigint_effect'),
+        (signal.SIGTERM, 'sigint_effect'),
+        (signal.SIGHUP, 'sighup_effect'),
+    ):
         if flags[name] not in _EFFECTS:
             raise CaffeError(f'--{name}={flags[name]}: expected {", ".join(_EFFECTS)}')
         effect = _EFFECTS[flags[name]]

@@ -159,7 +159,8 @@ def test_what_cannot_be_done_is_one_line_and_status_1(folder, caplog, capsys):
     assert main(['--version']) == 0 and 'caffe_port version' in capsys.readouterr().out
 
 
-def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
+@pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder, stop):
     text = SOLVER.format(folder).replace('max_iter: 6', 'max_iter: 100000000')
     (folder / 'solver.prototxt').write_text(text.replace('snapshot: 3', 'snapshot: 0'))
     code = 'import runpy; runpy.run_module("caffe_port", run_name="__main__")'
@@ -174,7 +175,7 @@ def test_a_signal_stops_with_a_snapshot_or_as_its_flag_says(folder):
             break
     for line in run.stderr:
         if 'Snapshotting solver state' in line:
-            run.send_signal(signal.SIGINT)
+            run.send_signal(stop)
             break
     rest = run.stderr.read()
     watchdog.cancel()
