@@ -186,7 +186,7 @@ def main() -> None:
     add(
         '--errors', action='store_true', help='write errors.png: where the worst pictures are wrong'
     )
-    add('--force', action='store_true', help='start over, even if an earlier scoring could go on')
+    add('--force', action='store_true', help='start over; replace files of others')
     options.run_net_command(parser, score_net)
 
 

@@ -264,6 +264,22 @@ def test_other_commands_have_more_files_that_are_not_replaced(files, name, tmp_p
         launch.make_run_folder(tmp_path, None, files)
 
 
+def test_the_commands_refuse_before_they_draw_or_train(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, 'ROOT', tmp_path)
+    (tmp_path / 'finetune.json').touch()
+    (tmp_path / 'comparison.png').touch()
+    assert call(monkeypatch, finetune.main, '--output', '.') == 2
+    assert 'finetune.json: exists and is not a result of a run' in capsys.readouterr().err
+
+    def chain():
+        launch.run(voc_chain.solve, '', voc, 'none.caffemodel', files=voc_chain.FILES_OF_CHAIN)
+
+    assert call(monkeypatch, chain, '--output', '.') == 2
+    assert 'comparison.png: exists and is not a result of a run' in capsys.readouterr().err
+    assert len([*tmp_path.iterdir()]) == 2
+
+
 @pytest.mark.parametrize(
     'record, resume',
     [
