@@ -20,6 +20,7 @@ if __name__ == '__main__':
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -442,11 +443,11 @@ def arithmetic(size: tuple[int, int]) -> float:
 
 def isolated(function: Callable, *args) -> None:
     """Call a function in a process of its own, so that its memory is not ours."""
-    child = os.fork()
-    if not child:
-        function(*args)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
+    # Not by fork: the child would wait for ever for OpenMP's threads, which it does not inherit.
+    child = multiprocessing.get_context('spawn').Process(target=function, args=args)
+    child.start()
+    child.join()
+    if child.exitcode:
         sys.exit(f'{function.__name__} failed')
 
 
