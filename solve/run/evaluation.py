@@ -249,6 +249,12 @@ class Evaluation:
                 print(f'\n{task.gt}:')
             print(format_numbers(scores))
             print(format_table(scores, names), flush=True)
+            if task.loss and not math.isfinite(scores.loss):
+                print(
+                    f'Warning: {self.weights}: the loss is {scores.loss}: scores of some pictures '
+                    'are NaN or infinite, and the classes found there mean nothing',
+                    file=sys.stderr,
+                )
         for number, task, scores, names in found:
             suffix = self.suffix(task)
             path = self.folder / f'confusion{suffix}.npy'

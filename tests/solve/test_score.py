@@ -390,17 +390,37 @@ def test_labels_that_have_changed_under_the_same_ids_are_not_scored_already(
     assert (tmp_path / 'out/scores.json').read_bytes() != expected
 
 
-def test_weights_that_are_not_finite_are_refused_before_scoring(drawn, run, tmp_path, capsys):
-    layers = caffemodel.read(drawn[1])
+def write_changed(model, path, change):
+    """Write the weights of `model` to `path`, changed."""
     net = prototxt.parse_net('name: "x"')
-    blobs = {layer.name: [blob.array().copy() for blob in layer.blobs] for layer in layers}
-    blobs['fc7'][1][2] = np.nan
+    blobs = {
+        layer.name: [blob.array().copy() for blob in layer.blobs]
+        for layer in caffemodel.read(model)
+    }
+    change(blobs)
     for name in blobs:
         net.layer.add(name=name, type='Convolution')
-    caffemodel.write(tmp_path / 'nan.caffemodel', net, blobs)
-    assert run(weights=tmp_path / 'nan.caffemodel') == 2
+    caffemodel.write(path, net, blobs)
+    return path
+
+
+def test_weights_that_are_not_finite_are_refused_before_scoring(drawn, run, tmp_path, capsys):
+    def spoil(blobs):
+        blobs['fc7'][1][2] = np.nan
+
+    assert run(weights=write_changed(drawn[1], tmp_path / 'nan.caffemodel', spoil)) == 2
     assert 'nan.caffemodel: layer fc7, blob 1: ' in one_line(capsys)
     assert not (tmp_path / 'out').exists()
+
+
+def test_scores_that_are_not_finite_are_warned_of(drawn, run, tmp_path, capsys):
+    def blow_up(blobs):
+        for name in ('conv1_1', 'fc6', 'fc7', 'score_fr'):
+            blobs[name][0] *= 1e30
+
+    assert run(weights=write_changed(drawn[1], tmp_path / 'big.caffemodel', blow_up)) == 0
+    found = capsys.readouterr()
+    assert 'Warning: ' in found.err and 'big.caffemodel: the loss is nan' in found.err
 
 
 def test_on_a_full_disk_the_scores_are_printed_before_the_error(run, tmp_path, monkeypatch, capsys):
