@@ -142,11 +142,14 @@ class _Recurrent(Op, abstract=True):
     def _blobs(self) -> list[Tensor]:
         return [getattr(self, name) for name in self.blob_names]
 
-    def _inputs(self, x: Tensor, cont: Tensor, others: tuple[Tensor, ...]) -> Tensor:
-        """Return what x and the static input add at every step, in one matrix product."""
+    def _check_cont(self, x: Tensor, cont: Tensor) -> None:
         self.require(
             cont.shape == x.shape[:2], f'cont {tuple(cont.shape)}, expected {tuple(x.shape[:2])}'
         )
+
+    def _inputs(self, x: Tensor, cont: Tensor, others: tuple[Tensor, ...]) -> Tensor:
+        """Return what x and the static input add at every step, in one matrix product."""
+        self._check_cont(x, cont)
         weight, bias, static, *_ = self._blobs()
         total = F.linear(self._rows(x, 1, x, weight), weight, bias)
         if self.has_static:
@@ -177,6 +180,32 @@ class _Recurrent(Op, abstract=True):
         every = _Steps.apply(inputs, weight, seen).unbind()
         for values, going_on in zip(every, cont.detach()[..., None].unbind()):
             yield partial(step, values, going_on), going_on
+
+    def _fits_cudnn(self, x: Tensor, cont: Tensor) -> bool:
+        """Say whether the cell is cuDNN's: on a GPU, all sequences going on after step 0.
+
+        It waits for the device, which has cont.
+        """
+        if not (x.is_cuda and self._carries(x)):
+            return False
+        begins = cont[:1] == 0
+        return bool((cont[1:] == 1).all() & (begins | (cont[:1] == 1)).all())
+
+    def _join_static(
+        self, x: Tensor, others: tuple[Tensor, ...], inputs: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return x and the weight for it; a static input counts as more values of x."""
+        weight, _, *static = inputs
+        values = self._rows(x, 1, x, weight)
+        if static:
+            rows = self._rows(others[0], 0, x, static[0])
+            values = torch.cat([values, rows.expand(len(x), *rows.shape)], -1)
+            weight = torch.cat([weight, static[0]], 1)
+        return values, weight
+
+    def _begin(self, cont: Tensor, state: Tensor) -> Tensor:
+        """Return a state as PyTorch takes it, 0 where a sequence begins: 1 x N x D."""
+        return state.where(cont.detach()[0, :, None] != 0, 0)[None]
 
     def _first_states(self, x: Tensor, given: tuple[Tensor, ...]) -> list[Tensor]:
         shape = (x.shape[1], self.size)
@@ -263,45 +292,22 @@ class LSTM(_Recurrent):
             outputs.append(h)
         return self._tops(torch.stack(outputs), x, [h, c])
 
-    def _fits_cudnn(self, x: Tensor, cont: Tensor) -> bool:
-        """Say whether the cell is cuDNN's: on a GPU, all sequences going on after step 0.
-
-        It waits for the device, which has cont.
-        """
-        if not (x.is_cuda and self._carries(x)):
-            return False
-        begins = cont[:1] == 0
-        return bool((cont[1:] == 1).all() & (begins | (cont[:1] == 1)).all())
-
     def _run_cudnn(
         self, x: Tensor, cont: Tensor, others: tuple[Tensor, ...], h: Tensor, c: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the top and the last h and c from PyTorch's LSTM.
-
-        Its gates are in the order i, f, g, o. A static input counts as more values of x.
-        """
-        self.require(
-            cont.shape == x.shape[:2], f'cont {tuple(cont.shape)}, expected {tuple(x.shape[:2])}'
-        )
-        weight, bias, *static, recurrent = self._blobs()
-        values = self._rows(x, 1, x, weight)
-        if static:
-            rows = self._rows(others[0], 0, x, static[0])
-            values = torch.cat([values, rows.expand(len(x), *rows.shape)], -1)
-            weight = torch.cat([weight, static[0]], 1)
+        """Return the top and the last h and c from PyTorch's LSTM, whose gates are i, f, g, o."""
 
         def in_its_order(gates: Tensor) -> Tensor:
             i, f, o, g = gates.chunk(4)
             return torch.cat([i, f, g, o])
 
-        parameters = {
-            'weight_ih_l0': in_its_order(weight),
-            'weight_hh_l0': in_its_order(recurrent),
-            'bias_ih_l0': in_its_order(bias),
-            'bias_hh_l0': torch.zeros_like(bias),
-        }
-        going_on = cont.detach()[0, :, None]
-        first = tuple(state.where(going_on != 0, 0)[None] for state in (h, c))
+        self._check_cont(x, cont)
+        *inputs, recurrent = self._blobs()
+        values, weight = self._join_static(x, others, inputs)
+        first = self._begin(cont, h), self._begin(cont, c)
+        parameters = _name_parameters(
+            in_its_order(weight), in_its_order(recurrent), in_its_order(inputs[1])
+        )
         top, (h, c) = torch.func.functional_call(self._cell[0], parameters, (values, first))
         return top, h[0], c[0]
 
@@ -311,6 +317,8 @@ class RNN(_Recurrent):
 
     h = tanh(W_hh h + W_xh x + b_h) and the top o = tanh(W_ho h + b_o). The blobs are W_xh,
     b_h, W_xh_static if there is a static input, W_hh, W_ho and b_o. State: h.
+
+    On a GPU cuDNN computes h where no sequence begins after the first step.
     """
 
     bottoms, tops = (2, 4), (1, 2)
@@ -319,14 +327,41 @@ class RNN(_Recurrent):
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
         inputs, size = self._read_settings(x, others), self.size
         self._add_blobs(inputs, size, (size, size), (size, size), (size,))
+        # As LSTM's.
+        self._cell = (torch.nn.RNN(sum(inputs), size, device='meta'),)
 
     def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        inputs = self._inputs(x, cont, others)
         (h,) = self._first_states(x, others[self.has_static :])
         *_, weight, of_top, bias = self._blobs()
-        states = []
-        for sum_after, _ in self._steps(inputs, weight, cont):
-            h = sum_after(h).tanh()
-            states.append(h)
-        top = F.linear(torch.stack(states), of_top, bias).tanh()
-        return self._tops(top, x, [h])
+        if self._fits_cudnn(x, cont):
+            states, h = self._run_cudnn(x, cont, others, h)
+        else:
+            sums, hidden = self._inputs(x, cont, others), []
+            for sum_after, _ in self._steps(sums, weight, cont):
+                h = sum_after(h).tanh()
+                hidden.append(h)
+            states = torch.stack(hidden)
+        return self._tops(F.linear(states, of_top, bias).tanh(), x, [h])
+
+    def _run_cudnn(
+        self, x: Tensor, cont: Tensor, others: tuple[Tensor, ...], h: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return h of all steps, and the last, from PyTorch's RNN."""
+        self._check_cont(x, cont)
+        *inputs, weight, _, _ = self._blobs()
+        values, joined = self._join_static(x, others, inputs)
+        parameters = _name_parameters(joined, weight, inputs[1])
+        states, last = torch.func.functional_call(
+            self._cell[0], parameters, (values, self._begin(cont, h))
+        )
+        return states, last[0]
+
+
+def _name_parameters(weight: Tensor, recurrent: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """Name the parameters of a cell of PyTorch's, which has a second bias."""
+    return {
+        'weight_ih_l0': weight,
+        'weight_hh_l0': recurrent,
+        'bias_ih_l0': bias,
+        'bias_hh_l0': torch.zeros_like(bias),
+    }

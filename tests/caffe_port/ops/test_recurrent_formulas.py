@@ -9,7 +9,7 @@ import torch
 from scipy.special import expit
 
 import caffe_port as caffe
-from caffe_port.ops.recurrent import LSTM
+from caffe_port.ops.recurrent import LSTM, RNN
 from tests.formulas import check, differences, draw, layer_net, run
 from tests.vectors import assert_close
 
@@ -105,34 +105,41 @@ WHOLE = np.concatenate([CONT[:1], np.ones((STEPS - 1, STREAMS), np.float32)])
 
 
 @pytest.mark.parametrize('static', [False, True])
-def test_pytorchs_lstm_is_caffes_where_sequences_begin_at_the_first_step(monkeypatch, static):
+@pytest.mark.parametrize('type_', [LSTM, RNN])
+def test_pytorchs_cell_is_caffes_where_sequences_begin_at_the_first_step(
+    monkeypatch, type_, static
+):
     called = []
-    monkeypatch.setattr(LSTM, '_fits_cudnn', lambda *_: called.append(1) or True)
+    monkeypatch.setattr(type_, '_fits_cudnn', lambda *_: called.append(1) or True)
+    name = type_.__name__
 
     def formula(x, _, *others):
         added, others = (others[0] @ others[3].T, others[1:]) if static else (0, others)
         others = [*others[:2], *others[3:]] if static else others
-        return lstm(x, WHOLE, *others, static=added)[0]
+        found = FORMULAS[name](x, WHOLE, *others, static=added)
+        return found[0] if isinstance(found, tuple) else found
 
-    extra, params = [STATIC] * static, params_of('LSTM', static)
-    check('LSTM', PLAIN, formula, X, WHOLE, *extra, params=params, fixed=[1])
+    extra, params = [STATIC] * static, params_of(name, static)
+    check(name, PLAIN, formula, X, WHOLE, *extra, params=params, fixed=[1])
     assert called
 
 
-def test_states_go_on_through_pytorchs_lstm_too(monkeypatch):
-    nets = [run('LSTM', PLAIN, X, WHOLE, params=params_of('LSTM')) for _ in range(2)]
+@pytest.mark.parametrize('type_, states', [(LSTM, [H0, C0]), (RNN, [H0])])
+def test_states_go_on_through_pytorchs_cell_too(monkeypatch, type_, states):
+    name = type_.__name__
+    nets = [run(name, PLAIN, X, WHOLE, params=params_of(name)) for _ in range(2)]
     nets[0].forward()
     with monkeypatch.context() as patch:
-        patch.setattr(LSTM, '_fits_cudnn', lambda *_: True)
+        patch.setattr(type_, '_fits_cudnn', lambda *_: True)
         nets[1].forward()
     for net in nets:
         net.forward()
     assert_close(nets[1].blobs['t0'].data, nets[0].blobs['t0'].data, 1e-6)
-    exposed = []
+    exposed, tops = [], 1 + len(states)
     for fits in (False, True):
-        monkeypatch.setattr(LSTM, '_fits_cudnn', lambda *_, fits=fits: fits)
-        net = run('LSTM', EXPOSED, X, WHOLE, H0, C0, tops=3, params=params_of('LSTM'))
-        exposed.append([net.blobs[f't{i}'].data.copy() for i in range(3)])
+        monkeypatch.setattr(type_, '_fits_cudnn', lambda *_, fits=fits: fits)
+        net = run(name, EXPOSED, X, WHOLE, *states, tops=tops, params=params_of(name))
+        exposed.append([net.blobs[f't{i}'].data.copy() for i in range(tops)])
     for one, two in zip(*exposed):
         assert_close(one, two, 1e-6)
 
