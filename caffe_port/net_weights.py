@@ -12,9 +12,8 @@ import numpy as np
 
 from caffe_port.blob import ParamBlob
 from caffe_port.errors import CaffeError
-from caffe_port.files import caffemodel, hdf5
-from caffe_port.files.stored import StoredLayer, without_padding
-from caffe_port.files.weights import read_layers
+from caffe_port.files import caffemodel, hdf5, weights
+from caffe_port.files.stored import StoredBlob, StoredLayer, without_padding
 from caffe_port.module import NetModule
 
 LOG = logging.getLogger('caffe_port')
@@ -47,7 +46,7 @@ class NetWeights:
             for stored, blob in zip(layer.blobs, self.params[layer.name]):
                 blob.load(stored)
 
-    def copy_from(self, weights: str | os.PathLike) -> None:
+    def copy_from(self, file: str | os.PathLike) -> None:
         """Copy parameters by layer name from a weight file of any kind; nothing on error.
 
         The suffixes .pth, .pt, .safetensors and .npz say what a file is; any other is Caffe's.
@@ -55,7 +54,7 @@ class NetWeights:
         logged. Shapes must agree, except for the 1s with which old files pad shapes to
         4 axes.
         """
-        self._copy(read_layers(weights), weights)
+        self._copy(weights.read_layers(file), file)
 
     def load_hdf5(self, path: str | os.PathLike) -> None:
         """Copy parameters by layer name from an HDF5 file, whatever its suffix."""
@@ -96,13 +95,25 @@ class NetWeights:
     def save(
         self, path: str | os.PathLike, diffs: Mapping[str, list[np.ndarray]] | None = None
     ) -> None:
-        """Write net and parameters as a .caffemodel, or as HDF5 if the suffix is .h5.
+        """Write the parameters in the kind of file that the suffix says, else as a .caffemodel.
 
-        `diffs`, by layer as `params`, are stored beside the values.
-        Raises CaffeError if two layers with parameters share a name.
+        A .caffemodel and an .h5 hold the net too; `diffs`, by layer as `params`, are stored
+        beside the values there. Raises CaffeError if two layers with parameters share a name.
         """
-        write = hdf5.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
-        self._write(write, path, diffs)
+        if os.fspath(path).endswith(tuple(weights.WRITERS)):
+            self._write_named(path)
+        else:
+            write = hdf5.write_hdf5 if os.fspath(path).endswith('.h5') else caffemodel.write
+            self._write(write, path, diffs)
+
+    def _write_named(self, path: str | os.PathLike) -> None:
+        self.find_owners(f'{path}: not written')
+        layers = [
+            StoredLayer(name, '', [StoredBlob.of_array(name, blob.data) for blob in blobs])
+            for name, blobs in self.params.items()
+        ]
+        names = {node.name: node.op.blob_names for node in self.module.nodes}
+        weights.write(path, layers, names=names)
 
     def save_hdf5(self, path: str | os.PathLike) -> None:
         """Write net and parameters as HDF5, whatever the suffix."""

@@ -31,7 +31,6 @@ ReadBlob = Callable[[StoredBlob], np.ndarray]
 
 # What a file may say besides its values: real nets take less than 1 MiB for names and shapes.
 MAX_INDEX = 1 << 21
-_CHUNK = 1 << 20
 _FLOATS: dict[str, np.dtype] = {
     'F16': np.dtype('<f2'),
     'F32': np.dtype('<f4'),
@@ -40,7 +39,7 @@ _FLOATS: dict[str, np.dtype] = {
 
 
 class _BoundedFile(io.FileIO):
-    """A file that bounds how much zipfile reads at once, as for its directory."""
+    """A file of which at most MAX_INDEX is read at once: zipfile reads its directory so."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_INDEX:
@@ -149,8 +148,9 @@ def _fill_npy(
     """Fill `out`; `reversed_shape` is given for Fortran order."""
     with translate_errors(where, 'damaged'), file.open(info) as member, np.errstate(over='ignore'):
         dtype = _npy_header(member)[2]
-        for first in range(0, out.size, _CHUNK):
-            part = out[first : first + _CHUNK]
+        count = MAX_INDEX // dtype.itemsize
+        for first in range(0, out.size, count):
+            part = out[first : first + count]
             values = np.frombuffer(member.read(part.size * dtype.itemsize), dtype)
             if values.size != part.size:
                 raise ValueError(f'truncated: {first + values.size} values of {out.size}')

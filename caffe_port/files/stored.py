@@ -35,6 +35,15 @@ class StoredBlob:
     fill: Callable[[np.ndarray], None] = field(repr=False)
     diff: StoredBlob | None = None
 
+    @classmethod
+    def of_array(cls, where: str, array: np.ndarray) -> StoredBlob:
+        """Return a blob that holds what `array` holds when it is read."""
+
+        def fill(out: np.ndarray) -> None:
+            out[:] = array.reshape(-1)
+
+        return cls(where, array.shape, array.dtype, fill)
+
     @property
     def count(self) -> int:
         """Return the number of values."""

@@ -1,6 +1,5 @@
 """The 15 experiments: their constants, their whole jobs in small, and what they start from."""
 
-import functools
 import importlib
 import json
 import re
@@ -12,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nets import caffenet, vgg16
 from solve import launch, voc_chain
 from solve.run import job, loading, log, pictures
-from solve.samples import classifiers, recipes
+from solve.samples import recipes
+from tests.solve.small import shrink_samples
 from tests.vectors import FACTS
 
 # FCN-GoogLeNet is the paper's, not the release's.
@@ -49,27 +48,8 @@ def script(name):
 def small(monkeypatch, tmp_path):
     """Shrink the samples to few small images, hardly any channels and two iterations."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        classifiers,
-        'CLASSIFIER_NETS',
-        {
-            'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
-            'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1),
-        },
-    )
-    monkeypatch.setattr(classifiers, 'SCENES', 10)
-    monkeypatch.setattr(job, 'PANEL_ROWS', 1)
+    shrink_samples(monkeypatch)
     monkeypatch.setattr(pictures, 'draw_curve', lambda *_: None)  # tested with FCN-32s
-    for name, entry in recipes.RECIPES.items():
-        few = dict(train=2, val=1, size=(80, 80))
-        constants = {**entry.constants, 'max_iter': 2, 'snapshot': 1, 'iter_size': 1}
-        monkeypatch.setitem(
-            recipes.RECIPES,
-            name,
-            replace(
-                entry, draw=functools.partial(entry.draw, **few), constants=constants, before=1
-            ),
-        )
     return tmp_path
 
 

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given
 from torch import nn
 
+import caffe_port as caffe
 from caffe_port.errors import CaffeError
 from caffe_port.files import weights
+from nets import voc_fcn32s
 from tests.conversion import bits, bits_of, refused, run, write_tiny
 from tests.examples import examples
 from tests.mutations import damaged
@@ -40,6 +42,23 @@ def test_safetensors_is_what_its_library_reads_and_the_other_way_round(tmp_path)
     library.save_file({'x.weight': np.int8([1])}, tmp_path / 'd.safetensors')
     with pytest.raises(CaffeError, match='x.weight: expected F16, F32, F64, found I8'):
         weights.read(tmp_path / 'd.safetensors')
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.npz'])
+def test_a_net_saves_itself_in_the_kind_that_the_suffix_says(suffix, tmp_path):
+    net, other = (caffe.Net(voc_fcn32s.fcn('deploy', width=1, fc=1), caffe.TEST) for _ in range(2))
+    for blobs in net.params.values():
+        blobs[0].data[...] = np.random.RandomState(0).randn(*blobs[0].shape)
+    path = tmp_path / f'a{suffix}'
+    net.save(path)
+    loaded = torch.load(path) if suffix == '.pth' else np.load(path)
+    assert set(loaded) == set(net.module.state_dict())
+    other.copy_from(path)
+    assert all(
+        np.array_equal(a.data, b.data)
+        for name, blobs in net.params.items()
+        for a, b in zip(blobs, other.params[name])
+    )
 
 
 def test_other_floats_become_float32_and_fortran_order_c(tmp_path, capsys):
