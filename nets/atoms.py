@@ -10,7 +10,7 @@ from typing import Any
 
 from caffe_port import command, prototxt
 from caffe_port.coord_map import coord_map_from_to
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, make_folder
 from caffe_port.net_spec import Top
 from caffe_port.net_spec import layers as L
 from caffe_port.net_spec import params as P
@@ -98,37 +98,34 @@ def sampled_loss(
 def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str) -> None:
     """Run a net file as a script: write `<name>.prototxt` for each name=split, and the deploy net.
 
-    The folder is that on the command line, or the current one. Files that are there are
-    replaced with --force alone; without it nothing is written.
+    --output names their folder, by default the current one. Files that are there are replaced
+    with --force alone; without it nothing is written.
     """
     splits = {**splits, 'deploy': 'deploy'}
     files = [f'{name}.prototxt' for name in splits]
     script = Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(
-        description=f'examples:\n  python nets/{script}\n  python nets/{script} there --force\n\n'
+        description=f'examples:\n  python nets/{script}\n  python nets/{script} --output there --force\n\n'
         f'Write {", ".join(files[:-1])} and {files[-1]}.',
         epilog=command.STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        'folder',
-        nargs='?',
-        type=Path,
-        default=Path('.'),
-        help='where to write them (default: here)',
+        '--output', type=Path, default=Path('.'), metavar='DIR', help='where to (default: here)'
     )
     parser.add_argument('--force', action='store_true', help='replace files that are there')
     options = parser.parse_args()
 
     def write() -> None:
-        there = [str(options.folder / file) for file in files if (options.folder / file).exists()]
+        folder = make_folder(options.output)
+        there = [str(folder / file) for file in files if (folder / file).exists()]
         if there and not options.force:
             verb = (
                 'exists; --force replaces it' if len(there) == 1 else 'exist; --force replaces them'
             )
             raise CaffeError(f'{", ".join(there)} {verb}')
         for name, split in splits.items():
-            prototxt.write(fcn(split), options.folder / f'{name}.prototxt')
+            prototxt.write(fcn(split), folder / f'{name}.prototxt')
 
     if status := command.run(write):
         sys.exit(status)

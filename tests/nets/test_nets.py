@@ -149,22 +149,21 @@ def run_script(name, *arguments, **settings):
 
 def test_a_script_runs_from_any_folder_and_tells_what_is_wrong(tmp_path):
     (tmp_path / 'here').mkdir()
-    (tmp_path / 'out').mkdir()
     command = [sys.executable, str(ROOT / 'nets/voc_fcn32s.py')]
-    subprocess.run([*command, '../out'], cwd=tmp_path / 'here', check=True)
+    subprocess.run([*command, '--output', '../out'], cwd=tmp_path / 'here', check=True)
     assert_written(tmp_path / 'out', 'voc-fcn32s')
-    status, errors = run_script('voc_fcn32s.py', 'nowhere', cwd=tmp_path)
-    assert status == 2
-    assert 'nowhere' in errors and 'Traceback' not in errors
+    (tmp_path / 'file').touch()
+    status, errors = run_script('voc_fcn32s.py', '--output', 'file', cwd=tmp_path)
+    assert (status, errors) == (2, 'error: file: cannot be made: File exists\n')
 
 
 def test_a_script_replaces_files_with_force_alone(tmp_path):
     (tmp_path / 'val.prototxt').write_text('mine')
-    status, errors = run_script('voc_fcn32s.py', tmp_path)
+    status, errors = run_script('voc_fcn32s.py', '--output', tmp_path)
     assert status == 2 and errors.endswith('--force replaces it\n')
     assert str(tmp_path / 'val.prototxt') in errors
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
-    assert run_script('voc_fcn32s.py', tmp_path, '--force') == (0, '')
+    assert run_script('voc_fcn32s.py', '--output', tmp_path, '--force') == (0, '')
     assert_written(tmp_path, 'voc-fcn32s')
 
 
