@@ -99,7 +99,6 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     outputs = find_outputs(net, net.module.shapes)
     readers = {top: make_reader(args.net, top, mean) for top in net.inputs}
     groups = group_files(net, args.pictures)
-    output = make_folder(args.output)
     budget = args.max_memory
     if budget is None and (free := free_memory.free_bytes(mode.device())) is not None:
         budget = free // 2
@@ -112,9 +111,8 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     }
     kinds = ['labels', 'overlay'] if args.overlay else ['labels']
     labelling = Labelling(
-        net, data, args.weights, readers, output, outputs, kinds, text, args.force, budget
+        net, data, args.weights, readers, args.output, outputs, kinds, text, args.force, budget
     )
-    results.check_writable(output)
     written = [path for files in groups for path in labelling.name_results(files).values()]
     if not args.force:
         results.refuse_foreign(written)
@@ -122,6 +120,7 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     for path in written:
         if path.resolve() in read:
             raise CaffeError(f'{path}: is one of the pictures; --output names another folder')
+    results.check_writable(make_folder(args.output))
     return labelling, groups
 
 
@@ -130,6 +129,7 @@ def label_pictures(args: argparse.Namespace) -> None:
 
     Each of many ranks labels its share. Exits with status 1 if pictures were left out.
     """
+    is_new = not args.output.exists()
     labelling, groups = prepare(args)
     share = groups[parallel.solver_rank() :: parallel.solver_count()]
     lines: list[str] = []
@@ -158,7 +158,11 @@ def label_pictures(args: argparse.Namespace) -> None:
             f'stopped after {bar.n} of {len(share)} pictures; the same command goes on from there'
         ) from None
     seconds = time.monotonic() - start
-    report(parallel.gather((lines, errors, kept)), len(groups), seconds)
+    of_ranks = parallel.gather((lines, errors, kept))
+    if is_new:
+        with suppress(OSError):
+            args.output.rmdir()  # empty: no picture could be labelled
+    report(of_ranks, len(groups), seconds)
 
 
 def report(
