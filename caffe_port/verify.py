@@ -97,6 +97,8 @@ def compare(what: str, expected: NamedTensors, found: NamedTensors) -> Iterator[
             raise CaffeError(
                 f'{name}: {what}: {apart:.3g} apart, expected at most {TOLERANCE:g} of {scale:.3g}'
             )
+        if not scale:
+            yield f'verify: warning: {name} is 0 everywhere, so that nothing is shown by it'
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:

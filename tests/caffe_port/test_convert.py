@@ -192,6 +192,17 @@ def test_verify_tells_one_changed_weight(tmp_path):
         list(verify(net, sides[0], sides[0][:1]))
 
 
+def test_verify_warns_where_a_net_gives_zeros_alone(tmp_path):
+    net = net_of(TINY)
+    for blobs in net.params.values():
+        for blob in blobs:
+            blob.data[...] = 0
+    net.save(tmp_path / 'zero.caffemodel')
+    layers = fit(weights.read(tmp_path / 'zero.caffemodel'), net.layer_dict).layers
+    said = list(verify(net, layers, layers))
+    assert said[-1] == 'verify: warning: fc is 0 everywhere, so that nothing is shown by it'
+
+
 def test_file_that_does_not_fit_the_net_is_refused_with_every_difference(tmp_path, capsys, tiny):
     text = TINY.replace('num_output: 4', 'num_output: 5').replace('"a/conv.1"', '"other"')
     proto = write_text(tmp_path / 'other.prototxt', text)
