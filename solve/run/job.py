@@ -242,7 +242,7 @@ class Job:
         names = ['curve.png', 'panel.png']
         try:
             pictures.draw_curve([self.folder], self.folder / 'curve.png')
-            titles, rows, scored = show_images(net, means)
+            titles, rows, scored = show_images(net, means, self.prefix)
             pictures.draw_panel(titles, rows, self.folder / 'panel.png')
             for (suffix, (scores, classes)), extremes in zip(self._scored.items(), scored):
                 names.append(f'report{suffix}.html')
@@ -267,12 +267,13 @@ def _name_for_log(scores: Scores) -> dict[str, float]:
 
 
 def show_images(
-    net: caffe.Net, means: Mapping[str, Sequence[float]]
+    net: caffe.Net, means: Mapping[str, Sequence[float]], weights: Path
 ) -> tuple[list[str], list[list[np.ndarray | pictures.Labelled]], list[Extremes]]:
     """Run a test net on its next images; return titles, a row of pictures for each, and scores.
 
     A row has what is in the blobs of `means`, the mean added, then the labels and
-    predictions that each loss of the net compares; the first PANEL_ROWS images have one. The
+    predictions that each loss of the net compares; the first PANEL_ROWS images have one. A
+    classes.txt beside `weights` names the classes. The
     scores are the best and worst of REPORT_PICTURES images, or of all if there are fewer, by task.
     """
     tasks, layer = find_tasks(net), find_data_layers(net)[0]
@@ -291,7 +292,7 @@ def show_images(
         ]
         row: list[np.ndarray | pictures.Labelled] = [*images]
         for task, kept in zip(tasks, extremes):
-            names = experiments.name_classes(data, net.blobs[task.layer].channels)
+            names = experiments.name_classes(data, net.blobs[task.layer].channels, weights)
             label, best = net.blobs[task.gt].data[0, 0].copy(), predict(net, task.layer)
             row.append(pictures.Labelled(label, names))
             row.append(pictures.Labelled(best, names, label))

@@ -309,9 +309,9 @@ def test_a_finished_run_that_is_resumed_draws_what_its_weights_see(
     (tmp_path / 'panel.png').unlink()
     shown, show = [], job.show_images
 
-    def show_images(net, means):
+    def show_images(net, *rest):
         shown.append(net.params['fc6'][0].data.copy())
-        return show(net, means)
+        return show(net, *rest)
 
     monkeypatch.setattr(job, 'show_images', show_images)
     voc_fcn32s.solve(job_in(tmp_path, data, iterations=2, step=2, resume=LATEST))

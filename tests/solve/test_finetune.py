@@ -13,7 +13,7 @@ from caffe_port import prototxt
 from nets import vgg16, voc_fcn8s, voc_fcn8s_atonce, voc_fcn16s, voc_fcn32s, voc_fcn_alexnet
 from solve import finetune, infer, score
 from solve import voc_fcn32s as script
-from solve.run import experiments, log, preflight
+from solve.run import experiments, log, pictures, preflight
 from solve.run.adaptation import find_class_layers, scale_constants, start_from
 from solve.samples import classifiers
 
@@ -295,7 +295,15 @@ def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
         '--images', 'images', '--labels', 'labels', '--classes', 'classes.txt', '--net',
         'voc_fcn32s', '--weights', 'start.caffemodel', '--output', 'run',
     ]  # fmt: skip
+    named, draw = [], pictures.draw_panel
+
+    def draw_panel(titles, rows, path):
+        named.extend(rows[0][-1].names)
+        draw(titles, rows, path)
+
+    monkeypatch.setattr(pictures, 'draw_panel', draw_panel)
     assert run(monkeypatch, *own, '--iterations', '20', '--base-lr', '1e-6') == 0
+    assert named == [*CLASSES]
     said = capsys.readouterr().out
     assert 'momentum    0.99' in said and 'Best: mean IU' in said
     folder, weights = data / 'run', data / 'run/snapshot/train_iter_20.caffemodel'
