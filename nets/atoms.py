@@ -105,7 +105,8 @@ def write_prototxts(fcn: Callable[[str], caffe_pb2.NetParameter], **splits: str)
     files = [f'{name}.prototxt' for name in splits]
     script = Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(
-        description=f'examples:\n  python nets/{script}\n  python nets/{script} --output there --force\n\n'
+        description=f'examples:\n  python nets/{script}\n'
+        f'  python nets/{script} --output there --force\n\n'
         f'Write {", ".join(files[:-1])} and {files[-1]}.',
         epilog=command.STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
