@@ -122,14 +122,15 @@ def call(command, monkeypatch):
 
 
 def list_runs():
-    """Return lists of commands that are run one after the other, each list once."""
+    """Return lists of commands that are run one after the other; none is in two lists."""
     runs = {}
-    for page in PAGES:
-        commands = [each for each in list_commands(page) if not NOT_RUN.fullmatch(each)]
+    for page in sorted(PAGES, key=lambda page: page.name not in STORIES):
+        found = [each for each in list_commands(page) if not NOT_RUN.fullmatch(each)]
         if page.name in STORIES:
-            runs[tuple(commands)] = page.name
+            runs[tuple(found)] = page.name
         elif page.name not in ELSEWHERE:
-            runs |= {(each,): f'{page.name}: {each}' for each in commands}
+            known = {command for commands in runs for command in commands}
+            runs |= {(each,): f'{page.name}: {each}' for each in found if each not in known}
     return [pytest.param(commands, id=name) for commands, name in runs.items()]
 
 
