@@ -34,6 +34,8 @@ class Op(nn.Module):
     loss = False  # whether the first top has loss_weight 1 by default
     # Whether force_backward gives a bottom a diff; the last entry counts for all further ones.
     forceable: tuple[bool, ...] = (True,)
+    # Whether each item of the first axis is computed by itself, so that none gives all other dims.
+    itemwise = False
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -74,8 +76,15 @@ class Op(nn.Module):
     def _shapes_by_forward(self, *shapes: Shape) -> list[Shape]:
         """Return the shapes of the tops for bottoms of `shapes`.
 
-        Runs `forward` on tensors without memory: there is no second formula for shapes.
+        Runs `forward` on bottoms without items, or else on tensors without memory: there is
+        no second formula for shapes.
         """
+        if self.itemwise and all(shapes) and len({shape[0] for shape in shapes}) == 1:
+            # PyTorch's kernels without memory of these layers take seconds to import.
+            try:
+                return self._shapes_without_items(*shapes)
+            except (RuntimeError, ValueError):  # the other way words it for these shapes
+                pass
         bottoms = tuple(torch.empty(shape, device='meta') for shape in shapes)
         own = {
             name: tensor.to('meta')
@@ -85,6 +94,12 @@ class Op(nn.Module):
         with torch.no_grad():
             tops = torch.func.functional_call(self, own, bottoms)
         return [tuple(top.shape) for top in as_tuple(tops)]
+
+    def _shapes_without_items(self, *shapes: Shape) -> list[Shape]:
+        bottoms = [torch.empty(0, *shape[1:], device=self.device) for shape in shapes]
+        with torch.no_grad():
+            tops = as_tuple(self.forward(*bottoms))
+        return [(shapes[0][0], *top.shape[1:]) for top in tops]
 
     # Each layer names its own bottoms, hence Callable[...], as torch types Module.forward.
     setup: Callable[..., None] = _need_no_setup

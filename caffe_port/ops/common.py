@@ -19,6 +19,7 @@ class Eltwise(Op):
     """Product, weighted sum or maximum of bottoms of one shape, as eltwise_layer.cpp."""
 
     bottoms = (2, math.inf)
+    itemwise = True
 
     def setup(self, *shapes: Shape) -> None:
         p = self.param.eltwise_param
@@ -67,6 +68,7 @@ class Concat(Op):
 
     def setup(self, *shapes: Shape) -> None:
         self.axis = _either_axis(self.param.concat_param, 'concat_dim', len(shapes[0]))
+        self.itemwise = self.axis > 0
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         for bottom in bottoms:  # torch.cat ignores empty vectors, whatever their axes
@@ -85,6 +87,7 @@ class Slice(Op):
     def setup(self, shape: Shape) -> None:
         p, parts = self.param.slice_param, self.top_count
         self.axis = _either_axis(p, 'slice_dim', len(shape))
+        self.itemwise = self.axis > 0
         self.points = list(p.slice_point)
         self.require(
             len(self.points) in (0, parts - 1),
@@ -108,6 +111,7 @@ class Split(Op):
     """Copy the bottom to each top, as split_layer.cpp."""
 
     tops = (1, math.inf)
+    itemwise = True
 
     def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
         return tuple(bottom.clone() for _ in range(self.top_count))
@@ -190,6 +194,7 @@ class InnerProduct(Op):
     def setup(self, shape: Shape) -> None:
         p = self.param.inner_product_param
         self.axis, self.transpose = axis_of(p.axis, len(shape)), p.transpose
+        self.itemwise = self.axis > 0
         self.require(p.num_output > 0, 'num_output must be positive')
         inputs = math.prod(shape[self.axis :])
         self.add_blob(
@@ -305,6 +310,7 @@ class Softmax(Op):
 
     def setup(self, shape: Shape) -> None:
         self.axis = axis_of(self.param.softmax_param.axis, len(shape))
+        self.itemwise = self.axis > 0
 
     def forward(self, bottom: Tensor) -> Tensor:
         return bottom.softmax(self.axis)

@@ -40,13 +40,17 @@ def labels_along(labels: Tensor, scores: Tensor, axis: int) -> Tensor:
 
     Raises CaffeError unless there is one label per position.
     """
-    rest = scores.shape[:axis] + scores.shape[axis + 1 :]
-    if labels.numel() != rest.numel():
-        raise CaffeError(
-            f'{tuple(labels.shape)} labels for scores {tuple(scores.shape)}: '
-            f'{labels.numel()}, expected {rest.numel()}'
-        )
+    rest = _positions(tuple(labels.shape), tuple(scores.shape), axis)
     return labels.detach().reshape(rest).long()
+
+
+def _positions(labels: Shape, scores: Shape, axis: int) -> Shape:
+    """Return the scores' shape without `axis`; raise CaffeError unless each place has a label."""
+    rest = scores[:axis] + scores[axis + 1 :]
+    count, expected = math.prod(labels), math.prod(rest)
+    if count != expected:
+        raise CaffeError(f'{labels} labels for scores {scores}: {count}, expected {expected}')
+    return rest
 
 
 class SoftmaxWithLoss(Op):
@@ -67,6 +71,10 @@ class SoftmaxWithLoss(Op):
         self.axis = axis_of(p.softmax_param.axis, len(shape), 'softmax axis')
         self.ignore = p.loss_param.ignore_label if p.loss_param.HasField('ignore_label') else None
         self.mode = normalization_of(p.loss_param)
+
+    def top_shapes(self, scores: Shape, labels: Shape) -> list[Shape]:
+        _positions(labels, scores, self.axis)
+        return [(), scores][: self.top_count]
 
     def forward(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         log_prob = F.log_softmax(scores, self.axis)

@@ -14,7 +14,13 @@ from caffe_port.ops.base import Op, Shape, settings
 from caffe_port.proto.caffe_pb2 import FillerParameter
 
 
-class ReLU(Op):
+class _Neuron(Op, abstract=True):
+    """Base of layers that act on each element alone."""
+
+    itemwise = True
+
+
+class ReLU(_Neuron):
     """max(x, 0) + negative_slope * min(x, 0), as relu_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
@@ -27,7 +33,7 @@ class ReLU(Op):
         return F.leaky_relu(bottom, self.slope) if self.slope else F.relu(bottom)
 
 
-class Dropout(Op):
+class Dropout(_Neuron):
     """Zero elements with probability dropout_ratio and scale the others by 1 / (1 - ratio),
     as dropout_layer.cpp; in TEST, or after eval(), pass them on."""
 
@@ -45,21 +51,21 @@ class Dropout(Op):
         return bottom * mask * (1 / (1 - self.ratio))
 
 
-class AbsVal(Op):
+class AbsVal(_Neuron):
     """|x|, as absval_layer.cpp."""
 
     def forward(self, bottom: Tensor) -> Tensor:
         return bottom.abs()
 
 
-class BNLL(Op):
+class BNLL(_Neuron):
     """log(1 + exp(x)), the binomial normal log likelihood, as bnll_layer.cpp."""
 
     def forward(self, bottom: Tensor) -> Tensor:
         return F.softplus(bottom)
 
 
-class Clip(Op):
+class Clip(_Neuron):
     """min(max(x, min), max), as clip_layer.cpp; the gradient passes on the bounds too."""
 
     def setup(self, shape: Shape) -> None:
@@ -72,7 +78,7 @@ class Clip(Op):
         return bottom.clamp(self.min, self.max)
 
 
-class ELU(Op):
+class ELU(_Neuron):
     """x where positive, else alpha * (exp(x) - 1), as elu_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
@@ -91,7 +97,7 @@ def _log_of_base(base: float) -> float:
     return math.log(base)
 
 
-class Exp(Op):
+class Exp(_Neuron):
     """base ** (shift + scale * x), as exp_layer.cpp; base -1 means e."""
 
     def setup(self, shape: Shape) -> None:
@@ -102,7 +108,7 @@ class Exp(Op):
         return ((bottom * self.scale + self.shift) * self.log_base).exp()
 
 
-class Log(Op):
+class Log(_Neuron):
     """log(shift + scale * x) to a base, as log_layer.cpp; base -1 means e."""
 
     def setup(self, shape: Shape) -> None:
@@ -114,7 +120,7 @@ class Log(Op):
         return (bottom * self.scale + self.shift).log() / self.log_base
 
 
-class Power(Op):
+class Power(_Neuron):
     """(shift + scale * x) ** power, as power_layer.cpp; if power or scale is 0, the constant
     shift ** power.
 
@@ -135,7 +141,7 @@ class Power(Op):
         return inner if self.power == 1 else inner**self.power
 
 
-class PReLU(Op):
+class PReLU(_Neuron):
     """x where positive, else slope * x with a learned slope per channel, as prelu_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
@@ -148,14 +154,14 @@ class PReLU(Op):
         return F.prelu(bottom, self.weight.reshape(-1))
 
 
-class Sigmoid(Op):
+class Sigmoid(_Neuron):
     """1 / (1 + exp(-x)), as sigmoid_layer.cpp."""
 
     def forward(self, bottom: Tensor) -> Tensor:
         return bottom.sigmoid()
 
 
-class Swish(Op):
+class Swish(_Neuron):
     """x * sigmoid(beta * x), as swish_layer.cpp."""
 
     def setup(self, shape: Shape) -> None:
@@ -165,14 +171,14 @@ class Swish(Op):
         return bottom * (bottom * self.beta).sigmoid()
 
 
-class TanH(Op):
+class TanH(_Neuron):
     """Hyperbolic tangent, as tanh_layer.cpp."""
 
     def forward(self, bottom: Tensor) -> Tensor:
         return bottom.tanh()
 
 
-class Threshold(Op):
+class Threshold(_Neuron):
     """1 where x > threshold, else 0, as threshold_layer.cpp; there is no gradient."""
 
     forceable = (False,)

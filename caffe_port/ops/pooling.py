@@ -66,9 +66,7 @@ class _Pool(Op, abstract=True):
         return elements.gather(1, picks).reshape(count, channels, rows, -1)
 
     def _plain(self, bottom: Tensor, windows: Windows) -> tuple[Tensor, ...]:
-        if not torch.compiler.is_exporting() and all(
-            s <= k and 2 * pad <= k for k, s, pad in zip(*windows)
-        ):
+        if not torch.compiler.is_exporting() and _suits_pytorch(windows):
             return self._pool(bottom, windows, self.ceil)
         return self._padded(bottom, windows)
 
@@ -109,6 +107,10 @@ class _Pool(Op, abstract=True):
             inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
             tops = tops[0], torch.where(inside, rows * size[1] + columns, -1)
         return tuple(_without_last(top, bottom, windows).contiguous() for top in tops)
+
+
+def _suits_pytorch(windows: Windows) -> bool:
+    return all(s <= k and 2 * pad <= k for k, s, pad in zip(*windows))
 
 
 def _areas(bottom: Tensor, windows: Windows, top: Tensor) -> Tensor:
@@ -176,6 +178,7 @@ class Pooling(_Pool):
             f'pad {pad} must be smaller than kernel {kernel}',
         )
         self.windows = Windows(kernel, stride, pad)
+        self.itemwise = not self.is_stochastic and _suits_pytorch(self.windows)
 
     def _settings(self) -> list[str]:
         if self.is_global:

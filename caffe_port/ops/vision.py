@@ -55,6 +55,7 @@ class _Filters(_Sliding, abstract=True):
     """Base of Convolution and Deconvolution: weight, bias and batch."""
 
     bottoms = tops = (1, math.inf)
+    itemwise = True
 
     def setup(self, *shapes: Shape) -> None:
         p, first = self.param.convolution_param, shapes[0]
@@ -166,6 +167,8 @@ class LRN(Op):
     Within a channel: x / (1 + alpha * mean of squares over n x n) ** beta.
     """
 
+    itemwise = True
+
     def setup(self, shape: Shape) -> None:
         p = self.param.lrn_param
         self.size, self.alpha, self.beta, self.k = p.local_size, p.alpha, p.beta, p.k
@@ -203,6 +206,7 @@ class Crop(Op):
         p = self.param.crop_param
         self.require(len(shape) == len(like), f'bottoms {shape} and {like} differ in axes')
         self.axis = axis_of(p.axis, len(shape))
+        self.itemwise = self.axis > 0
         self.offset = per_axis(p.offset, len(shape) - self.axis, 0, 'offset')
 
     def _settings(self) -> list[str]:
