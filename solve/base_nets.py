@@ -9,11 +9,8 @@ import time
 
 import torch
 
-from caffe_port import TEST, Net
-from caffe_port.coord_map import coord_map_from_to, window
-from caffe_port.net_spec import NetSpec, Top
-from nets import caffenet, data, googlenet, vgg16, voc_fcn32s, voc_fcn_alexnet, voc_fcn_googlenet
-from nets.atoms import conv_relu, score
+from caffe_port import TEST, Net, summary
+from nets import voc_fcn32s, voc_fcn_alexnet, voc_fcn_googlenet
 from solve.run import options
 
 DESCRIPTION = """examples:
@@ -32,57 +29,12 @@ ROWS = (
 )
 
 
-def make_scores() -> dict[str, tuple[NetSpec, Top]]:
-    """Return the trunk of each net, up to its scores."""
-    made = {}
-    n = NetSpec()
-    n.data = data.image()
-    n.conv1, n.relu1 = caffenet.conv_relu(n.data, 96, ks=11, stride=4, pad=100)
-    n.fc6, n.relu6 = caffenet.conv_relu(caffenet.trunk(n, n.relu1), 4096, ks=6)
-    made['FCN-AlexNet'] = n, score(n.relu6, 21)
-    n = NetSpec()
-    n.data = data.image()
-    n.conv1_1, n.relu1_1 = conv_relu(n.data, 64, pad=100)
-    n.fc6, n.relu6 = conv_relu(vgg16.trunk(n, n.relu1_1), 4096, ks=7, pad=0)
-    made['FCN-VGG16'] = n, score(n.relu6, 21)
-    n = NetSpec()
-    n.data = data.image()
-    made['FCN-GoogLeNet'] = n, score(googlenet.trunk(n, googlenet.first_conv(n, pad=19)), 21)
-    return made
-
-
-def measure_field(top: Top) -> int:
-    """Return how many pixels of the image, on an axis, a pixel of `top` can see.
-
-    A window of e pixels that are s image pixels apart adds s * (e - 1); of several paths the
-    widest counts.
-    """
-    field = 1
-    for bottom in top.fn.inputs:
-        below = measure_field_of(bottom)
-        if top.fn.type_name in ('Convolution', 'Pooling'):
-            _, _, extent, _ = window(top.fn)
-            below += int((extent[0] - 1) * _spacing(bottom))
-        field = max(field, below)
-    return field
-
-
-_fields: dict[Top, int] = {}
-
-
-def measure_field_of(top: Top) -> int:
-    """Return measure_field(top), computed once."""
-    if top not in _fields:
-        _fields[top] = measure_field(top)
-    return _fields[top]
-
-
-def _spacing(top: Top) -> int:
-    """Return how many image pixels apart the pixels of `top` are."""
-    base = top
-    while base.fn.inputs:
-        base = base.fn.inputs[0]
-    return int(1 / coord_map_from_to(base, top).scale[0])
+def see(net: Net) -> summary.Sight:
+    """Return what a pixel of the coarse scores, score_fr, sees of the image on an axis."""
+    given = {name: net.module.shapes[name] for name in net.inputs}
+    (row,) = (row for row in summary.rows(net.module, given) if row.name == 'score_fr')
+    assert row.sights
+    return row.sights[0]
 
 
 def time_forward(net: Net, runs: int) -> float:
@@ -116,11 +68,11 @@ def main() -> None:
                 blob.count for layer, blobs in net.params.items() if layer != 'upscore'
                 for blob in blobs
             )  # fmt: skip
-            spec, top = make_scores()[name]
+            sight = see(net)
             print(
                 f'{name:14} {time_forward(net, args.runs):8.0f} {ms:7} {count / 1e6:7.1f}M '
-                f'{millions:4}M '
-                f'{measure_field_of(top):6} {field:5} {_spacing(top):6}/{stride} {mean_iu:8.1f}',
+                f'{millions:4}M {int(sight.field):6} {field:5} {int(sight.stride):6}/{stride} '
+                f'{mean_iu:8.1f}',
                 flush=True,
             )
 

@@ -19,6 +19,7 @@ from caffe_port.files.checksum import digest_file, digest_text
 from caffe_port.zoo import load_all
 from solve.datasets import voc
 from solve.run import experiments, free_memory, inputs, options, results
+from solve.run.dense import WAYS, Dense
 from solve.run.labelling import Files, Labelling, describe, find_outputs, infer, make_reader
 from solve.run.progress import show_progress
 
@@ -31,6 +32,7 @@ Label every pixel of pictures with a trained net.
   infer.py voc_fcn8s fcn8s-heavy-pascal.caffemodel street.jpg dog.jpg --overlay
   infer.py siftflow_fcn16s siftflow.pth photos/ 'more/*.tif' list.txt
   infer.py nyud_fcn32s_color_d nyud.caffemodel color.png depth.png
+  infer.py voc_fcn32s fcn32s-heavy-pascal.caffemodel street.jpg --dense 8 --dense-by stitch
 """
 NOTES = """\
 Writes dog_labels.png (palette PNG) and, with --overlay, dog_overlay.png; of nets of two outputs
@@ -99,6 +101,10 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     outputs = find_outputs(net, net.module.shapes)
     readers = {top: make_reader(args.net, top, mean) for top in net.inputs}
     groups = group_files(net, args.pictures)
+    if args.dense_by and args.dense is None:
+        raise CaffeError(f'--dense-by {args.dense_by}: --dense says how far apart the scores are')
+    way = args.dense_by or WAYS[0]
+    dense = None if args.dense is None else Dense(net, outputs, args.dense, way)
     budget = args.max_memory
     if budget is None and (free := free_memory.free_bytes(mode.device())) is not None:
         budget = free // 2
@@ -106,12 +112,25 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
         results.SOFTWARE: results.OURS,
         results.NET: f'{Path(args.net).name}, net and weights and mean sha256 '
         + digest_text(
-            prototxt.to_text(net.module.param) + digest_file(args.weights) + repr([*mean])
+            prototxt.to_text(net.module.param)
+            + digest_file(args.weights)
+            + repr([*mean])
+            + (f'dense {args.dense} {way}' if dense else '')
         ),
     }
     kinds = ['labels', 'overlay'] if args.overlay else ['labels']
     labelling = Labelling(
-        net, data, args.weights, readers, args.output, outputs, kinds, text, args.force, budget
+        net,
+        data,
+        args.weights,
+        readers,
+        args.output,
+        outputs,
+        kinds,
+        text,
+        args.force,
+        budget,
+        dense,
     )
     written = [path for files in groups for path in labelling.name_results(files).values()]
     if not args.force:
@@ -242,6 +261,17 @@ def main() -> None:
         type=_parse_memory,
         metavar='SIZE',
         help='as 2G; larger pictures go in tiles (default: half of the free)',
+    )
+    add(
+        '--dense',
+        type=int,
+        metavar='STRIDE',
+        help='of 32s nets: take scores every STRIDE pixels, not every 32, and interpolate',
+    )
+    add(
+        '--dense-by',
+        choices=WAYS,
+        help='by filter rarefaction (the default) or by shift-and-stitch',
     )
     options.run_net_command(parser, label_pictures)
 

@@ -15,11 +15,11 @@ cheap and can be trained (Long et al., CVPR 2015, section 3.2).
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port import Blob, Layer
@@ -160,7 +160,7 @@ class DilatedPooling(Layer):
             raise CaffeError(f'bottom {bottom[0].shape}: smaller than the window of {reach}')
         top[0].reshape(*bottom[0].shape[:2], *sides)
 
-    def _pool(self, bottom: torch.Tensor) -> torch.Tensor:
+    def _pool(self, bottom: Tensor) -> Tensor:
         s = self.settings
         if s['method'] == 'MAX':
             padded = F.pad(bottom, [s['pad']] * 4, value=-torch.inf)
@@ -182,34 +182,48 @@ class DilatedPooling(Layer):
 
 
 def shift_and_stitch(
-    net: Any, inputs: Mapping[str, np.ndarray], factor: int, output: str
-) -> np.ndarray:
-    """Run a net on factor x factor shifts of its inputs and interlace the outputs.
+    run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
+    inputs: Mapping[str, Tensor],
+    factor: int,
+    stride: int = 1,
+) -> dict[str, Tensor]:
+    """Run a net of stride `factor` on shifts of its inputs, and interlace the outputs.
 
-    net: pycaffe's, of stride `factor`; its inputs are reshaped. inputs: N x C x H x W by
-    name, of one size. Returns N x K x h x w of `output`, where pixel (i, j) is what the net
-    gives for the image without its first i rows and j columns at (0, 0), and h and w are as
-    large as all shifts allow.
+    run: takes N x C x H x W by name and returns N x K x h x w by name, as Net.module does.
+    inputs: of one size. Returns each output with a pixel for every `stride` pixels of the input,
+    where pixel (i, j) is what the net gives at (0, 0) for the image without its first
+    stride * i rows and stride * j columns; as many as all shifts allow. The image is shifted by
+    zeros above and left of it, as in the paper, so that a net that pads it sees all of it.
 
-    Raises CaffeError for a factor below 1.
+    Raises CaffeError unless `stride` divides `factor`.
     """
-    if factor < 1:
-        raise CaffeError(f'factor {factor}: expected at least 1')
+    if stride < 1 or factor % stride:
+        raise CaffeError(f"stride {stride}: expected a divisor of the net's, {factor}")
+    steps = factor // stride
     parts = {}
-    for down in range(factor):
-        for across in range(factor):
-            for name, image in inputs.items():
-                shifted = image[:, :, down:, across:]
-                net.blobs[name].reshape(*shifted.shape)
-                net.blobs[name].data[...] = shifted
-            net.reshape()
-            net.forward()
-            parts[down, across] = net.blobs[output].data.copy()
-    height = min(part.shape[2] * factor + down for (down, _), part in parts.items())
-    width = min(part.shape[3] * factor + across for (_, across), part in parts.items())
-    batch, channels = parts[0, 0].shape[:2]
-    stitched = np.empty((batch, channels, height, width), np.float32)
+    for down in range(steps):
+        for across in range(steps):
+            # Without the first row of pixels, that is a shift up by stride * down.
+            above, left = (factor - stride * step if step else 0 for step in (down, across))
+            shifted = {name: F.pad(image, (left, 0, above, 0)) for name, image in inputs.items()}
+            parts[down, across] = {
+                name: top[:, :, bool(down) :, bool(across) :] for name, top in run(shifted).items()
+            }
+    return {
+        name: _interlace({at: tops[name] for at, tops in parts.items()}) for name in parts[0, 0]
+    }
+
+
+def _interlace(parts: Mapping[tuple[int, int], Tensor]) -> Tensor:
+    """Return the pixels of parts in turn: part (i, j) of s x s has every s-th, from (i, j) on."""
+    steps = max(parts)[0] + 1
+    first = parts[0, 0]
+    height, width = (
+        min(part.shape[axis + 2] * steps + at[axis] for at, part in parts.items())
+        for axis in (0, 1)
+    )
+    whole = first.new_empty((*first.shape[:2], height, width))
     for (down, across), part in parts.items():
-        place = stitched[:, :, down::factor, across::factor]
+        place = whole[:, :, down::steps, across::steps]
         place[...] = part[:, :, : place.shape[2], : place.shape[3]]
-    return stitched
+    return whole

@@ -18,6 +18,7 @@ from caffe_port.files.checksum import digest_file
 from solve.datasets import nyud
 from solve.datasets.images import bgr_blob, check_exists
 from solve.run import experiments, inputs, results, tiles
+from solve.run.dense import Dense
 from solve.run.overlays import draw_overlay
 from solve.run.pictures import save_labels, save_picture
 
@@ -40,11 +41,15 @@ def make_reader(net: str, top: str, mean_bgr: Sequence[float]) -> ReadPicture:
 
 
 def infer(
-    net: Net, arrays: Mapping[str, np.ndarray], budget: int | None = None
+    net: Net,
+    arrays: Mapping[str, np.ndarray],
+    budget: int | None = None,
+    dense: Dense | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the best class of every pixel, H x W uint8, by each output of the inputs' size.
 
-    What does not fit into `budget` bytes is computed in tiles, with the same result.
+    What does not fit into `budget` bytes is computed in tiles, with the same result. `dense`
+    scores take the place of the net's own; they are not computed in tiles.
 
     Raises CaffeError if the inputs do not have the net's channels and all one size, no output
     has that size, or a score is NaN or infinite.
@@ -56,6 +61,8 @@ def infer(
             raise CaffeError(
                 f'input {top}: expected {format_shape(expected)}, found {format_shape(array.shape)}'
             )
+    if dense:
+        return dense.label(arrays, mode.device(), budget)
     shapes = net.module.infer_shapes({top: array.shape for top, array in arrays.items()})
     outputs = find_outputs(net, shapes)
     return tiles.label(net.module, arrays, outputs, mode.device(), budget)
@@ -110,6 +117,7 @@ class Labelling:
     text: dict[str, str]  # what is the same in all results
     force: bool
     budget: int | None
+    dense: Dense | None = None
 
     def name_results(self, files: Files) -> dict[tuple[str, str], Path]:
         return results.name_results(self.output, files[0], self.outputs, self.kinds)
@@ -161,7 +169,9 @@ class Labelling:
                     files, future = reading.popleft()
                     try:
                         picture = future.result()
-                        best = picture.arrays and infer(self.net, picture.arrays, self.budget)
+                        best = picture.arrays and infer(
+                            self.net, picture.arrays, self.budget, self.dense
+                        )
                     except WriteError:
                         raise
                     except CaffeError as error:

@@ -215,7 +215,7 @@ def label(
                 kept = scores[0, :, _within(row), _within(column)]
                 best, classes = kept.max(0)
                 if not best.isfinite().all():
-                    raise CaffeError(_explain(module, part, name, int((~best.isfinite()).sum())))
+                    raise CaffeError(explain(module, part, name, int((~best.isfinite()).sum())))
                 found[name][row.kept, column.kept] = classes.to(torch.uint8).cpu().numpy()
     return found
 
@@ -225,7 +225,7 @@ def _within(tile: Span) -> slice:
     return slice(tile.kept.start - tile.read.start, tile.kept.stop - tile.read.start)
 
 
-def _explain(module: NetModule, inputs: Mapping[str, Tensor], output: str, count: int) -> str:
+def explain(module: NetModule, inputs: Mapping[str, Tensor], output: str, count: int) -> str:
     """Name the first layer whose tops are not finite."""
     bad = []
 

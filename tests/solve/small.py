@@ -18,7 +18,7 @@ def shrink_samples(monkeypatch: pytest.MonkeyPatch) -> None:
         {
             'vgg16': (vgg16.classifier, 193, dict(width=2, fc=8), 1),
             'caffenet': (caffenet.classifier, 199, dict(width=6, fc=8), 1),
-            'googlenet': (googlenet.classifier, 223, dict(width=2), 1),
+            'googlenet': (googlenet.classifier, 223, dict(width=4), 1),
         },
     )
     monkeypatch.setattr(classifiers, 'SCENES', 10)

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
+import caffe_port as caffe
 from nets import voc_fcn8s
 from solve import base_nets, frequencies
 from solve.run import bounds, variants
 
 
-@pytest.mark.parametrize(
-    'net, field', [('FCN-AlexNet', 355), ('FCN-VGG16', 404), ('FCN-GoogLeNet', 715)]
-)
-def test_receptive_fields_are_the_papers(net, field):
+@pytest.mark.parametrize('row', base_nets.ROWS, ids=lambda row: row[0])
+def test_receptive_fields_are_the_papers(row):
     """CVPR 2015, table 1; GoogLeNet's 907 there has 6 x 32 more, of the pooling it leaves out."""
-    _, top = base_nets.make_scores()[net]
-    assert base_nets.measure_field_of(top) == field
-    assert base_nets._spacing(top) == 32
+    name, module, (*_, field, stride) = row
+    sight = base_nets.see(caffe.Net(module.fcn('deploy', width=4), caffe.TEST))
+    assert sight.field == field - 6 * 32 * (name == 'FCN-GoogLeNet')
+    assert sight.stride == stride
 
 
 def test_weights_give_each_class_the_same_part_and_keep_the_size_of_the_loss():

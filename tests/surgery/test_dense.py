@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import caffe_port as caffe
 from caffe_port import layers as L
 from caffe_port import params as P
+from caffe_port import summary
 from nets import vgg16
 from surgery.dense import rarefy, shift_and_stitch
 
@@ -44,7 +46,11 @@ def both(net, stride, factor, image, output='score'):
     dense.blobs['data'].data[...] = image
     dense.reshape()
     dense.forward()
-    return dense.blobs[output].data.copy(), shift_and_stitch(plain, {'data': image}, factor, output)
+    with torch.no_grad():
+        stitched = shift_and_stitch(
+            lambda inputs: plain.module(**inputs), {'data': torch.from_numpy(image)}, factor
+        )
+    return dense.blobs[output].data.copy(), stitched[output].numpy()
 
 
 def drawn(height, width):
@@ -87,6 +93,28 @@ def test_padding_interferes_as_far_as_a_windows_reach_and_no_further():
     scale = abs(stitched).max()
     assert inner.size and inner.max() <= TOLERANCE * scale
     assert apart.max() > 100 * TOLERANCE * scale, 'the border is where they differ'
+
+
+def count_multiply_adds(net, height, width):
+    module = caffe.Net(net, caffe.TEST).module
+    found = summary.rows(module, {'data': (1, 3, height, width)})
+    return {row.name: row.multiply_adds for row in found if row.type == 'Convolution'}
+
+
+def test_rarefaction_pays_for_the_strides_behind_and_stitching_for_each_layer():
+    """Strides of 2 and 3: conv1 comes before both, conv2 between them, the others behind."""
+    side = 306
+    plain = count_multiply_adds(net_of(), side, side)
+    rarefied = count_multiply_adds(rarefy(net_of(), 1), side, side)
+    for name, times in dict(conv1=1, conv2=4, conv3=36, score=36).items():
+        assert rarefied[name] / plain[name] == pytest.approx(times, rel=0.05), name
+    # As shift_and_stitch does: by 0 to 5 pixels each way.
+    stitched = sum(
+        sum(count_multiply_adds(net_of(), side + down, side + across).values())
+        for down, across in np.ndindex(6, 6)
+    )
+    assert stitched / sum(plain.values()) == pytest.approx(36, rel=0.05)
+    assert sum(rarefied.values()) < stitched / 5
 
 
 @pytest.mark.parametrize('method', ['MAX', 'AVE'])
