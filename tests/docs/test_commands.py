@@ -107,6 +107,7 @@ def call(command, monkeypatch):
             monkeypatch.setattr(sys, 'argv', words[1:])
             if words[1] == 'caffe_port':
                 return brew(words[2:])
+            monkeypatch.delitem(sys.modules, words[1], raising=False)
             runpy.run_module(words[1], run_name='__main__', alter_sys=True)
             return 0
         monkeypatch.setattr(sys, 'argv', [str(ROOT / words[0]), *words[1:]])
