@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import caffe_port as caffe
 from caffe_port import parallel, plugins, prototxt
 from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import weights
@@ -27,6 +26,7 @@ from solve.datasets.images import VOID
 from solve.run import command_names, events, experiments, options, preflight, retention
 from solve.run.adaptation import FINER, find_class_layers, scale_constants, start_from
 from solve.run.job import FILES, LATEST, Job
+from solve.run.precision import FOR_TRAINING
 from solve.samples import classifiers, own_data, recipes
 
 USAGE = 'finetune.py --images DIR --labels DIR --classes FILE --weights FILE [options]'
@@ -390,7 +390,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add('--resume', type=Path, metavar='FILE', help='.solverstate, or `latest`')
     add('--output', type=Path, metavar='DIR', help=f'default: {DEFAULT}')
     options.add_gpu(parser, positional=True)
-    options.add_plan(parser)
+    options.add_computing(parser, FOR_TRAINING)
     return parser
 
 
@@ -398,8 +398,7 @@ def main() -> None:
     args = _make_parser().parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
     with options.session(lasting=True), launch.resumable(args):
-        options.choose_device(args.gpu)
-        caffe.set_plan(args.plan)
+        options.start_training(args)
         if prepared := parallel.call_on_first(lambda: prepare(args)):
             solve(*prepared)
 

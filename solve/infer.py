@@ -9,7 +9,9 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from caffe_port import TEST, Net, mode, parallel, prototxt
@@ -95,7 +97,9 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     """Make what a command line asks for, and refuse what cannot be done, before any computing."""
     data = experiments.find_data(args.net)
     mean = args.mean or getattr(data, 'MEAN', voc.MEAN)
-    net = load_net(args)
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(digest_file, args.weights)
+        net = load_net(args)
     outputs = find_outputs(net, net.module.shapes)
     readers = {top: make_reader(args.net, top, mean) for top in net.inputs}
     groups = group_files(net, args.pictures)
@@ -103,16 +107,26 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     budget = args.max_memory
     if budget is None and (free := free_memory.free_bytes(mode.device())) is not None:
         budget = free // 2
+    what = prototxt.to_text(net.module.param) + digest.result() + repr([*mean])
+    if args.precision != mode.FP32:
+        what += args.precision
     text = {
         results.SOFTWARE: results.OURS,
-        results.NET: f'{Path(args.net).name}, net and weights and mean sha256 '
-        + digest_text(
-            prototxt.to_text(net.module.param) + digest_file(args.weights) + repr([*mean])
-        ),
+        results.NET: f'{Path(args.net).name}, net and weights and mean sha256 ' + digest_text(what),
     }
     kinds = ['labels', 'overlay'] if args.overlay else ['labels']
     labelling = Labelling(
-        net, data, args.weights, readers, output, outputs, kinds, text, args.force, budget
+        net,
+        data,
+        args.weights,
+        readers,
+        output,
+        outputs,
+        kinds,
+        text,
+        args.force,
+        budget,
+        args.precision,
     )
     results.check_writable(output)
     written = [path for files in groups for path in labelling.name_results(files).values()]
@@ -139,7 +153,7 @@ def label_pictures(args: argparse.Namespace) -> None:
         with show_progress(
             desc='labelling', unit='img', total=len(share), leave=False, disable=len(share) < 2
         ) as bar:
-            for done in labelling.run(share):
+            for done in labelling.run(share, partial(bar.write, file=sys.stderr)):
                 if isinstance(done, CaffeError):
                     errors.append(printable(str(done)))
                     bar.write(f'error: {errors[-1]}', file=sys.stderr)
