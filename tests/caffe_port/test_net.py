@@ -463,8 +463,8 @@ def test_making_a_net_runs_no_layer_without_memory(monkeypatch):
     monkeypatch.setattr(torch.func, 'functional_call', None)
     for name in ('voc_fcn8s', 'voc_fcn_alexnet', 'nyud_fcn32s_color_hha', 'siftflow_fcn16s'):
         fcn = importlib.import_module(f'nets.{name}').fcn
-        caffe.Net(fcn('deploy', width=1, fc=1), caffe.TEST)
-        param = fcn('train', width=1, fc=1)
+        caffe.Net(fcn('deploy', width=2, fc=1), caffe.TEST)
+        param = fcn('train', width=2, fc=1)
         layer = param.layer[0]
         layer.type = 'Input'
         layer.ClearField('python_param')
