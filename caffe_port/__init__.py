@@ -10,7 +10,7 @@ from caffe_port.classifier import Classifier
 from caffe_port.detector import Detector
 from caffe_port.errors import CaffeError
 from caffe_port.glog import init_log, log
-from caffe_port.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu
+from caffe_port.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu, set_precision
 from caffe_port.nccl import NCCL, has_nccl
 from caffe_port.net import Net
 from caffe_port.net_spec import NetSpec, layers, params, to_proto
@@ -86,6 +86,7 @@ __all__ = [
     'set_mode_gpu',
     'set_multiprocess',
     'set_plan',
+    'set_precision',
     'set_random_seed',
     'set_solver_count',
     'set_solver_rank',

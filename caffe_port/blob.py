@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import CaffeError
+from caffe_port.mode import LOW_DTYPES
 
 Shape = tuple[int, ...]
 MAX_COUNT = 2**31 - 1
@@ -57,13 +58,15 @@ class _Store:
     copied into it, so the array shows them.
     On a GPU the array is a copy. NumPy does not report writes, so while a user holds the array
     it is sent to the GPU whenever the tensor is needed. The array is stale once the GPU has
-    written the tensor; the next call of `array` then fetches a new one.
+    written the tensor; the next call of `array` then fetches a new one. That goes for a tensor
+    of 16 bits too, wherever it is: NumPy has no bfloat16, and the array is float32.
     """
 
-    __slots__ = ('tensor', '_on_cpu', '_array', '_unsent', '_version')
+    __slots__ = ('tensor', '_in_place', '_array', '_unsent', '_version')
 
     def __init__(self, tensor: Tensor):
-        self.tensor, self._on_cpu = tensor, tensor.device.type == 'cpu'
+        self.tensor = tensor
+        self._in_place = tensor.device.type == 'cpu' and tensor.dtype not in LOW_DTYPES
         self.forget_array()
 
     def __reduce__(self):  # a copy has its own array
@@ -77,15 +80,16 @@ class _Store:
         """Return the host array of the tensor."""
         array = self._fresh_array()
         if array is None:
-            array = self.tensor.detach().cpu().numpy()
+            host = self.tensor.detach().cpu()
+            array = (host.float().contiguous() if host.dtype in LOW_DTYPES else host).numpy()
             self._array, self._version = weakref.ref(array), _writes(self.tensor)
-        if not self._on_cpu:
+        if not self._in_place:
             self._unsent = array  # may be written to, and must live until it is sent
         return array
 
     def current(self) -> Tensor:
         """Return the tensor, with what the user wrote to its array."""
-        if not self._on_cpu:
+        if not self._in_place:
             array, self._unsent = self._fresh_array(), None
             if array is not None:
                 # Through .data, which autograd does not count: it sees no writes on the CPU either.
@@ -94,16 +98,16 @@ class _Store:
 
     def is_shown(self) -> bool:
         """Say whether a user holds the tensor's memory as an array."""
-        return self._on_cpu and self._array() is not None
+        return self._in_place and self._array() is not None
 
     def mark_stale(self) -> None:
         """Forget the host copy, after the GPU has written the tensor without autograd's count."""
-        if not self._on_cpu:
+        if not self._in_place:
             self.forget_array()
 
     def _fresh_array(self) -> np.ndarray | None:
         array = self._array()
-        stale = array is not None and not self._on_cpu and self._version != _writes(self.tensor)
+        stale = array is not None and not self._in_place and self._version != _writes(self.tensor)
         return None if stale else array
 
 
@@ -116,11 +120,13 @@ def _fill(store: _Store | None, tensor: Tensor) -> _Store:
     """Return a store of `tensor`; if a user holds an array that fits, copy the values into it."""
     if store is not None and store.is_shown():
         old = store.tensor
-        if (old.shape, old.dtype, old.device) == (tensor.shape, tensor.dtype, tensor.device):
+        same = old.dtype == tensor.dtype or tensor.dtype in LOW_DTYPES
+        if same and (old.shape, old.device) == (tensor.shape, tensor.device):
             if old.data_ptr() != tensor.data_ptr():
                 torch.from_numpy(store.array()).copy_(tensor)
             return store
-    return _Store(tensor.contiguous())
+    # Of 16 bits users see a copy: such a tensor may keep its channels last.
+    return _Store(tensor if tensor.dtype in LOW_DTYPES else tensor.contiguous())
 
 
 def _share(store: _Store | None, tensor: Tensor) -> _Store:

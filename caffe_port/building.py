@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caffe_port import lowered, mode
 from caffe_port.blob import ParamBlob, Shape, check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op, fillers
@@ -75,8 +76,10 @@ class Node:
         return getattr(self.op, 'layer', None)
 
     def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        """Compute the tops."""
+        """Compute the tops, in the process's precision."""
         with self.named_in_errors():
+            if (low := mode.low_dtype()) is not None:
+                return lowered.compute(self.op, bottoms, low)
             top = self.faster(*bottoms) if self.faster else None
             return as_tuple(self.op(*bottoms) if top is None else top)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from caffe_port import mode
+from caffe_port import lowered, mode
 from caffe_port.blob import ParamBlob, Shape
 from caffe_port.building import BuiltNet
 from caffe_port.errors import CaffeError
@@ -88,7 +88,7 @@ class NetModule(nn.Module):
                 missing = [top for top in node.tops if top not in inputs]
                 raise CaffeError(f'input {", ".join(missing)} is not given')
             blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
-        found = {name: blobs[name] for name in self.outputs}
+        found = {name: lowered.raised(blobs[name]) for name in self.outputs}
         # torch.export knows plain containers only.
         return found if torch.compiler.is_exporting() else Outputs(found)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import batches, debug, mode, plan, prototxt, tape
+from caffe_port import batches, debug, lowered, mode, plan, prototxt, tape
 from caffe_port.aliases import CALLBACKS, Aliases, notify
 from caffe_port.blob import Blob, format_shape
 from caffe_port.building import Node
@@ -310,7 +310,7 @@ class Net(NetWeights, Aliases):
             if diff is not None and parameter.grad is not None:
                 parameter.grad.add_(diff)
             elif diff is not None:
-                parameter.grad = diff
+                parameter.grad = diff.contiguous()  # 16 bits have channels last
 
     def _fits(self, node: Node, step: tape.Trace) -> bool:
         """Say whether the blobs still have the shapes that the trace was recorded on."""
@@ -320,7 +320,8 @@ class Net(NetWeights, Aliases):
     def _retrace(self, node: Node) -> tape.Trace:
         """Record a layer on the current values of its blobs, without changing a blob."""
         bottoms, tops = (
-            [self.blobs[name].tensor for name in names] for names in (node.bottoms, node.tops)
+            [lowered.raised(self.blobs[name].tensor) for name in names]
+            for names in (node.bottoms, node.tops)
         )
         with node.named_in_errors():
             _, step = tape.record(node, bottoms, lambda *leaves: node.op.retrace(leaves, tops))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caffe_port import lowered, mode
 from caffe_port.blob import ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5, weights
@@ -91,6 +92,24 @@ class NetWeights:
                 planned.append((stored, blob))
         for stored, blob in planned:
             blob.load(stored)
+
+    def cast_weights(self) -> None:
+        """Hold the blobs of layers that compute in 16 bits in these, where that is the precision.
+
+        Otherwise every forward casts them anew, as training needs it. A blob that another kind
+        of layer shares stays as it is. In fp32 and tf32 this does nothing.
+        """
+        dtype = mode.low_dtype()
+        if dtype is None:
+            return
+        self.module.flush()
+        casts = {id(blob): blob for node in self.module.nodes for blob in node.op.blobs()}
+        for node in self.module.nodes:
+            if node.type not in lowered.PRODUCTS or node.op.views:
+                for blob in node.op.blobs():
+                    casts.pop(id(blob), None)
+        for parameter in casts.values():
+            parameter.data = lowered.lower(parameter.data, dtype)
 
     def save(
         self, path: str | os.PathLike, diffs: Mapping[str, list[np.ndarray]] | None = None

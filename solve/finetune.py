@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import caffe_port as caffe
 from caffe_port import parallel, prototxt
 from caffe_port.errors import CaffeError, make_folder, replacing
 from caffe_port.files import weights
@@ -22,6 +21,7 @@ from solve.run import command_names, events, experiments, options, preflight, re
 from solve.run.adaptation import find_class_layers, scale_constants, start_from
 from solve.run.finetuning import PLAN, Plan, find_net, parse_map
 from solve.run.job import FILES, LATEST, Job
+from solve.run.precision import FOR_TRAINING
 from solve.samples import classifiers, own_data, recipes
 
 USAGE = 'finetune.py --images DIR --labels DIR --classes FILE --weights FILE [options]'
@@ -293,7 +293,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add('--resume', type=Path, metavar='FILE', help='.solverstate, or `latest`')
     add('--output', type=Path, metavar='DIR', help=f'default: {DEFAULT}')
     options.add_gpu(parser, positional=True)
-    options.add_plan(parser)
+    options.add_computing(parser, FOR_TRAINING)
     return parser
 
 
@@ -301,8 +301,7 @@ def main() -> None:
     args = _make_parser().parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
     with options.session(lasting=True), launch.resumable(args):
-        options.choose_device(args.gpu)
-        caffe.set_plan(args.plan)
+        options.start_training(args)
         if prepared := parallel.call_on_first(lambda: prepare(args)):
             solve(*prepared)
 

@@ -9,7 +9,9 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from caffe_port import TEST, Net, mode, parallel, prototxt
@@ -97,26 +99,29 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
     """Make what a command line asks for, and refuse what cannot be done, before any computing."""
     data = experiments.find_data(args.net)
     mean = args.mean or getattr(data, 'MEAN', voc.MEAN)
-    net = load_net(args)
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(digest_file, args.weights)
+        net = load_net(args)
     outputs = find_outputs(net, net.module.shapes)
     readers = {top: make_reader(args.net, top, mean) for top in net.inputs}
     groups = group_files(net, args.pictures)
     if args.dense_by and args.dense is None:
         raise CaffeError(f'--dense-by {args.dense_by}: --dense says how far apart the scores are')
+    if args.dense and args.precision != mode.FP32:
+        raise CaffeError(f'--precision {args.precision}: --dense computes in fp32 alone')
     way = args.dense_by or WAYS[0]
     dense = None if args.dense is None else Dense(net, outputs, args.dense, way)
     budget = args.max_memory
     if budget is None and (free := free_memory.free_bytes(mode.device())) is not None:
         budget = free // 2
+    what = prototxt.to_text(net.module.param) + digest.result() + repr([*mean])
+    if args.precision != mode.FP32:
+        what += args.precision
+    if dense:
+        what += f'dense {args.dense} {way}'
     text = {
         results.SOFTWARE: results.OURS,
-        results.NET: f'{Path(args.net).name}, net and weights and mean sha256 '
-        + digest_text(
-            prototxt.to_text(net.module.param)
-            + digest_file(args.weights)
-            + repr([*mean])
-            + (f'dense {args.dense} {way}' if dense else '')
-        ),
+        results.NET: f'{Path(args.net).name}, net and weights and mean sha256 ' + digest_text(what),
     }
     kinds = ['labels', 'overlay'] if args.overlay else ['labels']
     labelling = Labelling(
@@ -130,6 +135,7 @@ def prepare(args: argparse.Namespace) -> tuple[Labelling, list[Files]]:
         text,
         args.force,
         budget,
+        args.precision,
         dense,
     )
     written = [path for files in groups for path in labelling.name_results(files).values()]
@@ -158,7 +164,7 @@ def label_pictures(args: argparse.Namespace) -> None:
         with show_progress(
             desc='labelling', unit='img', total=len(share), leave=False, disable=len(share) < 2
         ) as bar:
-            for done in labelling.run(share):
+            for done in labelling.run(share, partial(bar.write, file=sys.stderr)):
                 if isinstance(done, CaffeError):
                     errors.append(printable(str(done)))
                     bar.write(f'error: {errors[-1]}', file=sys.stderr)

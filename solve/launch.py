@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
-import caffe_port as caffe
 from caffe_port import parallel
 from caffe_port.errors import CaffeError
 from solve.run import command_names, events, log, retention, workspace
@@ -21,13 +20,14 @@ from solve.run.options import (
     ROOT,
     ROOT_NAME,
     STATUS,
+    add_computing,
     add_gpu,
-    add_plan,
-    choose_device,
     make_parser,
     name_option,
     session,
+    start_training,
 )
+from solve.run.precision import FOR_TRAINING
 from solve.samples import recipes
 
 
@@ -51,8 +51,7 @@ def run(
     # The progress line takes the place of Caffe's log lines, which go to a file.
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True), resumable(args):
-        choose_device(args.gpu)
-        caffe.set_plan(args.plan)
+        start_training(args)
         solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after, files)))
 
 
@@ -102,7 +101,7 @@ def _make_parser(
     )
     add = parser.add_argument
     add_gpu(parser, positional=True)
-    add_plan(parser)
+    add_computing(parser, FOR_TRAINING)
     for place, folder in data.PLACES.items():
         add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in {ROOT_NAME}')
     add(

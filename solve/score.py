@@ -10,10 +10,11 @@ if __name__ == '__main__':
 import argparse
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from caffe_port import TEST, Net, parallel, plugins, prototxt
+from caffe_port import TEST, Net, mode, parallel, plugins, prototxt
 from caffe_port.errors import CaffeError
 from caffe_port.files import weights
 from caffe_port.files.checksum import digest_file, digest_text
@@ -56,8 +57,10 @@ def prepare(args: argparse.Namespace) -> Evaluation:
     places = {place: ROOT / folder for place, folder in data.PLACES.items()} if data else {}
     places |= {place: getattr(args, place) for place in ALL_PLACES if getattr(args, place)}
     set_data(param, split, places)
-    net = make_test_net(args.net, param, places)
-    load_all(net, args.weights, layers)
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(digest_file, args.weights)
+        net = make_test_net(args.net, param, places)
+        load_all(net, args.weights, layers)
     fed, tasks = find_data_layers(net), find_tasks(net)
     if not fed:
         raise CaffeError(f'{args.net}: no data layer of solve/datasets in it, so nothing to score')
@@ -78,8 +81,10 @@ def prepare(args: argparse.Namespace) -> Evaluation:
         layer.split,
     )
     folder = args.output or Path('output', 'score', '-'.join(named))
-    of = identify(param, layer, args.weights)
-    scoring = Evaluation(net, layer, tasks, folder, of, args.weights)
+    of = identify(param, layer, args.weights, digest.result())
+    if args.precision != mode.FP32:
+        of['precision'] = args.precision
+    scoring = Evaluation(net, layer, tasks, folder, of, args.weights, args.precision)
     parallel.call_on_first(lambda: _take_folder(scoring, args))
     print(
         f'{args.net} with {args.weights} on {layer.split}, {len(layer.ids)} images; '
@@ -144,8 +149,11 @@ def make_test_net(name: str, param: NetParameter, places: dict[str, Path]) -> Ne
         raise CaffeError(f'{name}: {error}') from error
 
 
-def identify(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, str]:
-    """Return digests of what is scored: net, weights and images, whatever their folders."""
+def identify(param: NetParameter, layer: SegDataLayer, path: Path, digest: str) -> dict[str, str]:
+    """Return digests of what is scored: net, weights and images, whatever their folders.
+
+    digest: of the weight file at `path`.
+    """
     plain = NetParameter()
     plain.CopyFrom(param)
     for data, params in _parse_data_layers(plain):
@@ -155,7 +163,7 @@ def identify(param: NetParameter, layer: SegDataLayer, path: Path) -> dict[str, 
         data.python_param.param_str = repr(kept)
     return {
         'net': f'sha256 {digest_text(prototxt.to_text(plain))}',
-        'weights': f'{path.stat().st_size} bytes, sha256 {digest_file(path)}',
+        'weights': f'{path.stat().st_size} bytes, sha256 {digest}',
         'images': f'{len(layer.ids)} of {layer.split}, sha256 {digest_text(repr(layer.ids))}',
     }
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from caffe_port import mode
 from caffe_port.ops.base import Op
 
 _on = True
@@ -28,6 +29,7 @@ def covers(tensors: Iterable[Tensor]) -> bool:
     """Return whether a plan may compute with these tensors, here and now."""
     return (
         _on
+        and mode.low_dtype() is None
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled('cpu')

@@ -7,13 +7,15 @@ beyond the centres of the outermost scores take the nearest. What the net's own 
 learned is not used.
 
 A net that upsamples more than once (FCN-16s, FCN-8s) adds scores of several strides, which no shift
-of the picture but by 32 moves by whole pixels. It is refused: the papers have it in place of these.
+of the picture but by 32 moves by whole pixels. It is refused: in the papers dense
+scores are the other way to what its finer strides give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,22 +75,18 @@ class Dense:
             for output, name in self._coarse.items()
         }
 
-    def label(
-        self, arrays: Mapping[str, np.ndarray], device: torch.device, budget: int | None = None
-    ) -> dict[str, np.ndarray]:
-        """Return the best class of every pixel, H x W uint8, by each output; as tiles.label.
+    def label(self, inputs: Mapping[str, Tensor], budget: int | None = None) -> tiles.Labels:
+        """Begin to find the best class of every pixel, by each output; as tiles.label.
 
-        Raises CaffeError if a score is NaN or infinite, or if it takes more than `budget` bytes.
+        Raises CaffeError if it takes more than `budget` bytes.
         """
-        self._check_memory(next(iter(arrays.values())).shape[2:], budget)
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        found = {}
+        height, width = next(iter(inputs.values())).shape[2:]
+        self._check_memory((height, width), budget)
+        found = tiles.Labels({}, [])
         for output, scores in self.compute(inputs).items():
-            best, classes = scores[0].max(0)
-            if not best.isfinite().all():
-                bad = int((~best.isfinite()).sum())
-                raise CaffeError(tiles.explain(self._net.module, inputs, self._coarse[output], bad))
-            found[output] = classes.to(torch.uint8).cpu().numpy()
+            bad, found.classes[output] = tiles.find_best(scores[0])
+            explain = partial(tiles.explain, self._net.module, inputs, self._coarse[output])
+            found.checks.append((bad, explain))
         return found
 
     def _check_memory(self, size: tuple[int, int], budget: int | None) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from caffe_port import Net, parallel, solver_rank
+from caffe_port import Net, mode, parallel, solver_rank
 from caffe_port.errors import CaffeError, WriteError, make_folder, replacing
 from solve.datasets.layer import SegDataLayer
-from solve.run import experiments, pictures
+from solve.run import experiments, pictures, precision
 from solve.run.counting import Count, Task, count_images, predict
 from solve.run.metrics import PRINTED, Scores, format_for_report, format_numbers, format_table
 from solve.run.report import SHOWN, Extremes, ScoredPicture, write_report
@@ -102,6 +103,7 @@ class Evaluation:
     folder: Path
     of: dict[str, str]
     weights: Path | None = None  # a classes.txt beside them names the classes
+    precision: str = mode.FP32
 
     def suffix(self, task: Task) -> str:
         """Return the suffix of a task's files; empty if there is one task."""
@@ -119,6 +121,8 @@ class Evaluation:
             self._save(state)  # the record that predictions are ours, also if this is killed
         if state.done:
             self.layer.set_state({**self.layer.state(), 'index': state.done})
+        if mode.precision() != self.precision:
+            self._change_precision()
         at = time.monotonic()
         saved = True
         try:
@@ -140,6 +144,18 @@ class Evaluation:
             self._save(state)
             raise
         return self._save(state)
+
+    def _change_precision(self) -> None:
+        """Compute in the evaluation's precision from now on; print what that changes."""
+        start = self.layer.state()
+
+        def run() -> dict[str, Tensor]:
+            self.layer.set_state(start)
+            self.net.forward_range(0, len(self.net.layers) - 1)
+            return {task.layer: self.net.blobs[task.layer].tensor for task in self.tasks}
+
+        print(precision.change(self.net, self.precision, run), file=sys.stderr, flush=True)
+        self.layer.set_state(start)
 
     def list_files(self, predictions: bool, page: bool, errors: bool) -> list[str]:
         """Return the names of the results, beside the state, that these options write."""
@@ -195,7 +211,9 @@ class Evaluation:
         if force or not path.exists():
             return fresh
         found = EvaluationState.read(path)
-        differing = [what for what in self.of if found.of.get(what) != self.of[what]]
+        differing = [
+            what for what in {**self.of, **found.of} if found.of.get(what) != self.of.get(what)
+        ]
         if differing:
             raise CaffeError(
                 f'{path}: of another scoring, whose {" and ".join(differing)} differ; '

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from torch import Tensor
 
 from caffe_port import Net, mode
 from caffe_port.blob import format_shape
@@ -17,10 +19,11 @@ from caffe_port.errors import CaffeError, WriteError
 from caffe_port.files.checksum import digest_file
 from solve.datasets import nyud
 from solve.datasets.images import bgr_blob, check_exists
-from solve.run import experiments, inputs, results, tiles
+from solve.run import experiments, inputs, precision, results, tiles
 from solve.run.dense import Dense
 from solve.run.overlays import draw_overlay
 from solve.run.pictures import save_labels, save_picture
+from solve.run.upload import Upload
 
 ReadPicture = Callable[[Path], np.ndarray]
 Files = tuple[Path, ...]
@@ -54,18 +57,31 @@ def infer(
     Raises CaffeError if the inputs do not have the net's channels and all one size, no output
     has that size, or a score is NaN or infinite.
     """
-    first = next(iter(arrays.values()))
-    for top, array in arrays.items():
-        expected = (1, net.blobs[top].channels, *first.shape[2:])
-        if array.shape != expected:
-            raise CaffeError(
-                f'input {top}: expected {format_shape(expected)}, found {format_shape(array.shape)}'
-            )
+    return begin(net, Upload(arrays, mode.device()).tensors(), budget, dense).fetch()
+
+
+def begin(
+    net: Net, inputs: Mapping[str, Tensor], budget: int | None, dense: Dense | None = None
+) -> tiles.Labels:
+    """Begin what `infer` does, with inputs on the net's device."""
+    outputs = _check(net, inputs)
     if dense:
-        return dense.label(arrays, mode.device(), budget)
-    shapes = net.module.infer_shapes({top: array.shape for top, array in arrays.items()})
-    outputs = find_outputs(net, shapes)
-    return tiles.label(net.module, arrays, outputs, mode.device(), budget)
+        return dense.label(inputs, budget)
+    return tiles.label(net.module, inputs, outputs, budget)
+
+
+def _check(net: Net, inputs: Mapping[str, Tensor]) -> list[str]:
+    """Return the outputs of the inputs' size; raise CaffeError if there is none."""
+    first = next(iter(inputs.values()))
+    for top, tensor in inputs.items():
+        expected = (1, net.blobs[top].channels, *first.shape[2:])
+        if tensor.shape != expected:
+            raise CaffeError(
+                f'input {top}: expected {format_shape(expected)}, '
+                f'found {format_shape(tensor.shape)}'
+            )
+    shapes = net.module.infer_shapes({top: tuple(each.shape) for top, each in inputs.items()})
+    return find_outputs(net, shapes)
 
 
 def find_outputs(net: Net, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -95,12 +111,15 @@ def describe(best: np.ndarray, names: Sequence[str]) -> str:
 
 @dataclass
 class LoadedPicture:
-    """A picture that was read: its files, the text and paths of its results, the net's inputs."""
+    """A picture that was read: its files, the text and paths of its results, the net's inputs.
+
+    There are no inputs if its results are there.
+    """
 
     files: Files
     text: dict[str, str]
     paths: dict[tuple[str, str], Path]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # none if its results are there
+    inputs: Upload | None = None
 
 
 @dataclass
@@ -117,6 +136,7 @@ class Labelling:
     text: dict[str, str]  # what is the same in all results
     force: bool
     budget: int | None
+    precision: str = mode.FP32
     dense: Dense | None = None
 
     def name_results(self, files: Files) -> dict[tuple[str, str], Path]:
@@ -129,15 +149,14 @@ class Labelling:
         text = {**self.text, results.PICTURE: f'sha256 {digest_file(*files)}'}
         picture = LoadedPicture(files, text, self.name_results(files))
         if self.force or not all(results.holds(path, text) for path in picture.paths.values()):
-            picture.arrays = {
-                top: read(path) for (top, read), path in zip(self.readers.items(), files)
-            }
+            arrays = {top: read(path) for (top, read), path in zip(self.readers.items(), files)}
+            picture.inputs = Upload(arrays, mode.device())
         return picture
 
-    def write(self, picture: LoadedPicture, best: Mapping[str, np.ndarray]) -> list[str]:
-        """Write a picture's results; return a line on each of its labels."""
+    def write(self, picture: LoadedPicture, found: tiles.Labels) -> list[str]:
+        """Wait for a picture's labels and write its results; return a line on each."""
         lines = []
-        for name, labels in best.items():
+        for name, labels in found.fetch().items():
             classes = experiments.name_classes(
                 self.data, self.net.blobs[name].channels, self.weights
             )
@@ -151,12 +170,15 @@ class Labelling:
             save_labels(labels, path, picture.text)
         return lines
 
-    def run(self, groups: Sequence[Files]) -> Iterator[list[str] | CaffeError | None]:
+    def run(
+        self, groups: Sequence[Files], say: Callable[[str], None] = print
+    ) -> Iterator[list[str] | CaffeError | None]:
         """Label pictures; yield for each its lines, an error, or None if its results were there.
 
-        Pictures are read ahead and written behind, and yielded when they are written.
+        Pictures are read ahead and written behind, and yielded when they are written. What
+        another precision changes is told to `say`.
         """
-        writing: deque[Future[list[str]]] = deque()
+        writing: deque[tuple[Files, Future[list[str]]]] = deque()
         with ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(1) as writer:
             waiting = iter(groups)
             reading: deque[tuple[Files, Future[LoadedPicture]]] = deque()
@@ -169,25 +191,41 @@ class Labelling:
                     files, future = reading.popleft()
                     try:
                         picture = future.result()
-                        best = picture.arrays and infer(
-                            self.net, picture.arrays, self.budget, self.dense
-                        )
+                        found = picture.inputs and self._begin(picture.inputs.tensors(), say)
                     except WriteError:
                         raise
                     except CaffeError as error:
                         yield _name_file(error, files)
                         continue
-                    if not best:
+                    if not found:
                         yield None
                         continue
-                    writing.append(writer.submit(self.write, picture, best))
-                    while len(writing) > BEHIND or (writing and writing[0].done()):
-                        yield writing.popleft().result()
+                    writing.append((files, writer.submit(self.write, picture, found)))
+                    while len(writing) > BEHIND or (writing and writing[0][1].done()):
+                        yield _result(*writing.popleft())
                 while writing:
-                    yield writing.popleft().result()
+                    yield _result(*writing.popleft())
             finally:
                 for _, future in reading:
                     future.cancel()
+
+    def _begin(self, inputs: Mapping[str, Tensor], say: Callable[[str], None]) -> tiles.Labels:
+        """Begin to label a picture; the first one also tells what another precision changes."""
+        if mode.precision() != self.precision:
+            outputs = _check(self.net, inputs)
+            tile = next(tiles.tiles_of(self.net.module, inputs, outputs, self.budget))
+            run = partial(tiles.compute, self.net.module, tile.inputs, outputs)
+            say(precision.change(self.net, self.precision, run))
+        return begin(self.net, inputs, self.budget, self.dense)
+
+
+def _result(files: Files, future: Future[list[str]]) -> list[str] | CaffeError:
+    try:
+        return future.result()
+    except WriteError:
+        raise
+    except CaffeError as error:
+        return _name_file(error, files)
 
 
 def _name_file(error: CaffeError, files: Files) -> CaffeError:

@@ -8,16 +8,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 
 import caffe_port as caffe
-from caffe_port import parallel, plugins
+from caffe_port import mode, parallel, plugins
 from caffe_port.errors import CaffeError, ignore_closed_pipe, printable
-from solve.run import command_names, terminal, workspace
+from solve.run import command_names, precision, terminal, workspace
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (_CHECKOUT / 'setup.cfg').is_file()
@@ -57,11 +57,12 @@ def add_gpu(parser: argparse.ArgumentParser, positional: bool) -> None:
         )
 
 
-def add_plan(parser: argparse.ArgumentParser) -> None:
-    """Add the option --no-plan."""
+def add_computing(parser: argparse.ArgumentParser, precisions: Sequence[str]) -> None:
+    """Add the options --no-plan and --precision."""
     parser.add_argument(
         '--no-plan', dest='plan', action='store_false', help='compute layer by layer, slower'
     )
+    precision.add_option(parser, precisions)
 
 
 class OneGpu(argparse.Action):
@@ -78,7 +79,7 @@ class OneGpu(argparse.Action):
 def make_net_parser(
     name: str, description: str, epilog: str, positional_gpu: bool = False
 ) -> argparse.ArgumentParser:
-    """Make a parser for a command on a trained net: NET, WEIGHTS, --gpu and --no-plan."""
+    """Make a parser for a command on a trained net: NET, WEIGHTS, --gpu and how to compute."""
     parser = make_parser(name, description, epilog)
     parser.add_argument('net', metavar='NET', help='an experiment, as voc_fcn8s, or a .prototxt')
     parser.add_argument(
@@ -88,19 +89,24 @@ def make_net_parser(
         help='.caffemodel, .caffemodel.h5, .pth, .pt, .safetensors or .npz',
     )
     add_gpu(parser, positional_gpu)
-    add_plan(parser)
+    add_computing(parser, mode.PRECISIONS)
     return parser
 
 
 def run_net_command(
     parser: argparse.ArgumentParser, act: Callable[[argparse.Namespace], None]
 ) -> None:
-    """Parse a command line made by make_net_parser and run `act` on its device."""
+    """Parse a command line made by make_net_parser and run `act` on its device.
+
+    It begins in fp32, so that `act` can say how another precision differs.
+    """
     args = parser.parse_intermixed_args()
     logging.getLogger('caffe_port').handlers.clear()
     with session(lasting=True):
         choose_device(args.gpu)
         caffe.set_plan(args.plan)
+        caffe.set_precision(mode.FP32)
+        precision.check(args.precision)
         # The net and the weights may be a stranger's (SECURITY.md).
         with plugins.import_registered_only():
             act(args)
@@ -166,6 +172,13 @@ def _silence_other_ranks() -> Iterator[None]:
         return
     with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
+
+
+def start_training(args: argparse.Namespace) -> None:
+    """Compute as the options of add_gpu and add_computing say."""
+    choose_device(args.gpu)
+    caffe.set_plan(args.plan)
+    precision.set_for_training(args.precision)
 
 
 def choose_device(gpu: int | None) -> None:

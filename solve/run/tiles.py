@@ -9,14 +9,16 @@ same numbers, on the same grid, as in the whole picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port import lowered
 from caffe_port.building import Node
 from caffe_port.coord_map import UndefinedMapException
 from caffe_port.errors import CaffeError
@@ -40,11 +42,17 @@ def compute(
     outputs: Sequence[str],
     look: Callable[[Node, Sequence[Tensor]], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the named outputs; a blob is freed when the last layer that reads it is done.
+    """Return the named outputs, by plan where there is one.
 
-    `look` is shown each layer with its tops.
+    Else layer by layer: a blob is freed when the last layer that reads it is done. `look` is
+    shown each layer with its tops.
     """
     module.flush()
+    if module.planner and not look:
+        with torch.no_grad():
+            planned = module.planner(inputs, outputs)
+        if planned is not None:
+            return planned
     last_read = _last_reads(module, outputs)
     values: dict[int, Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -63,7 +71,7 @@ def compute(
                     values.pop(value, None)
             found = {name: found[name] for name in outputs if name in found}
             del tops
-    return found
+    return {name: lowered.raised(scores) for name, scores in found.items()}
 
 
 def _last_reads(module: NetModule, outputs: Sequence[str]) -> dict[int, int]:
@@ -187,37 +195,76 @@ def _length(tile: Span) -> int:
     return tile.read.stop - tile.read.start
 
 
-def label(
-    module: NetModule,
-    inputs: Mapping[str, np.ndarray],
-    outputs: Sequence[str],
-    device: torch.device,
-    budget: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Return the best class of every pixel, H x W uint8, by each of the outputs.
+class Tile(NamedTuple):
+    """A part of a picture: its rows, its columns, and the net's inputs there."""
 
-    The inputs are 1 x C x H x W float32. `budget` bounds the memory; None means no bound.
+    rows: Span
+    columns: Span
+    inputs: dict[str, Tensor]
 
-    Raises CaffeError if a score is NaN or infinite, naming the output and the first such layer.
-    """
-    size = next(iter(inputs.values())).shape[2:]
-    found = {name: np.empty(size, np.uint8) for name in outputs}
-    rows, columns = plan(module, size, outputs, budget)
+
+def tiles_of(
+    module: NetModule, inputs: Mapping[str, Tensor], outputs: Sequence[str], budget: int | None
+) -> Iterator[Tile]:
+    """Yield the tiles of a picture; only one that fits into `budget` bytes is whole."""
+    height, width = next(iter(inputs.values())).shape[2:]
+    rows, columns = plan(module, (height, width), outputs, budget)
     for row in rows:
         for column in columns:
             part = {
-                name: torch.from_numpy(np.ascontiguousarray(array[:, :, row.read, column.read])).to(
-                    device
-                )
-                for name, array in inputs.items()
+                name: tensor[:, :, row.read, column.read].contiguous()
+                for name, tensor in inputs.items()
             }
-            for name, scores in compute(module, part, outputs).items():
-                kept = scores[0, :, _within(row), _within(column)]
-                best, classes = kept.max(0)
-                if not best.isfinite().all():
-                    raise CaffeError(explain(module, part, name, int((~best.isfinite()).sum())))
-                found[name][row.kept, column.kept] = classes.to(torch.uint8).cpu().numpy()
+            yield Tile(row, column, part)
+
+
+@dataclass
+class Labels:
+    """The best class of every pixel, H x W uint8, by output, on the device that computes it."""
+
+    classes: dict[str, Tensor]
+    # For each tile and output: at how many pixels scores are not finite, and what to say then.
+    checks: list[tuple[Tensor, Callable[[int], str]]]
+
+    def fetch(self) -> dict[str, np.ndarray]:
+        """Wait for the labels and return them.
+
+        Raises CaffeError if a score is NaN or infinite, naming the output and the first such layer.
+        """
+        for bad, explain in self.checks:
+            if bad:
+                raise CaffeError(explain(int(bad)))
+        return {name: classes.cpu().numpy() for name, classes in self.classes.items()}
+
+
+def label(
+    module: NetModule,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    budget: int | None = None,
+) -> Labels:
+    """Begin to find the best class of every pixel; on a GPU this waits for nothing.
+
+    The inputs are 1 x C x H x W float32, on the net's device. `budget` bounds the memory; None
+    means no bound.
+    """
+    first = next(iter(inputs.values()))
+    found = Labels(
+        {name: first.new_empty(first.shape[2:], dtype=torch.uint8) for name in outputs}, []
+    )
+    for tile in tiles_of(module, inputs, outputs, budget):
+        for name, scores in compute(module, tile.inputs, outputs).items():
+            kept = scores[0, :, _within(tile.rows), _within(tile.columns)]
+            bad, classes = find_best(kept)
+            found.classes[name][tile.rows.kept, tile.columns.kept] = classes
+            found.checks.append((bad, partial(explain, module, tile.inputs, name)))
     return found
+
+
+def find_best(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return at how many pixels scores, K x H x W, are not finite, and the best classes, uint8."""
+    best, classes = scores.max(0)
+    return (~best.isfinite()).sum(), classes.to(torch.uint8)
 
 
 def _within(tile: Span) -> slice:

@@ -23,7 +23,7 @@ def far_away(monkeypatch):
 
     def far(store, tensor):
         here(store, tensor)
-        store._on_cpu = False
+        store._in_place = False
 
     monkeypatch.setattr(blob_module._Store, '__init__', far)
     monkeypatch.setattr(torch.Tensor, 'cpu', torch.Tensor.clone)

@@ -1,6 +1,7 @@
 """Net as pycaffe's: blobs, partial runs, weights, and errors that name what is wrong."""
 
 import copy
+import importlib
 import pickle
 
 import numpy as np
@@ -455,3 +456,19 @@ def test_hdf5_is_written_and_read_whatever_the_suffix(net, tmp_path):
     net.save(tmp_path / 'net.caffemodel')
     with pytest.raises(caffe.CaffeError, match='net.caffemodel'):
         net.load_hdf5(tmp_path / 'net.caffemodel')
+
+
+def test_making_a_net_runs_no_layer_without_memory(monkeypatch):
+    """With the first such layer PyTorch imports its compiler, which takes seconds."""
+    monkeypatch.setattr(torch.func, 'functional_call', None)
+    for name in ('voc_fcn8s', 'voc_fcn_alexnet', 'nyud_fcn32s_color_hha', 'siftflow_fcn16s'):
+        fcn = importlib.import_module(f'nets.{name}').fcn
+        caffe.Net(fcn('deploy', width=2, fc=1), caffe.TEST)
+        param = fcn('train', width=2, fc=1)
+        layer = param.layer[0]
+        layer.type = 'Input'
+        layer.ClearField('python_param')
+        for top in layer.top:
+            labels = top not in ('data', 'color', 'hha')
+            layer.input_param.shape.add().dim.extend((1, 1 if labels else 3, 40, 30))
+        caffe.Net(param, caffe.TRAIN)

@@ -1,5 +1,6 @@
 """The command infer.py: its labels at every size and for every kind of input, and its refusals."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from PIL import Image
 
 import caffe_port as caffe
 from caffe_port import parallel, prototxt
+from caffe_port.plan import planner
+from caffe_port.plan.layout import Layout
 from nets import (
     nyud_fcn32s_color_d,
     nyud_fcn32s_color_hha,
@@ -223,8 +226,8 @@ def test_results_are_kept_as_long_as_net_weights_mean_and_picture_are_the_same(
     folder, weights, monkeypatch, capsys
 ):
     computed = []
-    label = labelling.infer
-    monkeypatch.setattr(labelling, 'infer', lambda *a: computed.append(1) or label(*a))
+    label = labelling.begin
+    monkeypatch.setattr(labelling, 'begin', lambda *a: computed.append(1) or label(*a))
 
     def count(*arguments):
         computed.clear()
@@ -251,7 +254,7 @@ def test_results_are_kept_as_long_as_net_weights_mean_and_picture_are_the_same(
 
 
 def test_a_stopped_run_goes_on_when_it_is_repeated(folder, weights, monkeypatch, capsys):
-    label, computed = labelling.infer, []
+    label, computed = labelling.begin, []
 
     def stop(*arguments):
         if len(computed) == 1:
@@ -259,11 +262,11 @@ def test_a_stopped_run_goes_on_when_it_is_repeated(folder, weights, monkeypatch,
         computed.append(1)
         return label(*arguments)
 
-    monkeypatch.setattr(labelling, 'infer', stop)
+    monkeypatch.setattr(labelling, 'begin', stop)
     assert run(monkeypatch, weights, 'a.png', 'b.jpg', 'hha.png') == 130
     assert 'of 3 pictures; the same command goes on' in capsys.readouterr().err
     assert list(results()) == ['a_labels.png']
-    monkeypatch.setattr(labelling, 'infer', label)
+    monkeypatch.setattr(labelling, 'begin', label)
     assert run(monkeypatch, weights, 'a.png', 'b.jpg', 'hha.png') == 0
     assert '2 of 3 pictures labelled' in capsys.readouterr().err
     assert len(results()) == 3
@@ -401,3 +404,46 @@ def test_the_gpu_may_stand_behind_the_pictures(tmp_path, monkeypatch):
     (tmp_path / '1').unlink()
     with pytest.raises(SystemExit):
         parser.parse_intermixed_args(['voc_fcn8s', 'w.pth', 'a.jpg', '1', '--gpu', '0'])
+
+
+def test_another_precision_says_what_it_changes_and_computes_anew(
+    folder, weights, monkeypatch, capsys
+):
+    assert run(monkeypatch, weights, 'a.png', 'b.jpg') == 0
+    exact = {name: written(name) for name in 'ab'}
+    capsys.readouterr()
+    for again in (False, True):  # the second time all is kept, and nothing is compared
+        assert run(monkeypatch, weights, 'a.png', 'b.jpg', '--precision', 'bf16') == 0
+        said = re.findall(r'bf16 against fp32 on the first image: (.*)', capsys.readouterr().err)
+        assert len(said) == 1 - again
+        if said:
+            share, apart = re.fullmatch(
+                r'(\S+)% of the pixels have the same class, scores differ by at most (\S+) of the '
+                r'largest',
+                said[0],
+            ).groups()
+            assert float(share) == pytest.approx(100 * (written() == exact['a']).mean(), abs=1e-3)
+            assert 1e-4 < float(apart) < 0.05
+    assert run(monkeypatch, weights, 'a.png', 'b.jpg') == 0
+    assert all(np.array_equal(written(name), exact[name]) for name in 'ab')
+
+
+def test_tf32_is_refused_on_the_cpu(folder, weights, monkeypatch, capsys):
+    assert run(monkeypatch, weights, 'a.png', '--precision', 'tf32') == 2
+    assert (
+        capsys.readouterr().err == 'error: precision tf32: needs a GPU; the CPU computes in fp32\n'
+    )
+
+
+def test_a_plan_labels_pictures(folder, weights, monkeypatch):
+    """A net large enough for a plan is computed by it, and the labels are the same."""
+    made = []
+    plain = Layout.run
+    monkeypatch.setattr(Layout, 'run', lambda *a: made.append(1) or plain(*a))
+    monkeypatch.setattr(planner, 'LEAST', 0)
+    assert run(monkeypatch, weights, 'a.png', 'b.jpg') == 0
+    assert len(made) == 2
+    planned = {name: written(name) for name in 'ab'}
+    assert run(monkeypatch, weights, 'a.png', 'b.jpg', '--force', '--no-plan') == 0
+    assert len(made) == 2
+    assert all(np.array_equal(written(name), planned[name]) for name in 'ab')

@@ -332,6 +332,19 @@ def test_predictions_asked_for_later_are_made_from_the_first_image_on(
     assert len(list((tmp_path / 'out/predictions').iterdir())) == len(drawn[2])
 
 
+def test_another_precision_says_what_it_changes(drawn, run, tmp_path, capsys):
+    assert run() == 0
+    exact = np.load(tmp_path / 'out/confusion.npy')
+    capsys.readouterr()
+    assert run('--precision', 'bf16', '--force') == 0
+    said = capsys.readouterr().err
+    assert said.count('bf16 against fp32 on the first image: ') == 1
+    assert '% of the pixels have the same class, scores differ by at most ' in said
+    rounded = np.load(tmp_path / 'out/confusion.npy')
+    assert rounded.sum() == exact.sum() and not np.array_equal(rounded, exact)
+    assert np.abs(rounded - exact).sum() < 0.05 * exact.sum()
+
+
 def test_another_scorings_state_is_refused_and_stays(drawn, run, tmp_path, capsys):
     assert run() == 0
     state = (tmp_path / 'out/state.json').read_bytes()
@@ -340,6 +353,7 @@ def test_another_scorings_state_is_refused_and_stays(drawn, run, tmp_path, capsy
     for what, again in (
         ('weights', lambda: run(weights=other)),
         ('images', lambda: run('--split', 'val')),
+        ('precision', lambda: run('--precision', 'bf16')),
         ('net and weights', lambda: run(net='voc_fcn32s', weights=coarse)),
     ):
         capsys.readouterr()
