@@ -1,4 +1,4 @@
-"""FCN-32s by gradient accumulation, online and by heavy learning (PAMI 2016, table 2).
+"""FCN-32s by gradient accumulation, online and by heavy learning (PAMI 2016).
 
 Starts from   vgg16-fcn.caffemodel, or the plain VGG16 classifier (--weights)
 Command       python solve/heavy.py [GPU]

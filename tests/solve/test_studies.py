@@ -17,7 +17,7 @@ from tests.solve.scored import save_random
 STUDIES = {
     'balancing': (balancing, ['plain', 'weights', 'ratio-3']),
     'heavy': (heavy, [row[0] for row in heavy.ROWS]),
-    'masking': (masking, [row[0] for row in masking.ROWS]),
+    'masking': (masking, [row[0] for rows in masking.ROWS.values() for row in rows]),
     'sampling': (sampling, ['1', '0.5', '0.25']),
     'upsampling': (upsampling, [row[0] for row in upsampling.ROWS]),
 }
