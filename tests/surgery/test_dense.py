@@ -96,21 +96,20 @@ def test_padding_but_the_first_interferes_where_it_is_seen_and_no_further():
 
 
 def count_multiply_adds(net, height, width):
-    module = caffe.Net(net, caffe.TEST).module
-    found = summary.rows(module, {'data': (1, 3, height, width)})
+    found = summary.rows(net.module, {'data': (1, 3, height, width)})
     return {row.name: row.multiply_adds for row in found if row.type == 'Convolution'}
 
 
 def test_rarefaction_pays_for_the_strides_behind_and_stitching_for_each_layer():
     """Strides of 2 and 3: conv1 comes before both, conv2 between them, the others behind."""
-    side = 306
-    plain = count_multiply_adds(net_of(), side, side)
-    rarefied = count_multiply_adds(rarefy(net_of(), 1), side, side)
+    side, net = 306, caffe.Net(net_of(), caffe.TEST)
+    plain = count_multiply_adds(net, side, side)
+    rarefied = count_multiply_adds(caffe.Net(rarefy(net_of(), 1), caffe.TEST), side, side)
     for name, times in dict(conv1=1, conv2=4, conv3=36, score=36).items():
         assert rarefied[name] / plain[name] == pytest.approx(times, rel=0.05), name
     # As shift_and_stitch does: by 0 to 5 pixels each way.
     stitched = sum(
-        sum(count_multiply_adds(net_of(), side + down, side + across).values())
+        sum(count_multiply_adds(net, side + down, side + across).values())
         for down, across in np.ndindex(6, 6)
     )
     assert stitched / sum(plain.values()) == pytest.approx(36, rel=0.05)
