@@ -1,4 +1,4 @@
-"""Measure the upper bounds on mean IU of predictions on a coarser grid (PAMI 2016, section 6.3)."""
+"""Measure the upper bounds on mean IU of predictions on a coarser grid (arXiv 1411.4038)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ DESCRIPTION = """examples:
   bounds.py                                    a drawn sample, without data
   bounds.py voc_fcn32s --sbdd-dir SBD/dataset --voc-dir VOC2011
 
-Downsample the ground truth by 128 to 4, upsample it again and score it: no net of that stride can
-do better. Writes bounds.png. The paper does not say how it upsampled, so two ways are measured.
+Downsample the ground truth by 128 to 4, upsample it again and score it: about the best that a net
+of that stride can reach. Writes bounds.png. The paper (arXiv 1411.4038, appendix A) measured a
+subset of VOC 2011's val and does not say how it upsampled: two ways are measured.
 """
 
 
@@ -32,7 +33,7 @@ def main() -> None:
         draw = functools.partial(trees.draw_dataset, folder=folder / 'data')
         truth = open_ground_truth(args, draw)
         found = bounds.measure_bounds(truth, len(truth.classes))
-        print(f'Mean IU in percent, {truth.name}; paper: VOC, PAMI 2016, section 6.3\n')
+        print(f'Mean IU in percent, {truth.name}; paper: of VOC 2011 val\n')
         print(f'factor  {"  ".join(f"{way:>8}" for way in found)}     paper')
         for factor in bounds.FACTORS:
             ours = '  '.join(f'{100 * scores[factor].mean_iu:8.1f}' for scores in found.values())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from solve.run import command_names, experiments
+from solve.samples import recipes
 
 FOLDER = Path(__file__).resolve().parent
 HELP = """\
@@ -16,7 +17,7 @@ usage: fcn-solve EXPERIMENT [GPU] [options]
   fcn-solve voc_fcn32s 0 --keep 3  on GPU 0, with data and weights in ./data
   fcn-solve voc_fcn32s --help      what it starts from, what it costs, its options
 
-Train an official experiment. There are
+Train an official experiment, or one of the papers' others. There are
   {}
 
 exit status: that of the experiment; 2 with one line `error: ...` for a name that is none
@@ -25,9 +26,8 @@ exit status: that of the experiment; 2 with one line `error: ...` for a name tha
 
 def list_scripts() -> dict[str, Path]:
     """Return the scripts of the experiments, by name."""
-    return {
-        path.stem: path for data in experiments.DATA for path in sorted(FOLDER.glob(f'{data}_*.py'))
-    }
+    names = (*(f'{data}_*' for data in experiments.DATA), *recipes.STUDIES)
+    return {path.stem: path for name in names for path in sorted(FOLDER.glob(f'{name}.py'))}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 if __name__ == '__main__':
     import _checkout
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ Count the labelled pixels of each class. A class's weight is the inverse of its 
 that a pixel's mean weight is 1: each class then has the same part of the loss, whose size stays.
 The last line is for the param_str of surgery.losses.PixelLoss.
 """
+
+
+def count_labels(images: Iterable[np.ndarray], classes: int) -> np.ndarray:
+    """Count the pixels of each class in labels, uint8 of any shape."""
+    counts = np.zeros(256, np.int64)
+    for labels in images:
+        counts += np.bincount(labels.ravel(), minlength=256)
+    return counts[:classes]
 
 
 def weigh_classes(counts: np.ndarray) -> np.ndarray:
@@ -44,8 +53,7 @@ def main() -> None:
     with options.session():
         draw = functools.partial(trees.draw_dataset, folder=make_folder(args.output) / 'data')
         truth = open_ground_truth(args, draw)
-        counts = sum(np.bincount(labels.ravel(), minlength=256) for labels in truth)
-        counts = np.asarray(counts)[: len(truth.classes)]
+        counts = count_labels(truth, len(truth.classes))
         weights = weigh_classes(counts)
         print(f'{truth.name}\n\n{"class":14} {"pixels":>11}  share %   weight')
         for name, count, weight in zip(truth.classes, counts, weights):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import caffe_port as caffe
 from caffe_port import parallel
-from caffe_port.errors import CaffeError, make_folder
 from caffe_port.proto.caffe_pb2 import NetParameter
 from solve import launch, voc_fcn8s, voc_fcn16s, voc_fcn32s
 from solve.datasets import voc
@@ -30,8 +29,6 @@ FILES_OF_CHAIN = ('comparison.png', *(f'{stage}/{file}' for stage in STAGES for 
 
 
 def solve(job: Job) -> None:
-    if job.resume not in (None, LATEST):
-        raise CaffeError(f'--resume {job.resume}: a chain of three nets resumes `latest` only')
     weights, mean_iu, nets = job.weights, [], {}
     for name, script in STAGES.items():
         stage = make_stage(job, name, weights)
@@ -56,11 +53,9 @@ def compare(nets: dict[str, tuple[NetParameter, Path]], path: Path) -> None:
 
 def make_stage(job: Job, name: str, weights: list[Path]) -> Job:
     """Make the job of one net of the chain, in a folder of its own."""
-    folder = make_folder(job.folder / name)
-    prefix = job.prefix.parent / name / job.prefix.name
-    resumes = (job.resume or parallel.is_restarted()) and retention.list_states(prefix)
-    resume = LATEST if resumes or not weights else None
-    stage = replace(job, name=name, folder=folder, prefix=prefix, weights=weights, resume=resume)
+    stage = job.make_part(name, weights=weights)
+    if not weights:
+        stage.resume = LATEST
     return replace(stage, **recipes.make_settings(name)) if job.constants else stage
 
 

@@ -9,7 +9,7 @@ Weights stay as they are.
 The papers preferred neither: dense output costs f x f as much as coarse output behind the
 stride that is given up (rarefaction shares the layers before it), and the filters, as fine
 as before, see no more detail than they did; learned upsampling on top of the coarse output is
-cheap and can be trained (Long et al., CVPR 2015, section 3.2).
+cheap and can be trained (Long et al., CVPR 2015, sections 3.2 and 4.2).
 """
 
 from __future__ import annotations

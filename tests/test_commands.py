@@ -35,7 +35,7 @@ def ask_for_help(path, monkeypatch):
 
 
 def test_all_commands_are_found():
-    assert len(COMMANDS) == 50, list(map(str, COMMANDS))
+    assert len(COMMANDS) == 51, list(map(str, COMMANDS))
 
 
 @pytest.mark.parametrize('path', COMMANDS, ids=str)

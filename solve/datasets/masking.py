@@ -1,4 +1,4 @@
-"""Hide what is in a picture, by its labels (PAMI 2016, section 6.1 and table 8)."""
+"""Hide what is in a picture, by its labels (PAMI 2016, table 8)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import parallel
-from caffe_port.errors import CaffeError, WriteError
+from caffe_port.errors import CaffeError, WriteError, make_folder
 from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_port.solving import resume
 from solve.run import experiments, log, pictures, retention, symptoms, watch, workspace
@@ -64,6 +64,24 @@ class Job:
     def __post_init__(self) -> None:
         if self.prefix == Path():
             self.prefix = self.folder / 'snapshot' / 'train'
+
+    def make_part(self, name: str, **changes: Any) -> Job:
+        """Return the job of a part of this one, with `changes`, in a folder of its own.
+
+        It goes on from its snapshots if this job resumes, and else it begins.
+
+        Raises CaffeError if this job resumes a given state, which is of one part only.
+        """
+        if self.resume not in (None, LATEST):
+            raise CaffeError(
+                f'--resume {self.resume}: a run of several parts resumes `latest` only'
+            )
+        folder = make_folder(self.folder / name)
+        prefix = self.prefix.parent / name / self.prefix.name
+        resumes = (self.resume or parallel.is_restarted()) and retention.list_states(prefix)
+        resume = LATEST if resumes else None
+        part = replace(self, name=name, folder=folder, prefix=prefix, resume=resume)
+        return replace(part, **changes)
 
     def make_solver(
         self, constants: dict[str, Any], fcn: Callable[..., NetParameter], train: str, test: str

@@ -1,34 +1,25 @@
-"""Train a net on a sample in some variant of the published way, and score it."""
+"""Train a net in some variant of the published way, as a part of a job, and score it."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import logging
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import caffe_port as caffe
 import surgery
-from caffe_port import TEST, Net
-from caffe_port.proto.caffe_pb2 import NetParameter, SolverParameter
+from caffe_port import Net, SGDSolver
+from caffe_port.proto.caffe_pb2 import NetParameter
+from solve.datasets import voc
+from solve.datasets.layer import SegDataLayer
+from solve.run import log
 from solve.run.counting import compute_hist, find_data_layers
-from solve.run.loading import load_start
+from solve.run.inventory import EXPERIMENTS, open_layer
+from solve.run.job import Job
 from solve.run.metrics import Scores
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A net after training: its losses by step, and the seconds that took."""
-
-    net: Net
-    losses: list[float]
-    seconds: float
 
 
 def set_rates(net: NetParameter, rates: Mapping[str, float]) -> NetParameter:
@@ -56,31 +47,50 @@ def set_data(net: NetParameter, **changes: Any) -> NetParameter:
     return made
 
 
-def train(net: NetParameter, weights: Path, constants: Mapping[str, Any], steps: int) -> Trained:
-    """Train from a classifier's weights, all upsampling bilinear to begin with."""
-    param = SolverParameter(**{'average_loss': 1, **constants, 'max_iter': steps})
-    for field in ('snapshot', 'display'):
-        param.ClearField(field)
-    param.train_net_param.CopyFrom(net)
-    solver = caffe.get_solver(param)
-    # The lines of the transplant and of clipped gradients would hide the table.
-    logging.getLogger('caffe_port').handlers.clear()
-    with contextlib.redirect_stdout(None):
-        load_start(solver.net, weights)
-    surgery.interp(solver.net, [name for name in solver.net.params if 'up' in name])
-    losses, start = [], time.monotonic()
-    for _ in range(steps):
-        solver.step(1)
-        losses.append(float(solver.losses[-1]))
-    return Trained(solver.net, losses, time.monotonic() - start)
+def train(
+    job: Job,
+    name: str,
+    fcn: Callable[..., NetParameter],
+    solver: Mapping[str, Any],
+    steps: int | None = None,
+    **changes: Any,
+) -> tuple[SGDSolver, Path]:
+    """Train a variant as a part of a job; return its solver and the folder of its log.
+
+    It starts from the job's weights, all upsampling bilinear. Its constants are those of `solver`,
+    or of the sample, with `changes`; its iterations are `steps`, or --iterations, or theirs.
+    """
+    constants = {**solver, **job.constants, **changes}
+    steps = steps or job.iterations or int(constants['max_iter'])
+    part = job.make_part(name, constants=constants, iterations=steps, step=None)
+    made = part.make_solver({}, fcn, train='train', test='seg11valid')
+    if not part.restore(made):
+        with contextlib.redirect_stdout(None):  # which layers are copied is the same each time
+            part.load_weights(made.net)
+        surgery.interp(made.net, [name for name in made.net.params if 'up' in name])
+    with part.watch(made, rounds=1, step=steps, prune=part.prune) as rounds:
+        for iterations in rounds:
+            made.step(iterations)
+    return made, part.folder
 
 
-def score(trained: Net, test: NetParameter, images: int | None = None) -> Scores:
-    """Score the weights of a trained net on the first `images` of a split."""
-    net = Net(test, TEST)
-    net.share_with(trained)
-    (layer,) = find_data_layers(net)
-    return Scores(*compute_hist(net, None, layer.ids[:images]))
+def score(trained: Net, test: Net) -> Scores:
+    """Score the weights of a trained net by a test net, on all images of its data layer."""
+    test.share_with(trained)
+    (layer,) = find_data_layers(test)
+    return Scores(*compute_hist(test, None, layer.ids))
+
+
+def open_training(net: Mapping[str, Any]) -> SegDataLayer:
+    """Open SBD's data layer, by the arguments of fcn()."""
+    places = {place: Path(net[place]) for place in voc.PLACES}
+    return open_layer(EXPERIMENTS['voc_fcn32s'].train, places)
+
+
+def read_displays(folder: Path) -> list[dict[str, Any]]:
+    """Return the log's lines with a loss, by iteration; of one that is there twice the last."""
+    found = {line['iteration']: line for line in log.read(folder) if 'loss' in line}
+    return [line for _, line in sorted(found.items())]
 
 
 def mean_iu_without_background(scores: Scores) -> float:

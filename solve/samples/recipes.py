@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,6 +96,23 @@ RECIPES = {
 }
 # The chain starts as its first stage does.
 RECIPES['voc_chain'] = RECIPES['voc_fcn32s']
+
+
+def _mean(base_lr: float, iterations: int) -> dict[str, Any]:
+    """Return constants for a loss that is a mean over pixels."""
+    return dict(base_lr=base_lr, max_iter=iterations, snapshot=iterations, iter_size=1)
+
+
+# The papers' other experiments, each several short trainings of a net of VOC's.
+STUDIES = {
+    'balancing': _mean(0.01, 150),
+    'heavy': dict(_summed(3.5e-8, 200, 200), lr_policy='fixed', momentum=0.99),
+    'masking': _summed(3e-7, 150, 150),
+    'sampling': _mean(0.01, 100),
+    'upsampling': _summed(3e-7, 150, 150),
+}
+for _name, _constants in STUDIES.items():
+    RECIPES[_name] = replace(RECIPES['voc_fcn32s'], constants=_constants)
 
 
 def folder_of(name: str, beside: Path = Path('output')) -> Path:

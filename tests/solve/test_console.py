@@ -12,6 +12,7 @@ import pytest
 from caffe_port import version
 from solve import console, launch
 from solve.run import command_names
+from solve.samples import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,6 +69,7 @@ def test_an_experiment_is_named_with_its_command(monkeypatch, capsys):
 def test_all_experiments_are_there_and_no_other(monkeypatch, capsys):
     scripts = {path.stem for path in (ROOT / 'solve').glob('*_*.py')}
     scripts -= {'__init__', '_checkout', 'base_nets'}
+    scripts |= {*recipes.STUDIES}
     assert set(console.list_scripts()) == scripts
     assert call(monkeypatch, capsys, 'fcn-solve', 'voc_fcn') == (
         2,

@@ -1,5 +1,6 @@
 """Scores for every few pixels in place of a net's upsampling, and infer.py --dense."""
 
+import functools
 import math
 from fractions import Fraction
 
@@ -23,23 +24,28 @@ from solve import infer
 from solve.datasets import voc
 from solve.run import dense, labelling
 from tests.solve.feeding import noise
-from tests.solve.scored import NARROW, call, save_random
+from tests.solve.scored import NARROW, call
 
 
-def make(module, tmp_path, **widths):
-    """A narrow net of random weights whose upsampling is bilinear."""
-    param = module.fcn('deploy', **(widths or NARROW))
-    path = save_random(param, tmp_path / 'w.caffemodel', seed=8)
-    net = caffe.Net(param, str(path), caffe.TEST)
+@functools.cache
+def make(module, **widths):
+    """A narrow net of random weights, and with bilinear upsampling."""
+    caffe.set_random_seed(0)
+    net, rng = caffe.Net(module.fcn('deploy', **(widths or NARROW)), caffe.TEST), drawn_from(8)
     for name, blobs in net.params.items():
-        if 'up' in name:
-            blobs[0].data[...] = 0  # interp fills the diagonal
+        for blob in blobs if 'up' not in name else ():
+            fan_in = max(blob.count // blob.shape[0], 1)
+            blob.data[...] = rng.randn(*blob.shape) * np.sqrt(2 / fan_in)
     surgery.interp(net, [name for name in net.params if 'up' in name])
     return net
 
 
+def drawn_from(seed):
+    return np.random.RandomState(seed)
+
+
 def drawn(height, width, channels=3, seed=0):
-    image = np.random.RandomState(seed).randn(1, channels, height, width) * 50
+    image = drawn_from(seed).randn(1, channels, height, width) * 50
     return image.astype(np.float32)
 
 
@@ -58,8 +64,8 @@ def apart(found, expected):
     [(voc_fcn32s, {}), (voc_fcn_alexnet, {}), (voc_fcn_googlenet, dict(width=4))],
     ids=['32s', 'alexnet', 'googlenet'],
 )
-def test_at_the_nets_own_stride_it_is_the_nets_own_upsampling(module, widths, tmp_path):
-    net, image = make(module, tmp_path, **widths), drawn(70, 101)
+def test_at_the_nets_own_stride_it_is_the_nets_own_upsampling(module, widths):
+    net, image = make(module, **widths), drawn(70, 101)
     expected = own(net, image)
     for way in dense.WAYS:
         made = dense.Dense(net, ['score'], 32, way)
@@ -74,9 +80,9 @@ def test_at_the_nets_own_stride_it_is_the_nets_own_upsampling(module, widths, tm
 
 
 @pytest.mark.parametrize('module, border', [(voc_fcn32s, 102), (voc_fcn_alexnet, 78)])
-def test_both_ways_agree_where_no_padding_but_the_first_is_seen(module, border, tmp_path):
+def test_both_ways_agree_where_no_padding_but_the_first_is_seen(module, border):
     """A score sees 202 pixels to each side (AlexNet's 177); the first layer pads by 100."""
-    net, image = make(module, tmp_path), drawn(236, 261)
+    net, image = make(module), drawn(236, 261)
     rarefied, stitched = (
         dense.Dense(net, ['score'], 8, way)
         .compute({'data': torch.from_numpy(image)})['score']
@@ -89,14 +95,14 @@ def test_both_ways_agree_where_no_padding_but_the_first_is_seen(module, border, 
     assert apart(rarefied[inner], own(net, image)[inner]) > 1e-3, 'finer than the net itself'
 
 
-def test_nets_of_two_outputs_and_of_two_inputs_are_dense_too(tmp_path):
-    net, image = make(siftflow_fcn32s, tmp_path), torch.from_numpy(drawn(40, 52))
+def test_nets_of_two_outputs_and_of_two_inputs_are_dense_too():
+    net, image = make(siftflow_fcn32s), torch.from_numpy(drawn(40, 52))
     found = dense.Dense(net, ['score_sem', 'score_geo'], 16, 'rarefy').compute({'data': image})
     assert {name: tuple(top.shape) for name, top in found.items()} == {
         'score_sem': (1, 33, 40, 52),
         'score_geo': (1, 3, 40, 52),
     }
-    net = make(nyud_fcn32s_color_hha, tmp_path)
+    net = make(nyud_fcn32s_color_hha)
     made = dense.Dense(net, ['score'], 16, 'stitch')
     inputs = {name: torch.from_numpy(drawn(40, 52, seed=i)) for i, name in enumerate(net.inputs)}
     first = made.compute(inputs)['score']
@@ -113,14 +119,14 @@ def test_interpolation_is_linear_between_centres_and_constant_beyond():
     np.testing.assert_allclose(found.numpy(), down[:, None] + across, rtol=1e-6)
 
 
-def test_nets_that_cannot_be_dense_are_refused_by_name(tmp_path):
+def test_nets_that_cannot_be_dense_are_refused_by_name():
     for module, layers in (
         (voc_fcn16s, 'upscore2, upscore16'),
         (voc_fcn8s, 'upscore2, upscore_pool4, upscore8'),
     ):
         with pytest.raises(caffe.CaffeError, match=f'a net that upsamples once.*by {layers}$'):
-            dense.Dense(make(module, tmp_path), ['score'], 8, 'rarefy')
-    net = make(voc_fcn32s, tmp_path)
+            dense.Dense(make(module), ['score'], 8, 'rarefy')
+    net = make(voc_fcn32s)
     for stride in (0, -8, 5, 64):
         for way in dense.WAYS:
             with pytest.raises(
@@ -144,7 +150,7 @@ def infer_pictures(monkeypatch, *options):
 
 
 def test_infer_labels_by_dense_scores_and_keeps_no_others_results(pictures, monkeypatch, capsys):
-    net = make(voc_fcn32s, pictures)
+    net = make(voc_fcn32s)
     net.save('w.caffemodel')
     image = labelling.make_reader('voc_fcn32s', 'data', voc.MEAN)(pictures / 'a.png')
     found = {(): infer_pictures(monkeypatch)[1]}
@@ -169,13 +175,13 @@ def test_infer_labels_by_dense_scores_and_keeps_no_others_results(pictures, monk
     ],
 )
 def test_infer_says_what_it_cannot_do_densely(options, words, pictures, monkeypatch, capsys):
-    make(voc_fcn32s, pictures).save('w.caffemodel')
+    make(voc_fcn32s).save('w.caffemodel')
     assert infer_pictures(monkeypatch, *options)[0]
     assert f'error: {words}' in capsys.readouterr().err
 
 
-def test_a_score_that_is_not_finite_names_its_layer(tmp_path):
-    net = make(voc_fcn32s, tmp_path)
+def test_a_score_that_is_not_finite_names_its_layer():
+    net = make.__wrapped__(voc_fcn32s)  # its own
     net.params['fc7'][1].data[0] = np.inf
     for way in dense.WAYS:
         with pytest.raises(caffe.CaffeError, match=r'first layer with such values is fc7'):
