@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 import caffe_port as caffe
-from nets import voc_fcn8s
+from nets import voc_fcn8s, voc_fcn32s
 from solve.samples import own_data, trees
 from tests.docs.pages import ROOT
 from tests.solve.feeding import random_classifier
@@ -17,6 +17,7 @@ from tests.solve.feeding import random_classifier
 # What a page's FILE and FOLDER stand for here, and numbers that a run of two iterations has.
 STAND_INS = {
     ' FILE ': ' net.caffemodel ',
+    ' WEIGHTS PICTURE ': ' fcn32s.caffemodel street.jpg ',
     ' FOLDER...': ' output/voc_fcn32s',
     'train_iter_4000': 'train_iter_2',
 }
@@ -43,6 +44,9 @@ def write_materials(folder: Path) -> None:
     net = caffe.Net(voc_fcn8s.fcn('deploy', width=2, fc=8), caffe.TEST)
     for name in ('fcn8s-heavy-pascal.caffemodel', 'net.caffemodel', 'net.pth'):
         net.save(folder / name)
+    caffe.Net(voc_fcn32s.fcn('deploy', width=2, fc=8), caffe.TEST).save(
+        folder / 'fcn32s.caffemodel'
+    )
     (folder / 'deploy.prototxt').write_text(str(voc_fcn8s.fcn('deploy', width=2, fc=8)))
     (folder / 'solver.prototxt').write_text(_SOLVER)
     _write_own_data(folder)

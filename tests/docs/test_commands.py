@@ -21,6 +21,7 @@ from caffe_port.__main__ import main as brew
 from caffe_port.tools.brew import COMMANDS
 from nets import voc_fcn32s
 from solve import finetune
+from solve.samples import trees
 from tests.docs.materials import STAND_INS, write_materials, write_what_the_tools_need
 from tests.docs.pages import PAGES, ROOT, list_commands
 from tests.solve.small import shrink_samples
@@ -34,8 +35,7 @@ NOT_RUN = re.compile(
 # What a page takes for granted: where data lies, how long one has.
 ADDED = {
     r'python solve/(voc_\w+|finetune)\.py(?!.* --(check|resume))': '--iterations 2',
-    r'python solve/(sampling|upsampling|masking)\.py': '--iterations 2',
-    r'python solve/(heavy|upsampling|masking)\.py': '--images 1',
+    r'python solve/(sampling|balancing|upsampling|heavy|masking)\.py': '--iterations 2',
     r'torchrun .*': '--iterations 2',
     r'python caffe_port/convert\.py (?!.*--info)': '--force',
     r'python solve/score\.py voc': '--sbdd-dir SBD/dataset --voc-dir VOC2011',
@@ -59,6 +59,8 @@ def materials(tmp_path_factory):
 def small(monkeypatch):
     shrink_samples(monkeypatch)
     monkeypatch.setattr(finetune, 'SAMPLE_IMAGES', 5)
+    few = dict(train=2, val=1, size=(80, 80))
+    monkeypatch.setattr(trees, 'draw_dataset', functools.partial(trees.draw_dataset, **few))
     monkeypatch.setattr(voc_fcn32s, 'fcn', functools.partial(voc_fcn32s.fcn, width=2, fc=8))
 
 
