@@ -26,10 +26,12 @@ from tests.docs.materials import STAND_INS, write_materials, write_what_the_tool
 from tests.docs.pages import PAGES, ROOT, list_commands
 from tests.solve.small import shrink_samples
 
-# Commands that are named to speak of them, and those that measure for minutes.
+# Commands that are named to speak of them, those that measure for minutes, and exports, which
+# tests/caffe_port/test_export.py makes of the same net in the same way.
 NOT_RUN = re.compile(
     r'python -m caffe_port( NAME| train( \.\.\.)?)?'
     r'|python -m caffe_port\.summary|python -m caffe_port\.tools\.parse_log'
+    r'|python caffe_port/convert\.py \S+ \S+\.(onnx|pt2) .*'
     r'|torchrun (--max-restarts=3 )?\.\.\..*|python tests/bench_\w+\.py'
 )
 # What a page takes for granted: where data lies, how long one has.
