@@ -53,7 +53,7 @@ def measure_pixels(net: dict[str, Any]) -> float:
 def solve(job: Job) -> None:
     heavy = {**release.SOLVER, **job.constants}
     pixels, images = measure_pixels(job.net), job.iterations or heavy['max_iter']
-    print(f'An image has about {pixels:.0f} pixels; each row sees {images} images.', HEAD)
+    print(f'An image has about {pixels:.0f} pixels; each row sees {images} images.{HEAD}')
     for name, batch, momentum, normalised in ROWS:
         summed = 1 if normalised else pixels
         rate = heavy['base_lr'] * pixels * (1 - momentum) / (1 - heavy['momentum']) / summed

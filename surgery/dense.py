@@ -15,6 +15,7 @@ cheap and can be trained (Long et al., CVPR 2015, sections 3.2 and 4.2).
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port import Blob, Layer
+from caffe_port.blob import check_shape
 from caffe_port.coord_map import PASS_THROUGH_LAYERS
 from caffe_port.errors import CaffeError
 from caffe_port.proto.caffe_pb2 import LayerParameter, LRNParameter, NetParameter, PoolingParameter
@@ -141,21 +143,42 @@ def _is_pointwise(layer: LayerParameter) -> bool:
     return layer.type in PASS_THROUGH_LAYERS or layer.type in ('Input', 'SoftmaxWithLoss')
 
 
+_SETTINGS = 'method', 'kernel', 'stride', 'pad', 'dilation'
+
+
 class DilatedPooling(Layer):
     """Pool over windows with gaps, MAX or AVE; the last windows are whole ones.
 
     param_str: method, kernel, stride, pad, dilation. MAX pads with nothing, AVE with zeros.
+
+    Raises CaffeError for settings that make no sense, and a window larger than the bottom.
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
-        self.settings: dict[str, Any] = ast.literal_eval(self.param_str)
-        if self.settings['method'] not in ('MAX', 'AVE'):
-            raise CaffeError(f'pool {self.settings["method"]}: expected MAX or AVE')
+        try:
+            given = ast.literal_eval(self.param_str)
+            method, *numbers = (given[key] for key in _SETTINGS)
+            size, stride, pad, dilation = (operator.index(number) for number in numbers)
+        except (ValueError, SyntaxError, TypeError, LookupError) as error:
+            raise CaffeError(
+                f'DilatedPooling: param_str {self.param_str!r:.80}: expected {", ".join(_SETTINGS)}'
+            ) from error
+        if method not in ('MAX', 'AVE'):
+            raise CaffeError(f'DilatedPooling: method {method!r}: expected MAX or AVE')
+        reach = dilation * (size - 1) + 1
+        if min(size, stride, dilation) < 1 or not 0 <= pad < reach:
+            raise CaffeError(
+                f'DilatedPooling: kernel {size}, stride {stride} and dilation {dilation} must be '
+                f'positive, and pad {pad} less than the window, {reach}'
+            )
+        self.settings: dict[str, Any] = given
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         s = self.settings
         reach = s['dilation'] * (s['kernel'] - 1) + 1
-        sides = [(side + 2 * s['pad'] - reach) // s['stride'] + 1 for side in bottom[0].shape[2:]]
+        padded = [side + 2 * s['pad'] for side in bottom[0].shape[2:]]
+        check_shape([*bottom[0].shape[:2], *padded], 'padded bottom')
+        sides = [(side - reach) // s['stride'] + 1 for side in padded]
         if min(sides) < 1:
             raise CaffeError(f'bottom {bottom[0].shape}: smaller than the window of {reach}')
         top[0].reshape(*bottom[0].shape[:2], *sides)

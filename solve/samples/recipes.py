@@ -107,9 +107,9 @@ def _mean(base_lr: float, iterations: int) -> dict[str, Any]:
 STUDIES = {
     'balancing': _mean(0.01, 150),
     'heavy': dict(_summed(3.5e-8, 200, 200), lr_policy='fixed', momentum=0.99),
-    'masking': _summed(3e-7, 150, 150),
+    'masking': _summed(3e-7, 250, 250),
     'sampling': _mean(0.01, 100),
-    'upsampling': _summed(3e-7, 150, 150),
+    'upsampling': _summed(3e-7, 250, 250),
 }
 for _name, _constants in STUDIES.items():
     RECIPES[_name] = replace(RECIPES['voc_fcn32s'], constants=_constants)

@@ -144,6 +144,28 @@ def test_dilated_pooling_sends_each_gradient_where_its_value_came_from(method):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(method='SUM'), "method 'SUM': expected MAX or AVE"),
+        (dict(kernel='2'), 'expected method, kernel, stride, pad, dilation'),
+        (dict(stride=0), 'stride 0 and dilation 3 must be positive'),
+        (dict(pad=4), 'pad 4 less than the window, 4'),
+        (dict(kernel=10), 'smaller than the window of 28'),
+        (dict(dilation=10**7, pad=10**7, stride=10**9), 'a blob holds at most'),
+    ],
+)
+def test_settings_of_dilated_pooling_that_make_no_sense_are_named(changes, words):
+    settings = dict(method='MAX', kernel=2, stride=1, pad=0, dilation=3) | changes
+    n = caffe.NetSpec()
+    n.data = L.Input(shape=dict(dim=[1, 1, 9, 9]))
+    n.pool = L.Python(
+        n.data, module='surgery.dense', layer='DilatedPooling', param_str=repr(settings)
+    )
+    with pytest.raises(caffe.CaffeError, match=words):
+        caffe.Net(n.to_proto(), caffe.TEST)
+
+
 def test_vgg16_keeps_its_params_and_becomes_as_dense_as_asked():
     plain = vgg16.fully_conv()
     for stride in (32, 16, 8):
