@@ -25,6 +25,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
 from solve.run.cones import Cones
 from solve.run.free_memory import format_memory
+from solve.run.transfer import Download
 
 # More tiles on an axis are not tried: each would compute little else than its margins.
 _MOST_PARTS = 64
@@ -220,21 +221,23 @@ def tiles_of(
 
 @dataclass
 class Labels:
-    """The best class of every pixel, H x W uint8, by output, on the device that computes it."""
+    """The best class of every pixel by output, on its way from the device that computes it."""
 
-    classes: dict[str, Tensor]
-    # For each tile and output: at how many pixels scores are not finite, and what to say then.
-    checks: list[tuple[Tensor, Callable[[int], str]]]
+    found: Download
+    outputs: Sequence[str]
+    # At how many pixels scores are not finite, by a key for each output and tile; what to say then.
+    checks: dict[str, Callable[[int], str]]
 
     def fetch(self) -> dict[str, np.ndarray]:
-        """Wait for the labels and return them.
+        """Wait for the labels and return them, H x W uint8.
 
         Raises CaffeError if a score is NaN or infinite, naming the output and the first such layer.
         """
-        for bad, explain in self.checks:
-            if bad:
-                raise CaffeError(explain(int(bad)))
-        return {name: classes.cpu().numpy() for name, classes in self.classes.items()}
+        arrays = self.found.arrays()
+        for key, explain in self.checks.items():
+            if bad := int(arrays[key]):
+                raise CaffeError(explain(bad))
+        return {name: arrays[name] for name in self.outputs}
 
 
 def label(
@@ -249,17 +252,17 @@ def label(
     means no bound.
     """
     first = next(iter(inputs.values()))
-    found = Labels(
-        {name: first.new_empty(first.shape[2:], dtype=torch.uint8) for name in outputs}, []
-    )
+    found = {name: first.new_empty(first.shape[2:], dtype=torch.uint8) for name in outputs}
+    checks: dict[str, Callable[[int], str]] = {}
     for tile in tiles_of(module, inputs, outputs, budget):
         for name, scores in compute(module, tile.inputs, outputs).items():
             kept = scores[0, :, _within(tile.rows), _within(tile.columns)]
             best, classes = kept.max(0)
-            found.classes[name][tile.rows.kept, tile.columns.kept] = classes.to(torch.uint8)
-            explain = partial(_explain, module, tile.inputs, name)
-            found.checks.append(((~best.isfinite()).sum(), explain))
-    return found
+            found[name][tile.rows.kept, tile.columns.kept] = classes.to(torch.uint8)
+            key = f'{name} {len(checks)}'
+            found[key] = (~best.isfinite()).sum()
+            checks[key] = partial(_explain, module, tile.inputs, name)
+    return Labels(Download(found), outputs, checks)
 
 
 def _within(tile: Span) -> slice:
