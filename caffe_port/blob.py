@@ -16,6 +16,8 @@ from caffe_port.mode import LOW_DTYPES
 
 Shape = tuple[int, ...]
 MAX_COUNT = 2**31 - 1
+# Pinned memory is kept for the next array: enough for images, not for weights.
+_MOST_PINNED = 1 << 26
 
 
 def format_shape(shape: Iterable[int]) -> str:
@@ -92,8 +94,12 @@ class _Store:
         if not self._in_place:
             array, self._unsent = self._fresh_array(), None
             if array is not None:
+                host = torch.from_numpy(array)
+                pinned = self.tensor.is_cuda and host.nbytes <= _MOST_PINNED
+                # From other memory the host waits until the GPU comes to the copy.
+                host = host.pin_memory() if pinned else host
                 # Through .data, which autograd does not count: it sees no writes on the CPU either.
-                self.tensor.data.copy_(torch.from_numpy(array))
+                self.tensor.data.copy_(host, non_blocking=pinned)
         return self.tensor
 
     def is_shown(self) -> bool:

@@ -8,8 +8,8 @@ from caffe_port.errors import CaffeError
 
 TRAIN, TEST = 0, 1
 FP32, TF32, BF16, FP16 = PRECISIONS = 'fp32', 'tf32', 'bf16', 'fp16'
-_LOW = {BF16: torch.bfloat16, FP16: torch.float16}
-LOW_DTYPES = tuple(_LOW.values())
+LOW = {BF16: torch.bfloat16, FP16: torch.float16}
+LOW_DTYPES = tuple(LOW.values())
 # The first GPUs with TF32 and bfloat16 are of this compute capability.
 _AMPERE = 8
 
@@ -91,4 +91,4 @@ def precision() -> str:
 
 def low_dtype() -> torch.dtype | None:
     """Return the dtype of 16 bits in which nets compute now; None for fp32 and tf32."""
-    return _LOW.get(_precision)
+    return LOW.get(_precision)

@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A product is slower per multiplication: it pays while few pixels share the weights.
-LEAST_WEIGHTS, OUTPUTS_PER_PIXEL = 2**20, 8
+# A product pays while the pixels that share the weights are not many more than the outputs:
+# then the bottom's unfolded windows would take more memory than the weights laid out anew.
+# What Winograd's way can compute as well, it computes faster unless pixels are few.
+LEAST_WEIGHTS, OUTPUTS_PER_PIXEL, OUTPUTS_PER_PIXEL_OF_3X3 = 2**20, 1, 8
 
 
 def pays(weight: Tensor, pixels: int) -> bool:
     """Return whether a product is faster than a convolution for this many pixels of the top."""
-    return weight.numel() >= LEAST_WEIGHTS and pixels * OUTPUTS_PER_PIXEL <= weight.shape[0]
+    small = tuple(weight.shape[2:]) == (3, 3)
+    outputs = OUTPUTS_PER_PIXEL_OF_3X3 if small else OUTPUTS_PER_PIXEL
+    return weight.numel() >= LEAST_WEIGHTS and pixels * outputs <= weight.shape[0]
 
 
 def convolve(

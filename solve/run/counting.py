@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caffe_port import Net, SGDSolver, parallel
+from caffe_port import Net, SGDSolver, mode, parallel
 from caffe_port.errors import CaffeError, make_folder
 from solve.datasets.layer import SegDataLayer
 from solve.run.metrics import PRINTED, Scores, fast_hist
 from solve.run.pictures import save_labels
 from solve.run.progress import show_progress
+from solve.run.transfer import Download
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,22 @@ def count_images(
         ) as bar,
         _share_images(net, len(left)) as (rank, ranks),
     ):
-        for first in range(0, len(left), ranks):
+        behind = _count_behind()
+        begun: deque[list[_Image]] = deque()
+        for first in range(0, len(left) + behind * ranks, ranks):
             mine = left[first : first + ranks][rank : rank + 1]
-            own = [_count_image(net, tasks, name, save_dirs) for name in mine]
+            begun.append([_Image(net, tasks, name) for name in mine])
+            if len(begun) <= behind:
+                continue
+            own = [image.count(save_dirs) for image in begun.popleft()]
             for counts in chain(*parallel.gather(own) if ranks > 1 else [own]):
                 yield counts
                 bar.update()
+
+
+def _count_behind() -> int:
+    """Return how many images are begun before one is counted: a GPU then always has work."""
+    return int(mode.device().type == 'cuda')
 
 
 @contextmanager
@@ -108,21 +120,35 @@ def _share_images(net: Net, count: int) -> Iterator[tuple[int, int]]:
         yield share
 
 
-def _count_image(
-    net: Net, tasks: Sequence[Task], name: str, save_dirs: Sequence[Path]
-) -> list[Count]:
-    with torch.no_grad():
-        net.forward_range(0, len(net.layers) - 1)
-    best = [predict(net, task.layer) for task in tasks]
-    for save_dir, labels in zip(save_dirs, best):
-        save_labels(labels, save_dir / f'{name}.png')
-    return [_count_task(net, task, labels) for task, labels in zip(tasks, best)]
+class _Image:
+    """An image that a net is run on: its scores, labels and losses, on their way to the host."""
 
+    def __init__(self, net: Net, tasks: Sequence[Task], name: str):
+        self._tasks, self._name = tasks, name
+        self._classes = [net.blobs[task.layer].channels for task in tasks]
+        found = {}
+        with torch.no_grad():
+            net.forward_range(0, len(net.layers) - 1)
+            for task in tasks:
+                found[f'best {task.layer}'] = net.blobs[task.layer].tensor[0].argmax(0)
+                # The next image overwrites the others.
+                found[f'label {task.gt}'] = net.blobs[task.gt].tensor[0, 0].clone()
+                if task.loss:
+                    found[f'loss {task.loss}'] = net.blobs[task.loss].tensor.clone()
+        self._found = Download(found)
 
-def _count_task(net: Net, task: Task, best: np.ndarray) -> Count:
-    label = net.blobs[task.gt].data[0, 0]
-    hist = fast_hist(label.ravel(), best.ravel(), net.blobs[task.layer].channels)
-    return Count(hist, float(net.blobs[task.loss].data) if task.loss else math.nan)
+    def count(self, save_dirs: Sequence[Path]) -> list[Count]:
+        """Save the predictions, one for each task, and count them."""
+        found = self._found.arrays()
+        best = [found[f'best {task.layer}'] for task in self._tasks]
+        for save_dir, labels in zip(save_dirs, best):
+            save_labels(labels, save_dir / f'{self._name}.png')
+        counts = []
+        for task, labels, classes in zip(self._tasks, best, self._classes):
+            hist = fast_hist(found[f'label {task.gt}'].ravel(), labels.ravel(), classes)
+            loss = float(found[f'loss {task.loss}']) if task.loss else math.nan
+            counts.append(Count(hist, loss))
+        return counts
 
 
 def compute_hist(

@@ -82,12 +82,20 @@ class Dense:
         """
         height, width = next(iter(inputs.values())).shape[2:]
         self._check_memory((height, width), budget)
-        found = tiles.Labels({}, [])
-        for output, scores in self.compute(inputs).items():
-            bad, found.classes[output] = tiles.find_best(scores[0])
-            explain = partial(tiles.explain, self._net.module, inputs, self._coarse[output])
-            found.checks.append((bad, explain))
-        return found
+        everywhere, module = slice(None), self._net.module
+        return tiles.collect(
+            (height, width),
+            (
+                tiles.Scored(
+                    output,
+                    everywhere,
+                    everywhere,
+                    scores[0],
+                    partial(tiles.explain, module, inputs, self._coarse[output]),
+                )
+                for output, scores in self.compute(inputs).items()
+            ),
+        )
 
     def _check_memory(self, size: tuple[int, int], budget: int | None) -> None:
         """Raise CaffeError if a picture of height and width `size` takes more than `budget` bytes.

@@ -23,7 +23,7 @@ from solve.run import experiments, inputs, precision, results, tiles
 from solve.run.dense import Dense
 from solve.run.overlays import draw_overlay
 from solve.run.pictures import save_labels, save_picture
-from solve.run.upload import Upload
+from solve.run.transfer import Upload
 
 ReadPicture = Callable[[Path], np.ndarray]
 Files = tuple[Path, ...]

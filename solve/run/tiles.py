@@ -9,7 +9,7 @@ same numbers, on the same grid, as in the whole picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
 from solve.run.cones import Cones
 from solve.run.free_memory import format_memory
+from solve.run.transfer import Download
 
 # More tiles on an axis are not tried: each would compute little else than its margins.
 _MOST_PARTS = 64
@@ -220,21 +221,50 @@ def tiles_of(
 
 @dataclass
 class Labels:
-    """The best class of every pixel, H x W uint8, by output, on the device that computes it."""
+    """The best class of every pixel by output, on its way from the device that computes it."""
 
-    classes: dict[str, Tensor]
-    # For each tile and output: at how many pixels scores are not finite, and what to say then.
-    checks: list[tuple[Tensor, Callable[[int], str]]]
+    found: Download
+    outputs: Sequence[str]
+    # At how many pixels scores are not finite, by a key for each output and tile; what to say then.
+    checks: dict[str, Callable[[int], str]]
 
     def fetch(self) -> dict[str, np.ndarray]:
-        """Wait for the labels and return them.
+        """Wait for the labels and return them, H x W uint8.
 
         Raises CaffeError if a score is NaN or infinite, naming the output and the first such layer.
         """
-        for bad, explain in self.checks:
-            if bad:
-                raise CaffeError(explain(int(bad)))
-        return {name: classes.cpu().numpy() for name, classes in self.classes.items()}
+        arrays = self.found.arrays()
+        for key, explain in self.checks.items():
+            if bad := int(arrays[key]):
+                raise CaffeError(explain(bad))
+        return {name: arrays[name] for name in self.outputs}
+
+
+class Scored(NamedTuple):
+    """Scores of an output, K x h x w, for some rows and columns of the picture.
+
+    explain: says what is wrong, given at how many pixels scores are not finite.
+    """
+
+    output: str
+    rows: slice
+    columns: slice
+    scores: Tensor
+    explain: Callable[[int], str]
+
+
+def collect(size: tuple[int, ...], parts: Iterable[Scored]) -> Labels:
+    """Begin to find the best class of every pixel from scores; on a GPU this waits for nothing."""
+    classes: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    checks: dict[str, Callable[[int], str]] = {}
+    for output, rows, columns, scores, explain in parts:
+        whole = classes.setdefault(output, scores.new_empty(size, dtype=torch.uint8))
+        best, found = scores.max(0)
+        whole[rows, columns] = found.to(torch.uint8)
+        key = f'{output} {len(checks)}'
+        counts[key], checks[key] = (~best.isfinite()).sum(), explain
+    return Labels(Download({**classes, **counts}), [*classes], checks)
 
 
 def label(
@@ -243,28 +273,20 @@ def label(
     outputs: Sequence[str],
     budget: int | None = None,
 ) -> Labels:
-    """Begin to find the best class of every pixel; on a GPU this waits for nothing.
+    """Begin to find the best class of every pixel, as `collect`.
 
     The inputs are 1 x C x H x W float32, on the net's device. `budget` bounds the memory; None
     means no bound.
     """
-    first = next(iter(inputs.values()))
-    found = Labels(
-        {name: first.new_empty(first.shape[2:], dtype=torch.uint8) for name in outputs}, []
-    )
-    for tile in tiles_of(module, inputs, outputs, budget):
-        for name, scores in compute(module, tile.inputs, outputs).items():
-            kept = scores[0, :, _within(tile.rows), _within(tile.columns)]
-            bad, classes = find_best(kept)
-            found.classes[name][tile.rows.kept, tile.columns.kept] = classes
-            found.checks.append((bad, partial(explain, module, tile.inputs, name)))
-    return found
 
+    def score() -> Iterator[Scored]:
+        for tile in tiles_of(module, inputs, outputs, budget):
+            for name, scores in compute(module, tile.inputs, outputs).items():
+                kept = scores[0, :, _within(tile.rows), _within(tile.columns)]
+                say = partial(explain, module, tile.inputs, name)
+                yield Scored(name, tile.rows.kept, tile.columns.kept, kept, say)
 
-def find_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return at how many pixels scores, K x H x W, are not finite, and the best classes, uint8."""
-    best, classes = scores.max(0)
-    return (~best.isfinite()).sum(), classes.to(torch.uint8)
+    return collect(tuple(next(iter(inputs.values())).shape[2:]), score())
 
 
 def _within(tile: Span) -> slice:

@@ -1,4 +1,4 @@
-"""Bring a picture's arrays to the device where nets compute, while that computes another."""
+"""Bring arrays to the device where nets compute, and tensors back, while it computes others."""
 
 from __future__ import annotations
 
@@ -34,6 +34,24 @@ class Upload:
                 stream.wait_event(self._arrived)
                 tensor.record_stream(stream)
         return self._tensors
+
+
+class Download:
+    """Tensors on their way to the host: begun when made, waited for when asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        # What comes from a GPU in this way arrives in pinned memory.
+        self._tensors = {name: x.to('cpu', non_blocking=True) for name, x in tensors.items()}
+        self._arrived: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Wait for the tensors and return them; on the CPU they are the tensors' own memory."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
 
 @cache
