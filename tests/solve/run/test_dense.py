@@ -183,6 +183,7 @@ def test_infer_says_what_it_cannot_do_densely(options, words, pictures, monkeypa
 def test_a_score_that_is_not_finite_names_its_layer():
     net = make.__wrapped__(voc_fcn32s)  # its own
     net.params['fc7'][1].data[0] = np.inf
+    picture = {'data': torch.from_numpy(drawn(30, 40))}
     for way in dense.WAYS:
         with pytest.raises(caffe.CaffeError, match=r'first layer with such values is fc7'):
-            dense.Dense(net, ['score'], 16, way).label({'data': drawn(30, 40)}, torch.device('cpu'))
+            dense.Dense(net, ['score'], 16, way).label(picture).fetch()
