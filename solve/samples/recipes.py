@@ -99,15 +99,17 @@ RECIPES['voc_chain'] = RECIPES['voc_fcn32s']
 
 
 def _mean(base_lr: float, iterations: int) -> dict[str, Any]:
-    """Return constants for a loss that is a mean over pixels."""
-    return dict(base_lr=base_lr, max_iter=iterations, snapshot=iterations, iter_size=1)
+    """Return constants for a loss that is a mean over pixels, clipped as a summed one is."""
+    return dict(
+        base_lr=base_lr, max_iter=iterations, snapshot=iterations, iter_size=1, clip_gradients=4
+    )
 
 
 # The papers' other experiments, each several short trainings of a net of VOC's.
 STUDIES = {
     'balancing': _mean(0.01, 150),
     'heavy': dict(_summed(3.5e-8, 200, 200), lr_policy='fixed', momentum=0.99),
-    'masking': _summed(3e-7, 250, 250),
+    'masking': _summed(3e-7, 150, 150),
     'sampling': _mean(0.01, 100),
     'upsampling': _summed(3e-7, 250, 250),
 }
