@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from caffe_port.errors import CaffeError
@@ -76,6 +79,17 @@ def set_precision(precision: str) -> None:
             )
     _precision = precision
     _allow_tf32()
+
+
+@contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Compute in a precision within the block."""
+    before = _precision
+    try:
+        set_precision(precision)
+        yield
+    finally:
+        set_precision(before)
 
 
 def _allow_tf32() -> None:

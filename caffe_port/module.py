@@ -88,7 +88,9 @@ class NetModule(nn.Module):
                 missing = [top for top in node.tops if top not in inputs]
                 raise CaffeError(f'input {", ".join(missing)} is not given')
             blobs.update(zip(node.tops, node.run(*[blobs[name] for name in node.bottoms])))
-        found = {name: lowered.raised(blobs[name]) for name in self.outputs}
+        found = {name: blobs[name] for name in self.outputs}
+        if mode.low_dtype() is not None:
+            found = {name: lowered.raised(tensor) for name, tensor in found.items()}
         # torch.export knows plain containers only.
         return found if torch.compiler.is_exporting() else Outputs(found)
 

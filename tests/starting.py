@@ -27,8 +27,6 @@ import caffe_port, nets, surgery
 from nets import voc_fcn32s
 from solve import launch, score
 
-# With the first net PyTorch imports more of itself.
-caffe_port.Net(voc_fcn32s.fcn('deploy', width=1, fc=1), caffe_port.TEST)
 gc.freeze()  # what is never collected stays one copy
 
 def fork_as_asked(requests):

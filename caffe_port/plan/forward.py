@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from caffe_port import mode
 from caffe_port.blob import Blob
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
@@ -78,7 +79,8 @@ class PlannedForward:
         device = next((p.device for p in self._module.parameters()), None)
         values = {name: tensor.to(device) for name, tensor in self._sources.items()}
         same = self._changes == self._planner.count_changes()
-        with torch.no_grad():
+        # Plans compute in fp32; the precision may have been changed since.
+        with torch.no_grad(), mode.computing_in(mode.FP32):
             for node in self._module.nodes:
                 if node.bottoms:
                     tops = node.run(*[values[name] for name in node.bottoms])

@@ -26,18 +26,14 @@ def add_option(parser: argparse.ArgumentParser, precisions: Sequence[str]) -> No
         choices=precisions,
         default=mode.FP32,
         metavar='P',
-        help=f'{names.replace(mode.FP32, "fp32 (default)")}',
+        help=names.replace(mode.FP32, 'fp32 (default)'),
     )
 
 
 def check(precision: str) -> None:
     """Raise CaffeError where the device lacks a precision; say so where it is slow."""
-    before = mode.precision()
-    try:
-        mode.set_precision(precision)
+    with mode.computing_in(precision):
         dtype = mode.low_dtype()
-    finally:
-        mode.set_precision(before)
     if dtype and mode.device().type == 'cpu' and (times := slowdown(dtype)) > _SLOW:
         print(
             f'Note: {precision} is slower than fp32 here: this CPU multiplies such matrices '
@@ -47,7 +43,7 @@ def check(precision: str) -> None:
 
 
 def set_for_training(precision: str) -> None:
-    """Train in a precision from now on, and say so unless it is fp32.
+    """Train in a precision from now on, and say so if it is one of 16 bits.
 
     Raises CaffeError where the device lacks it.
     """
@@ -79,9 +75,9 @@ def change(net: Net, precision: str, run: Callable[[], Mapping[str, Tensor]]) ->
 
     run: returns scores, N x C x H x W, by name, of one image. The net's weights are cast.
     """
-    mode.set_precision(mode.FP32)
     with torch.no_grad():
-        expected = {name: scores.clone() for name, scores in run().items()}
+        with mode.computing_in(mode.FP32):
+            expected = {name: scores.clone() for name, scores in run().items()}
         mode.set_precision(precision)
         net.cast_weights()
         found = run()

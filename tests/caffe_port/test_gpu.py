@@ -9,10 +9,13 @@ import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port import prototxt
+from caffe_port import mode, prototxt
 from caffe_port.ops.recurrent import LSTM
 from caffe_port.proto.caffe_pb2 import SolverParameter
+from nets import voc_fcn8s
+from solve.run.transfer import Download, Upload
 from tests.caffe_port.solving.test_solver import follow, solver_of
+from tests.solve.scored import save_random
 from tests.vectors import GOLDEN, assert_close, check_layer, load, net_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='PyTorch finds no GPU here')
@@ -355,3 +358,31 @@ def test_it_ends_as_on_the_cpu(story):
     caffe.set_mode_cpu()
     for i, (one, other) in enumerate(zip(found, story(), strict=True)):
         assert_close(one, other, 1e-4, f'{i}')
+
+
+@pytest.mark.parametrize('precision, bound', [('tf32', 0.01), ('bf16', 0.04), ('fp16', 0.005)])
+def test_other_precisions_are_near_fp32_on_the_cpu(precision, bound, tmp_path):
+    path = str(save_random(voc_fcn8s.fcn('deploy', width=8, fc=32), tmp_path / 'w.caffemodel'))
+    picture = np.random.RandomState(0).uniform(-120, 130, (1, 3, 41, 50)).astype(np.float32)
+    scores = []
+    for choose, chosen in ((caffe.set_mode_cpu, 'fp32'), (caffe.set_mode_gpu, precision)):
+        choose()
+        net = caffe.Net(voc_fcn8s.fcn('deploy', width=8, fc=32), path, caffe.TEST)
+        caffe.set_precision(chosen)
+        net.cast_weights()
+        net.blobs['data'].reshape(*picture.shape)
+        net.reshape()
+        try:
+            scores.append(net.forward(data=picture)['score'].copy())
+        finally:
+            caffe.set_precision('fp32')
+    assert_close(scores[1], scores[0], bound)
+    assert not np.array_equal(*scores)
+
+
+def test_what_goes_up_and_down_by_other_streams_arrives_whole():
+    arrays = {str(i): np.random.RandomState(i).rand(1, 3, 500, 400) for i in range(4)}
+    uploads = {key: Upload({key: array}, mode.device()) for key, array in arrays.items()}
+    downloads = {key: Download({key: upload.tensors()[key] * 2}) for key, upload in uploads.items()}
+    for key, array in arrays.items():
+        assert np.array_equal(downloads[key].arrays()[key], array * 2)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import caffe_port as caffe
 from caffe_port import mode
 from caffe_port.errors import CaffeError
+from caffe_port.plan import planner
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from nets import voc_fcn8s
 from tests.solve.scored import NARROW, save_random
@@ -109,6 +110,20 @@ def test_an_array_taken_before_shows_what_is_computed_in_16_bits(weights):
     net.forward()
     assert not np.array_equal(held, before)
     assert np.array_equal(held, net.blobs['fc7'].data)
+
+
+def test_a_blob_asked_for_late_is_that_of_the_forward_in_fp32(weights, monkeypatch):
+    monkeypatch.setattr(planner, 'LEAST', 0)
+    net = make(weights)
+    net.forward(blobs=['fc7'])
+    expected = net.blobs['fc7'].data.copy()
+    net = make(weights)
+    net.forward()
+    assert net.blobs['fc7'].is_postponed
+    caffe.set_precision('bf16')
+    found = net.blobs['fc7'].data
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert mode.precision() == 'bf16'
 
 
 @pytest.mark.parametrize('precision', DTYPES)

@@ -14,7 +14,7 @@ import pytest
 import caffe_port as caffe
 from solve import finetune, launch, score, voc_chain, voc_fcn32s
 from solve.datasets import voc
-from solve.run import retention, terminal, workspace
+from solve.run import options, retention, terminal, workspace
 from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests import starting
@@ -131,7 +131,7 @@ def test_stopped_before_anything_is_saved_it_does_not_offer_to_resume(data, tmp_
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['x.py', *data, '--output=out', '--gpu', '0'])
-    monkeypatch.setattr(launch, 'choose_device', lambda gpu: None)
+    monkeypatch.setattr(options, 'choose_device', lambda gpu: None)
     said = []
     monkeypatch.setattr(launch.parallel, 'end', lambda status, words: said.append((status, words)))
     launch.run(stopped, '', voc, 'none.caffemodel')

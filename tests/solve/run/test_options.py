@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caffe_port import convert
+from caffe_port import convert, mode
+from caffe_port.errors import CaffeError
 from solve import infer, score
+from solve.run import options, precision
+from solve.run.precision import FOR_TRAINING
 from tests.solve.scored import call
 
 TEXT = """
@@ -62,3 +65,28 @@ def test_a_strangers_prototxt_writes_no_file(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 2
     assert 'victim.h5: not written' in capsys.readouterr().err
     assert victim.read_text() == 'mine'
+
+
+def test_the_scripts_train_in_bf16_and_say_so_but_not_in_fp16(monkeypatch, capsys):
+    monkeypatch.setattr(options, 'choose_device', lambda gpu: None)
+    parser = options.make_parser('voc_fcn32s.py', '')
+    options.add_gpu(parser, positional=True)
+    options.add_computing(parser, FOR_TRAINING)
+    for chosen, said in (('bf16', 'Precision: bf16 in convolutions'), ('fp32', '')):
+        options.start_training(parser.parse_args(['--precision', chosen]))
+        assert mode.precision() == chosen
+        assert capsys.readouterr().out.startswith(said)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--precision', 'fp16'])
+    assert "'fp16' (choose from" in capsys.readouterr().err
+    with pytest.raises(CaffeError, match='tf32: needs a GPU'):
+        options.start_training(parser.parse_args(['--precision', 'tf32']))
+
+
+@pytest.mark.parametrize('slower, told', [(1.2, ''), (31.4, '31 times as slowly\n')])
+def test_a_precision_that_is_slow_on_this_cpu_is_told(slower, told, monkeypatch, capsys):
+    monkeypatch.setattr(precision, 'slowdown', lambda dtype: slower)
+    precision.check('bf16')
+    assert capsys.readouterr().err.endswith(told) and mode.precision() == 'fp32'
+    precision.check('fp32')
+    assert capsys.readouterr().err == ''
