@@ -17,7 +17,7 @@ from caffe_port.files import weights
 from nets.data import SEED
 from solve import launch, score, voc_fcn32s, voc_fcn_alexnet, voc_fcn_googlenet
 from solve.datasets import folder as own
-from solve.run import command_names, events, experiments, options, preflight, retention
+from solve.run import command_names, events, experiments, options, preflight, retention, workspace
 from solve.run.adaptation import find_class_layers, scale_constants, start_from
 from solve.run.finetuning import PLAN, Plan, find_net, parse_map
 from solve.run.job import FILES, LATEST, Job
@@ -34,6 +34,7 @@ examples:
 Train an official net on your own pictures and classes.
 """
 DEFAULT = Path('output/finetune')
+LISTS = tuple(f'{own.PLACES["lists_dir"]}/{split}.txt' for split in ('train', 'val'))
 # Files that a run writes into its folder.
 OWN_FILES = (
     *FILES,
@@ -42,7 +43,7 @@ OWN_FILES = (
     'val.prototxt',
     'snapshot/deploy.prototxt',
     f'snapshot/{experiments.CLASSES_FILE}',
-    *(f'{own.PLACES["lists_dir"]}/{split}.txt' for split in ('train', 'val')),
+    *LISTS,
 )
 SAMPLE_IMAGES = 150
 # The nets whose loss is a mean over pixels; the others' is a sum.
@@ -55,7 +56,12 @@ def solve(job: Job, plan: Plan) -> None:
     solver = job.make_solver({}, fcn, train='train', test='val')
     if not job.restore(solver):  # --resume
         layers = find_class_layers(find_net(plan.net), len(plan.classes))
-        start_from(solver.net, job.weights[0], *layers, plan.keep_classes)
+        try:
+            start_from(solver.net, job.weights[0], *layers, plan.keep_classes)
+        except CaffeError:
+            if not caffe.solver_rank() and workspace.is_new(job.folder):
+                forget(job)
+            raise
     parallel.call_on_first(lambda: write_nets(job, plan, fcn))
     with job.watch(solver, 1, step=solver.param.snapshot, prune=job.prune) as rounds:
         for iterations in rounds:
@@ -72,6 +78,12 @@ def solve(job: Job, plan: Plan) -> None:
             f'  python solve/score.py {job.folder}/val.prototxt {best}.caffemodel'
         )
     )
+
+
+def forget(job: Job) -> None:
+    """Remove the plan and lists of a run that could not start; without them its folder goes too."""
+    for name in (PLAN, *LISTS):
+        (job.folder / name).unlink(missing_ok=True)
 
 
 def write_nets(job: Job, plan: Plan, fcn: Any) -> None:
@@ -109,13 +121,11 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
         parse_map(args.map, experiments.read_classes(args.classes)),
         args.keep_classes,
     )
+    # Weights are indexed in no time, pictures read in minutes.
+    widths = {} if args.check else _find_widths(args)
     splits, found = check_data(args, plan)
     if args.check:
         return None
-    if args.weights is None:
-        raise CaffeError('--weights is needed: a classifier such as VGG16, or a trained FCN')
-    widths = experiments.find_widths(find_net(args.net), weights.read(args.weights))
-    widths.pop('classes', None)
     recipe = scale_constants(
         NORMALISED.get(args.net, voc_fcn32s).SOLVER,
         args.net not in NORMALISED,
@@ -129,6 +139,14 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Plan] | None:
     return _begin(args, plan, splits, folder, args.weights, widths, recipe.constants)
 
 
+def _find_widths(args: argparse.Namespace) -> dict[str, Any]:
+    if args.weights is None:
+        raise CaffeError('--weights is needed: a classifier such as VGG16, or a trained FCN')
+    widths = experiments.find_widths(find_net(args.net), weights.read(args.weights))
+    widths.pop('classes', None)
+    return widths
+
+
 def _begin(
     args: argparse.Namespace,
     plan: Plan,
@@ -139,7 +157,7 @@ def _begin(
     constants: dict[str, Any],
 ) -> tuple[Job, Plan]:
     """Write the lists and the plan of a run into its folder and return its job."""
-    lists = make_folder(folder / own.PLACES['lists_dir'])
+    lists = workspace.make(folder / own.PLACES['lists_dir'])
     for split, pairs in splits.items():
         own.write_pairs(lists / f'{split}.txt', pairs)
     plan = Plan(

@@ -23,6 +23,11 @@ def format_number(value: str | float) -> str:
     return f'{value:,.0f}' if 1000 <= abs(value) < 1e7 else f'{value:.4g}'
 
 
+def _format_tick(value: float) -> str:
+    """Return a number that fits beside the axis."""
+    return f'{value:.4g}' if abs(value) >= 1e6 else format_number(value)
+
+
 def draw_curves(lines: Sequence[Mapping[str, Any]]) -> str:
     """Draw loss and mean IU over iterations as HTML; the empty string if the lines have neither."""
     lines = [line for line in lines if is_finite(line.get('iteration'))]
@@ -73,7 +78,7 @@ def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log:
         drawn.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
-            f'{format_number(value)}</text>'
+            f'{_format_tick(value)}</text>'
         )
     for value in _ticks(first, last, 4):
         if first <= value <= last:

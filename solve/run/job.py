@@ -302,7 +302,8 @@ def show_images(
     rows: list[list[np.ndarray | pictures.Labelled]] = []
     extremes = [Extremes() for _ in tasks]
     few = min(REPORT_PICTURES, len(layer.ids))
-    for number in range(max(PANEL_ROWS, few)):
+    panel_rows = min(PANEL_ROWS, len(layer.ids))
+    for number in range(max(panel_rows, few)):
         with torch.no_grad():
             net.forward()
         images = [
@@ -316,7 +317,7 @@ def show_images(
             row.append(pictures.Labelled(best, names, label))
             if number < few:
                 kept.add(ScoredPicture.of(str(layer.current), images[0], label, best))
-        if number < PANEL_ROWS:
+        if number < panel_rows:
             rows.append(row)
     return titles, rows, extremes
 

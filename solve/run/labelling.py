@@ -21,7 +21,7 @@ from solve.datasets import nyud
 from solve.datasets.images import bgr_blob, check_exists
 from solve.run import experiments, inputs, precision, results, tiles
 from solve.run.dense import Dense
-from solve.run.overlays import draw_overlay
+from solve.run.overlays import draw_overlay, format_share
 from solve.run.pictures import save_labels, save_picture
 from solve.run.transfer import Upload
 
@@ -106,7 +106,8 @@ def describe(best: np.ndarray, names: Sequence[str]) -> str:
     """List the classes in a prediction, the largest first, with their shares of the pixels."""
     counts = np.bincount(best.ravel(), minlength=len(names))
     order = np.argsort(-counts, kind='stable')
-    return ', '.join(f'{names[i]} {100 * counts[i] / best.size:.1f} %' for i in order if counts[i])
+    shares = ((names[i], counts[i] / best.size) for i in order if counts[i])
+    return ', '.join(f'{name} {format_share(share)}' for name, share in shares)
 
 
 @dataclass

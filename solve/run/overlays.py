@@ -32,10 +32,15 @@ def draw_overlay(rgb: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> I
     shown[outer] = (0.6 * colours[labels[outer]]).astype(np.uint8)
     shown[inner] = (255 - 0.5 * (255 - colours[labels[inner]])).astype(np.uint8)
     legend = _draw_legend(labels, names, colours, rgb.shape[1], rgb.shape[0])
-    whole = Image.new('RGB', (rgb.shape[1], rgb.shape[0] + legend.height), _PAPER)
+    whole = Image.new('RGB', (legend.width, rgb.shape[0] + legend.height), _PAPER)
     whole.paste(Image.fromarray(shown), (0, 0))
     whole.paste(legend, (0, rgb.shape[0]))
     return whole
+
+
+def format_share(share: float) -> str:
+    """Write a share of the pixels in percent; one that is not 0 never reads so."""
+    return f'{100 * share:.1f} %' if share >= 0.0005 else '< 0.1 %'
 
 
 def find_background(names: Sequence[str]) -> int:
@@ -61,7 +66,10 @@ def _contour(labels: np.ndarray, width: int) -> np.ndarray:
 def _draw_legend(
     labels: np.ndarray, names: Sequence[str], colours: np.ndarray, width: int, height: int
 ) -> Image.Image:
-    """Return a strip of `width` with the classes present, the largest first, and their shares."""
+    """Return a strip with the classes present, the largest first, and their shares.
+
+    It is as wide as the picture, or as the widest of its texts.
+    """
     size = int(np.clip(min(width, height) / 24, 11, 80))
     font = ImageFont.truetype(
         str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), size
@@ -69,16 +77,16 @@ def _draw_legend(
     counts = np.bincount(labels.ravel(), minlength=len(names))
     present = [number for number in np.argsort(-counts, kind='stable') if counts[number]]
     line, gap = round(1.7 * size), round(0.5 * size)
-    places, x, y = [], gap, gap
+    places, x, y, strip = [], gap, gap, width
     for number in present:
-        share = counts[number] / labels.size
-        text = f'{names[number]} ' + (f'{100 * share:.1f} %' if share >= 0.0005 else '< 0.1 %')
+        text = f'{names[number]} {format_share(counts[number] / labels.size)}'
         takes = round(size + 0.4 * size + font.getlength(text) + 1.2 * size)
         if x > gap and x + takes - size > width:
             x, y = gap, y + line
         places.append((number, text, x, y))
         x += takes
-    legend = Image.new('RGB', (width, y + line), _PAPER)
+        strip = max(strip, x - round(0.7 * size))
+    legend = Image.new('RGB', (strip, y + line), _PAPER)
     draw = ImageDraw.Draw(legend)
     for number, text, x, y in places:
         colour = tuple(int(value) for value in colours[number])

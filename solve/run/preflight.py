@@ -80,7 +80,7 @@ def find_pairs(
         parts = line.split('\t') if '\t' in line else line.split()
         stem = line if Path(line).suffix.lower() not in PICTURES else Path(line).stem
         if stem in pictures or len(parts) != 2:
-            pair = _pair(stem, pictures, masks, images, labels, wrong)
+            pair = _pair(stem, pictures, masks, images, labels, wrong, f'{listed}: line {number}: ')
         else:
             name = plain_name(Path(parts[0]).stem, f'{listed}: line {number}')
             pair = Pair(name, images / parts[0], labels / parts[1])
@@ -132,13 +132,14 @@ def _pair(
     images: Path,
     labels: Path,
     wrong: list[str],
+    where: str = '',
 ) -> Pair | None:
     if stem in pictures and stem in masks:
         return Pair(plain_name(stem, str(images)), pictures[stem], masks[stem])
     if stem in pictures:
         wrong.append(f'{pictures[stem]}: no mask {stem}.png in {labels}')
     else:
-        wrong.append(f'{images}: no picture {stem}, which the list names')
+        wrong.append(f'{where}no picture {stem} in {images}')
     return None
 
 

@@ -36,6 +36,11 @@ def make(folder: Path) -> Path:
     return folder
 
 
+def is_new(folder: Path) -> bool:
+    """Return whether this process has made `folder`."""
+    return folder.absolute() in _made
+
+
 def refuse_foreign(folder: Path, names: Iterable[str], ours: bool, whose: str, remedy: str) -> None:
     """Raise CaffeError if files of these names, which `whose` will write, are in a folder.
 

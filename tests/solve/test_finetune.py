@@ -162,7 +162,7 @@ def test_each_fault_is_told_with_file_and_value(spoil, expected, data, monkeypat
     [
         ('p0\np1\n', 'p1\np2\n', 'p1: in train and in val'),
         ('', 'p1\n', r'train\.txt: empty'),
-        ('p0\nq\n', 'p1\n', 'no picture q, which the list names'),
+        ('p0\nq\n', 'p1\n', 'train.txt: line 2: no picture q in '),
         ('p0\np0\n', 'p1\n', r'train\.txt: p0 is in it 2 times'),
         ('p0.jpg x.png\n', 'p1\n', r'line 1: .*labels/x\.png: no such file'),
         ('p0\n', 'copy\n', r'images/p0\.jpg of train and .*copy\.jpg of val are the same picture'),
@@ -288,6 +288,29 @@ def classifier(path, **widths):
     net.save(path)
 
 
+@pytest.mark.parametrize(
+    'start, others, expected, read',
+    [
+        (None, [], '--weights is needed', False),
+        ('no.caffemodel', [], 'no.caffemodel: No such file', False),
+        ('start.caffemodel', ['--keep-classes'], 'no classes to keep', True),
+        ('start.caffemodel', ['--net', 'voc_fcn_alexnet'], 'lacks conv1, ', True),
+    ],
+)
+def test_a_start_that_fails_leaves_nothing(
+    start, others, expected, read, data, monkeypatch, capsys
+):
+    classifier(data / 'start.caffemodel')
+    monkeypatch.chdir(data)
+    before = sorted(data.iterdir())
+    own = ['--images', 'images', '--labels', 'labels', '--classes', 'classes.txt']
+    own += ['--weights', start] if start else []
+    assert run(monkeypatch, *own, *others, '--output', 'run') == 2
+    said = capsys.readouterr()
+    assert expected in said.err and ('all read' in said.out) == read
+    assert sorted(data.iterdir()) == before
+
+
 def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
     classifier(data / 'start.caffemodel')
     monkeypatch.chdir(data)
@@ -295,15 +318,17 @@ def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
         '--images', 'images', '--labels', 'labels', '--classes', 'classes.txt', '--net',
         'voc_fcn32s', '--weights', 'start.caffemodel', '--output', 'run',
     ]  # fmt: skip
-    named, draw = [], pictures.draw_panel
+    named, panels, draw = [], [], pictures.draw_panel
 
     def draw_panel(titles, rows, path):
         named.extend(rows[0][-1].names)
+        panels.append(len(rows))
         draw(titles, rows, path)
 
     monkeypatch.setattr(pictures, 'draw_panel', draw_panel)
     assert run(monkeypatch, *own, '--iterations', '20', '--base-lr', '1e-6') == 0
     assert named == [*CLASSES]
+    assert panels == [len((data / 'run/lists/val.txt').read_text().splitlines())]
     said = capsys.readouterr().out
     assert 'momentum    0.99' in said and 'Best: mean IU' in said
     folder, weights = data / 'run', data / 'run/snapshot/train_iter_20.caffemodel'

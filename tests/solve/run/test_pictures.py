@@ -84,7 +84,23 @@ def test_every_class_is_tinted_where_none_is_the_background():
 @pytest.mark.parametrize('shape', [(1, 1), (1, 700), (700, 1), (5, 9)])
 def test_pictures_of_any_size_get_an_overlay(shape):
     shown = overlays.draw_overlay(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.uint8), 'ab')
-    assert shown.width == shape[1]
+    assert shown.width >= shape[1]
+
+
+@pytest.mark.parametrize('width', [20, 80, 400])
+def test_the_legend_of_a_narrow_picture_is_whole(width, monkeypatch):
+    ends, draw = [], overlays.ImageDraw.ImageDraw.text
+
+    def keep(self, place, text, **settings):
+        ends.append(place[0] + settings['font'].getlength(text))
+        return draw(self, place, text, **settings)
+
+    monkeypatch.setattr(overlays.ImageDraw.ImageDraw, 'text', keep)
+    labels = np.full((60, width), 18, np.uint8)
+    labels[0] = 16
+    shown = overlays.draw_overlay(np.zeros((60, width, 3), np.uint8), labels, voc.CLASSES)
+    assert len(ends) == 2 and max(ends) <= shown.width
+    assert shown.width == 400 or width < 400
 
 
 def test_void_is_hatched_and_errors_are_red():

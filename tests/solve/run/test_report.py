@@ -215,7 +215,17 @@ def test_little_or_nothing_to_show_is_shown(tmp_path, curve):
 
 @pytest.mark.parametrize(
     'values',
-    [[1e-3, 1e3], [5, 5], [1, 9.9], [0.1, 0.1000001], [3e4, 3.3e4], [math.nan, 4], [0, -1, 2]],
+    [
+        [1e-3, 1e3],
+        [5, 5],
+        [1, 9.9],
+        [0.1, 0.1000001],
+        [3e4, 3.3e4],
+        [2e4, 3e6],
+        [1.21e6, 1.27e6],
+        [math.nan, 4],
+        [0, -1, 2],
+    ],
 )
 def test_curves_of_any_range_stay_in_their_chart(tmp_path, values):
     path = tmp_path / 'report.html'
@@ -224,6 +234,8 @@ def test_curves_of_any_range_stay_in_their_chart(tmp_path, values):
     (points,) = re.findall(r'<polyline[^>]*points="([^"]*)"', path.read_text('utf-8'))
     for x, y in (map(float, point.split(',')) for point in points.split()):
         assert 56 <= x <= 348 and 30 <= y <= 178
+    ticks = re.findall(r'<text x="50"[^>]*>([^<]*)<', path.read_text('utf-8'))
+    assert len(ticks) >= 2 and max(map(len, ticks)) <= 8  # what 50 pixels hold
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
