@@ -146,7 +146,9 @@ class Blob:
         self._device = torch.device(device)
         self._data: _Store | None = None
         self._diff: _Store | None = None
-        self._later: Callable[[], None] | None = None  # sets values that are not computed yet
+        # These set values, and a gradient, that are not computed yet.
+        self._later: Callable[[], None] | None = None
+        self._diff_later: Callable[[], None] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -191,6 +193,8 @@ class Blob:
         return self._data
 
     def _gradient(self) -> _Store:
+        if self._diff_later is not None:
+            self._diff_later()
         if self._diff is None:
             self._diff = _Store(torch.zeros(self._shape, device=self._device))
         return self._diff
@@ -203,7 +207,9 @@ class Blob:
         kept = math.prod(shape) == self.count
         if kept and self._later is not None:
             self._later()
-        self._later = None
+        if kept and self._diff_later is not None:
+            self._diff_later()
+        self._later = self._diff_later = None
 
         def reshape_store(store: _Store | None) -> _Store | None:
             return _Store(store.current().detach().reshape(shape)) if store and kept else None
@@ -236,6 +242,8 @@ class Blob:
         self._take_shape(tuple(tensor.shape))
 
     def _take_shape(self, shape: tuple[int, ...]) -> None:
+        if self._shape != shape:
+            self._diff_later = None
         self._shape = shape
         if self._diff is not None and self._diff.tensor.shape != shape:
             self._diff = None
@@ -249,18 +257,28 @@ class Blob:
     def is_postponed(self) -> bool:
         return self._later is not None
 
+    def postpone_diff(self, later: Callable[[], None]) -> None:
+        """Take a gradient when it is first needed: `later` sets `diff_tensor`."""
+        self._diff, self._diff_later = None, later
+
     def is_shown(self) -> bool:
         """Say whether a user holds an array into which new values are copied."""
         return self._data is not None and self._data.is_shown()
 
+    def is_diff_shown(self) -> bool:
+        """Say whether a user holds the array of the gradient."""
+        return self._diff is not None and self._diff.is_shown()
+
     @property
     def diff_tensor(self) -> Tensor | None:
         """The gradient on the device; None if it was never set nor asked for."""
+        if self._diff_later is not None:
+            self._diff_later()
         return None if self._diff is None else self._diff.current()
 
     @diff_tensor.setter
     def diff_tensor(self, tensor: Tensor) -> None:
-        self._diff = _fill(self._diff, tensor)
+        self._diff, self._diff_later = _fill(self._diff, tensor), None
 
     def to(self, device: torch.device) -> None:
         """Move the values and the gradient to `device`."""

@@ -74,6 +74,10 @@ class Node:
         """The object of a layer written in Python; None for other types."""
         return getattr(self.op, 'layer', None)
 
+    def blobs(self) -> list[nn.Parameter]:
+        """Return the params in Caffe's order."""
+        return self.op.blobs()
+
     def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         """Compute the tops."""
         with self.named_in_errors():

@@ -12,6 +12,16 @@ elsewhere, and while PyTorch compiles or exports, layers run one by one.
 from caffe_port.plan import description
 from caffe_port.plan.forward import PlannedForward
 from caffe_port.plan.planner import Planner
+from caffe_port.plan.stretches import Stretch
 from caffe_port.plan.switch import is_on, set_plan
+from caffe_port.plan.training import PlannedTraining
 
-__all__ = ['PlannedForward', 'Planner', 'description', 'is_on', 'set_plan']
+__all__ = [
+    'PlannedForward',
+    'PlannedTraining',
+    'Planner',
+    'Stretch',
+    'description',
+    'is_on',
+    'set_plan',
+]
