@@ -306,11 +306,13 @@ class ParamBlob(Blob):
     ):
         super().__init__(parameter.shape if shape is None else shape, parameter.device)
         self.parameter, self._of = parameter, of
+        self._spare: Tensor | None = None  # the memory of a gradient that was cleared
 
     def __getstate__(self) -> dict:
         self.flush()
         # A copy makes its own arrays, and a copied Parameter has lost its grad.
-        return {**self.__dict__, '_data': None, '_diff': None, 'grad': self.parameter.grad}
+        own = {'_data': None, '_diff': None, '_spare': None}
+        return {**self.__dict__, **own, 'grad': self.parameter.grad}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -360,12 +362,18 @@ class ParamBlob(Blob):
 
     def clear_diff(self) -> None:
         """Set the gradient to zero: in place if a user holds its array."""
-        if self._of is not None:
-            return  # the other blob clears it
-        if self.parameter.grad is not None and self._diff is not None and self._diff.is_shown():
-            self.parameter.grad.zero_()
+        grad = self.parameter.grad
+        if self._of is not None or grad is None:
+            return  # the other blob clears it, or it is zero
+        if self._diff is not None and self._diff.is_shown():
+            grad.zero_()
         else:
-            self.parameter.grad = None
+            self._spare, self.parameter.grad = grad, None
+
+    def take_spare(self) -> Tensor | None:
+        """Return the memory of the gradient that was cleared, once, to be overwritten."""
+        spare, self._spare = self._spare, None
+        return spare
 
     def flush(self) -> None:
         """Send what was written to host arrays to the parameter."""

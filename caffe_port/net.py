@@ -326,6 +326,8 @@ class Net(NetWeights, Aliases):
                 parameter.grad.add_(diff)
             elif diff is not None:
                 parameter.grad = diff
+        for blob in node.param_blobs():
+            blob.take_spare()  # free it, unless it is the gradient now
         return diffs
 
     def _seed_losses(self) -> None:

@@ -42,11 +42,7 @@ def columns(
 
 
 def fold(
-    columns: Tensor,
-    bottom: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    pad: tuple[int, int],
+    columns: Tensor, bottom: Tensor, weight: Tensor, stride: tuple[int, int], pad: tuple[int, int]
 ) -> Tensor:
     """Return the adjoint of `columns`: the sum of what was read of each pixel of the bottom."""
     kernel, batch = weight.shape[2:], bottom.shape[0]

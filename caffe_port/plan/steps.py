@@ -12,7 +12,9 @@ pass to. The gradients are linear in the top's diff, so that rounding stays roun
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,10 +64,30 @@ class Geometry(NamedTuple):
         )
 
 
-def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.empty(
-        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
+class Room(threading.local):
+    """Memory that is used again and again: the system takes long to give out fresh pages."""
+
+    def __init__(self) -> None:
+        self._values = torch.empty(0)
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """Return N x C x H x W values, channels last, or values of another shape; not set.
+
+        They may overwrite what was taken before.
+        """
+        count = math.prod(shape)
+        if len(self._values) < count:
+            self._values = torch.empty(0)  # free it first
+            self._values = torch.empty(count)
+        values = self._values[:count]
+        if len(shape) != 4:
+            return values.view(*shape)
+        return values.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+
+
+_transforms = Room()
+Spare = Callable[[], Tensor | None]  # memory for the weight's gradient, if there is any
+_NO_GRADIENTS = None, None, None  # of geometry, room and spare
 
 
 def _clear(diff: Tensor, bottom: Tensor) -> Tensor:
@@ -92,7 +114,7 @@ def _convolve_in_strips(
         put(strip, slice(first, last))
 
 
-def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room: Room) -> Tensor:
     """Return the convolution and its ReLU, channels last."""
     size = [
         (pixels + 2 * p - (d * (k - 1) + 1)) // s + 1
@@ -100,7 +122,8 @@ def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Te
             bottom.shape[2:], weight.shape[2:], g.stride, g.pad, g.dilation
         )
     ]
-    out = _empty((bottom.shape[0], weight.shape[0], *size), bottom)
+    out = room.take((bottom.shape[0], weight.shape[0], *size))
+
     def put(strip: Tensor, rows: slice) -> None:
         if g.relu:
             torch.clamp_min(strip, 0, out=out[:, :, rows])
@@ -113,9 +136,9 @@ def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Te
 
 def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> Tensor:
     """Return the diff of the bottom, masked where that is this layer's to do."""
-    out = _empty(tuple(bottom.shape), bottom)
+    out = torch.empty_like(bottom, memory_format=torch.channels_last)
     if g.is_winograd(weight, LEAST_FOR_BOTTOM):
-        turned = winograd.turned_filters(weight)
+        turned = winograd.turned_filters(weight, _transforms.take(_transform_shape(weight)))
         for i, (image, to) in enumerate(zip(diff, out)):
             mask = bottom[i] if g.masks else None
             winograd.convolve(image, turned, None, winograd.TAPS - 1 - g.pad[0], to, mask=mask)
@@ -138,12 +161,20 @@ def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> T
     return _clear(found, bottom) if g.masks else found
 
 
-def _weight_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> Tensor:
+def _transform_shape(weight: Tensor) -> tuple[int, ...]:
+    return winograd.IN * winograd.IN, *weight.shape[:2]
+
+
+def _weight_diff(
+    bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry, out: Tensor | None
+) -> Tensor:
     if g.is_winograd(weight, LEAST_FOR_WEIGHT):
-        total = winograd.correlate(bottom[0], diff[0], g.pad[0])
-        for pair in zip(bottom[1:], diff[1:]):
-            total = total + winograd.correlate(*pair, g.pad[0])
-        return total.contiguous()
+        out = torch.empty_like(weight) if out is None else out
+        total = _transforms.take(_transform_shape(weight))
+        for i, (image, of_image) in enumerate(zip(bottom, diff)):
+            found = winograd.correlate(image, of_image, g.pad[0], total)
+            out.add_(found) if i else out.copy_(found)
+        return out
     if g.group == 1 and weight[0].numel() <= _FEW_INPUTS:
         return _weight_diff_of_few_inputs(bottom, weight, diff, g)
     return torch.nn.grad.conv2d_weight(
@@ -157,9 +188,7 @@ def _weight_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> T
     )
 
 
-def _weight_diff_of_few_inputs(
-    bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry
-) -> Tensor:
+def _weight_diff_of_few_inputs(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> Tensor:
     kernel, stride = tuple(weight.shape[2:]), g.stride[0]
     extent = g.dilation[0] * (kernel[0] - 1) + 1
     total = torch.zeros(weight.shape[0], weight[0].numel(), dtype=diff.dtype, device=diff.device)
@@ -180,12 +209,14 @@ class Convolution(torch.autograd.Function):
     """A convolution, and the ReLU that follows it in place if its geometry says so."""
 
     @staticmethod
-    def forward(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-        return _top(bottom, weight, bias, g)
+    def forward(
+        bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room: Room, spare: Spare
+    ) -> Tensor:
+        return _top(bottom, weight, bias, g, room)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        bottom, weight, _, ctx.geometry = inputs
+        bottom, weight, _, ctx.geometry, _, ctx.spare = inputs
         needs_top = ctx.geometry.relu and not ctx.geometry.is_masked
         ctx.save_for_backward(bottom, weight, *([output] if needs_top else []))
 
@@ -199,9 +230,9 @@ class Convolution(torch.autograd.Function):
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (
             _bottom_diff(bottom, weight, diff, g) if to_bottom else None,
-            _weight_diff(bottom, weight, diff, g) if to_weight else None,
+            _weight_diff(bottom, weight, diff, g, ctx.spare()) if to_weight else None,
             diff.sum((0, 2, 3)) if to_bias else None,
-            None,
+            *_NO_GRADIENTS,
         )
 
 
@@ -212,7 +243,9 @@ class Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+    def forward(
+        bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room: Room, spare: Spare
+    ) -> Tensor:
         columns = products.columns(bottom, weight, g.stride, g.pad)
         top = products.multiply(columns, weight, bias)
         if g.relu:
@@ -238,8 +271,9 @@ class Product(torch.autograd.Function):
                 _clear(of_bottom, bottom)
         if to_weight:
             columns = products.columns(bottom, weight, g.stride, g.pad)
-            of_weight = (matrix @ columns.t()).view(weight.shape)
-        return of_bottom, of_weight, matrix.sum(1) if to_bias else None, None
+            of_weight = torch.empty_like(weight) if (out := ctx.spare()) is None else out
+            torch.mm(matrix, columns.t(), out=of_weight.view(len(matrix), -1))
+        return of_bottom, of_weight, matrix.sum(1) if to_bias else None, *_NO_GRADIENTS
 
 
 class MaxPooling(torch.autograd.Function):
@@ -271,9 +305,12 @@ class MaxPooling(torch.autograd.Function):
         return found, None, None, None, None
 
 
-def convolve(bottom: Tensor, op: Op, g: Geometry) -> Tensor:
-    """Return the top of a Convolution layer, and of its ReLU, by the fastest method."""
+def convolve(bottom: Tensor, op: Op, g: Geometry, room: Room) -> Tensor:
+    """Return the top of a Convolution layer, and of its ReLU, by the fastest method.
+
+    The top may be in the memory of `room`, the gradient of the weight in that of a cleared one.
+    """
     height, width = products.size_of(bottom, op.weight, g.stride, g.pad)
     fits = method_of(op, bottom.shape[0] * height * width) == 'product'
     function = Product if fits else Convolution
-    return function.apply(bottom, op.weight, op.bias, g)
+    return function.apply(bottom, op.weight, op.bias, g, room, op.param_blobs[0].take_spare)

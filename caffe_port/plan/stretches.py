@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.blob import Shape
+from caffe_port.blob import ParamBlob, Shape
 from caffe_port.building import Node
 from caffe_port.errors import CaffeError
 from caffe_port.ops.base import Op
@@ -22,6 +23,7 @@ from caffe_port.plan import bands, steps
 from caffe_port.plan.areas import Window
 from caffe_port.plan.bands import Axis, Bands, Cut
 from caffe_port.plan.lines import filter_windows, is_sliding_pooling, pooling_windows
+from caffe_port.plan.steps import Room
 from caffe_port.plan.switch import is_untouched
 
 # A stretch of fewer multiply-adds runs layer by layer.
@@ -40,7 +42,8 @@ class Step(NamedTuple):
         return self.node.type == 'Convolution'
 
 
-class Made(NamedTuple):
+@dataclass
+class Made:
     """A blob of a stretch, as it was computed, and the bands that are left out of it."""
 
     name: str
@@ -78,7 +81,12 @@ class Stretch:
         self.steps = _steps(nodes)
         first, last = nodes[0], nodes[-1]
         self.bottom, self.top = first.bottoms[0], last.tops[0]
-        self.bottoms, self.tops, self.reads, self.writes = [self.bottom], [self.top], first.reads, last.writes
+        self.bottoms, self.tops, self.reads, self.writes = (
+            [self.bottom],
+            [self.top],
+            first.reads,
+            last.writes,
+        )
         self.propagate, self.need_backward = first.propagate, last.need_backward
         # Those whose values nobody sees unless they are asked for, and which backward reaches.
         self.inner = [step.node.tops[0] for step in self.steps[:-1]]
@@ -90,6 +98,10 @@ class Stretch:
     def blobs(self) -> list[torch.nn.Parameter]:
         """Return the parameters of all layers, once each."""
         return list({id(p): p for node in self.nodes for p in node.op.blobs()}.values())
+
+    def param_blobs(self) -> list[ParamBlob]:
+        """Return the params of all layers, as pycaffe shows them."""
+        return [blob for node in self.nodes for blob in node.op.param_blobs]
 
     def is_untouched(self) -> bool:
         return all(is_untouched(node.op) for node in self.nodes)
@@ -110,22 +122,32 @@ class Stretch:
         except CaffeError:
             return False  # a layer refuses its bottom: run by itself it says why
 
-    def compute(self, bottom: Tensor, made: list[Made] | None = None) -> Tensor:
-        """Return the top, contiguous; append what the blobs hold to `made`, the top left out."""
+    def rooms(self) -> list[Room]:
+        """Return memory for the blobs inside, for `compute`."""
+        return [Room() for _ in self.inner]
+
+    def compute(
+        self, bottom: Tensor, made: list[Made] | None = None, rooms: Sequence[Room] | None = None
+    ) -> Tensor:
+        """Return the top, contiguous; append what the blobs inside hold to `made`.
+
+        With rooms, these are overwritten by the next call with the same ones.
+        """
+        rooms = self.rooms() if rooms is None else rooms
         layout = self._layout(tuple(bottom.shape))
         x = bottom.contiguous(memory_format=torch.channels_last)
         if any(layout.pads):
             x = F.pad(x, layout.pads)
         for i, step in enumerate(self.steps):
             pad = (0, 0) if i == 0 else step.node.op.pad if step.is_convolution else None
-            x = self._run(i, x, pad)
+            x = self._run(i, x, pad, rooms[i] if i < len(rooms) else Room())
             if made is not None and i < len(self.inner):
                 made.append(Made(step.node.tops[0], x.detach(), layout.tops[i]))
             if any(layout.inserts[i]):
                 x = bands.Expand.apply(x, layout.inserts[i])
         return x.contiguous()
 
-    def _run(self, i: int, x: Tensor, pad: tuple[int, int] | None) -> Tensor:
+    def _run(self, i: int, x: Tensor, pad: tuple[int, int] | None, room: Room) -> Tensor:
         step = self.steps[i]
         masks = i > 0 and self.steps[i - 1].relu is not None
         if pad is None:
@@ -134,7 +156,7 @@ class Stretch:
         relus = dict(relu=step.relu is not None, masks=masks, is_masked=i + 1 < len(self.steps))
         geometry = steps.Geometry.of(step.node.op, **relus)._replace(pad=pad)
         with step.node.named_in_errors():
-            return steps.convolve(x, step.node.op, geometry)
+            return steps.convolve(x, step.node.op, geometry, room)
 
     def _layout(self, shape: Shape) -> _Layout:
         if shape not in self._layouts:

@@ -20,6 +20,7 @@ from caffe_port.building import Node
 from caffe_port.errors import CaffeError
 from caffe_port.ops.base import as_tuple
 from caffe_port.plan import stretches
+from caffe_port.plan.steps import Room
 from caffe_port.plan.stretches import Made, Stretch
 from caffe_port.plan.switch import covers
 
@@ -48,6 +49,11 @@ class PlannedTraining:
         self._apart: set[str] | None = None
         self._stretches: dict[int, Stretch] = {}  # by their first layer's number
         self._runs: dict[int, Run] = {}  # by their last layer's number
+        self._rooms: dict[int, list[Room]] = {}  # by their first layer's number
+
+    def __getstate__(self) -> dict:
+        # A copy finds its stretches, and takes memory for them, anew.
+        return {**self.__dict__, '_stretches': {}, '_rooms': {}, '_apart': None}
 
     def ask_for(self, names: set[str]) -> None:
         """Keep these blobs and their diffs whole from now on."""
@@ -55,12 +61,15 @@ class PlannedTraining:
 
     def start(self) -> None:
         """Forget the last forward, and let stretches end with the blobs that are asked for."""
+        for run in self._runs.values():
+            run.made.clear()  # the next forward overwrites it
         self._runs = {}
         shown = {name for name in self._blobs if self._is_shown(name)}
         if self._apart != self._asked | shown:
             self._apart = self._asked | shown
             found = stretches.find(self._nodes, self._apart)
             self._stretches = {stretch.numbers[0]: stretch for stretch in found}
+            self._rooms = {stretch.numbers[0]: stretch.rooms() for stretch in found}
 
     def _is_shown(self, name: str) -> bool:
         return self._blobs[name].is_shown() or self._blobs[name].is_diff_shown()
@@ -80,16 +89,16 @@ class PlannedTraining:
         bottom = self._blobs[stretch.bottom].tensor
         if not stretch.may_take(bottom) or not covers((bottom, *stretch.blobs())):
             return ()
-        run = Run(stretch, bottom)
+        run, rooms = Run(stretch, bottom), self._rooms[first]
         if recording and stretch.need_backward:
             (top,), run.trace = tape.record(
-                stretch, [run.bottom], lambda leaf: (stretch.compute(leaf, run.made),)
+                stretch, [run.bottom], lambda leaf: (stretch.compute(leaf, run.made, rooms),)
             )
         else:
-            top = stretch.compute(run.bottom, run.made)
+            top = stretch.compute(run.bottom, run.made, rooms)
         self._blobs[stretch.top].tensor = run.top = top.detach()
         for made in run.made:
-            self._blobs[made.name].postpone(made.shape, partial(self._show, made))
+            self._blobs[made.name].postpone(made.shape, partial(self._show, run, made.name))
         self._runs[stretch.numbers[-1]] = run
         return stretch.numbers
 
@@ -99,9 +108,13 @@ class PlannedTraining:
             if number in run.stretch.numbers:
                 run.trace = None
 
-    def _show(self, made: Made) -> None:
-        self._asked.add(made.name)
-        self._blobs[made.name].tensor = made.whole()
+    def _show(self, run: Run, name: str) -> None:
+        """Make the values of a blob inside a stretch whole."""
+        self._asked.add(name)
+        made = next((made for made in run.made if made.name == name), None)
+        if made is None:
+            raise CaffeError(f'blob {name}: the last forward did not get so far')
+        self._blobs[name].tensor = made.whole()
 
     def ready(self, last: int, first: int) -> Run | None:
         """Return the run of the stretch that ends with layer `last`, if its backward may run.

@@ -71,16 +71,20 @@ def filters(weight: Tensor) -> Tensor:
     return _transformed_taps(weight, _G).transpose(1, 2)
 
 
-def turned_filters(weight: Tensor) -> Tensor:
+def turned_filters(weight: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the transform of the filters turned round, from tops to bottoms: 36 x O x I.
 
     With it the diff of a convolution's bottom is a convolution of the top's diff, padded by 2 - pad.
     """
-    return _transformed_taps(weight, _G.flip(1))
+    return _transformed_taps(weight, _G.flip(1), out)
 
 
-def _transformed_taps(weight: Tensor, matrix: Tensor) -> Tensor:
-    return (matrix @ weight.reshape(-1, TAPS * TAPS).t()).view(IN * IN, *weight.shape[:2])
+def _transformed_taps(weight: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return matrix times the taps: 36 x O x I; in the memory of `out` if given."""
+    if out is not None:
+        out = out.view(IN * IN, -1)
+    taps = torch.mm(matrix, weight.reshape(-1, TAPS * TAPS).t(), out=out)
+    return taps.view(IN * IN, *weight.shape[:2])
 
 
 def tiles_down(size: int) -> int:
@@ -162,18 +166,23 @@ def convolve(
             to[first:last].copy_(found)
 
 
-def correlate(image: Tensor, diff: Tensor, pad: int) -> Tensor:
-    """Return the gradient of the weight, O x I x 3 x 3, from one image and its top's diff."""
+def correlate(image: Tensor, diff: Tensor, pad: int, total: Tensor | None = None) -> Tensor:
+    """Return the gradient of the weight, O x I x 3 x 3, from one image and its top's diff.
+
+    total: memory for 36 x O x I values, to be overwritten.
+    """
     (channels, height, width), outputs = (image.shape[0], *diff.shape[1:]), diff.shape[0]
     across = tiles_down(width)
-    total = image.new_zeros(IN * IN, channels, outputs)
+    if total is None:
+        total = image.new_empty(IN * IN, outputs, channels)
     strips = _strips(height, width, channels)
     for top in strips:
         down = min(strips.step, tiles_down(height) - top)
         first = OUT * top
         rows = _rows_of(image, first, first + reach(OUT * down), pad, reach(width))
         diffs = _rows_of(diff, first, first + OUT * down, 0, OUT * across)
-        points = _transformed(rows, _B, IN).transpose(1, 2)
-        total.baddbmm_(points, _transformed(diffs, _A_BACK, OUT))
+        points = _transformed(rows, _B, IN)
+        of_tops = _transformed(diffs, _A_BACK, OUT).transpose(1, 2)
+        torch.baddbmm(total, of_tops, points, beta=int(top > 0), out=total)
     taps = _G_BACK @ total.view(IN * IN, -1)
-    return taps.view(TAPS, TAPS, channels, outputs).permute(3, 2, 0, 1)
+    return taps.view(TAPS, TAPS, outputs, channels).permute(2, 3, 0, 1)
