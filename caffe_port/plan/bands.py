@@ -30,7 +30,7 @@ class Band(NamedTuple):
     left_out: int
 
 
-Bands = tuple[Sequence[Band], Sequence[Band]]  # of the rows, of the columns; ascending
+Bands = Sequence[Sequence[Band]]  # of the rows, of the columns; ascending
 
 
 class Cut(NamedTuple):

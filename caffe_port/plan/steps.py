@@ -1,4 +1,4 @@
-"""The layers of a stretch in training: convolutions with their ReLU, poolings, all in channels last.
+"""The layers of a stretch in training: convolutions with their ReLU, and poolings; channels last.
 
 A ReLU writes over the convolution's top, from which its gradient can be told. Where the next layer
 is one of these too, it sets the diff of its bottom to zero where the ReLU did, while that
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from caffe_port.ops.base import Op
 from caffe_port.plan import products, winograd
@@ -155,7 +156,7 @@ def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> T
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
         _convolve_in_strips(diff, turned, None, Geometry((1, 1), (pad[0], pad[1]), (1, 1), 1), put)
         return out
-    found = torch.nn.grad.conv2d_input(
+    found = conv2d_input(
         tuple(bottom.shape), weight, diff, g.stride, g.pad, g.dilation, g.group
     )
     return _clear(found, bottom) if g.masks else found
@@ -177,7 +178,7 @@ def _weight_diff(
         return out
     if g.group == 1 and weight[0].numel() <= _FEW_INPUTS:
         return _weight_diff_of_few_inputs(bottom, weight, diff, g)
-    return torch.nn.grad.conv2d_weight(
+    return conv2d_weight(
         bottom.contiguous(),
         tuple(weight.shape),
         diff.contiguous(),

@@ -183,7 +183,8 @@ class Stretch:
         pads: list[int] = []
         for pad, cut in zip(reversed(first), reversed(cuts)):
             pads += [pad - cut[0].before, pad - cut[0].behind]  # columns first, as F.pad takes them
-        tops, inserts = [], []
+        tops: list[Bands] = []
+        inserts: list[Bands] = []
         for i in range(len(self.steps)):
             tops.append(tuple(axis[i].bands(cut[i]) for axis, cut in zip(axes, cuts)))
             following = [cut[i + 1] if i + 1 < len(cut) else Cut(0, 0) for cut in cuts]

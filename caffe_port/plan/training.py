@@ -158,7 +158,7 @@ class PlannedTraining:
                 f"blobs have changed since: ask for it by backward(diffs=['{asked}']), look at it "
                 'again after the next backward, or call set_plan(False)'
             )
-        values = {}
+        values: dict[str, Tensor] = {}
         with torch.enable_grad():
             x = run.bottom.contiguous().requires_grad_()
             for node in stretch.nodes:

@@ -74,7 +74,7 @@ def filters(weight: Tensor) -> Tensor:
 def turned_filters(weight: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the transform of the filters turned round, from tops to bottoms: 36 x O x I.
 
-    With it the diff of a convolution's bottom is a convolution of the top's diff, padded by 2 - pad.
+    With it the diff of a convolution's bottom is one of the top's diff, padded by 2 - pad.
     """
     return _transformed_taps(weight, _G.flip(1), out)
 
