@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from caffe_port.plan.areas import Window
 
@@ -155,6 +154,5 @@ class Expand(torch.autograd.Function):
         ctx.bands = inputs[1]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, diff: Tensor) -> tuple[Tensor, None]:
         return collapse(diff, ctx.bands), None

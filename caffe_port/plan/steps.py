@@ -7,7 +7,8 @@ is in the cache; so no ReLU takes a pass over memory of its own.
 Each gradient of a convolution is computed in the way that is fastest for its shape, by
 Winograd's method where there are many channels. The values are PyTorch's own everywhere: where
 two of them are all but equal, their rounding decides which one a maximum lets the gradient
-pass to. The gradients are linear in the top's diff, so that rounding stays rounding.
+pass to. The gradients are linear in the top's diff, so that rounding stays rounding. They may be
+differentiated again: then PyTorch computes them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from caffe_port.ops.base import Op
@@ -137,6 +137,9 @@ def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room:
 
 def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> Tensor:
     """Return the diff of the bottom, masked where that is this layer's to do."""
+    if torch.is_grad_enabled():
+        found = conv2d_input(tuple(bottom.shape), weight, diff, *g[:4])
+        return found * (bottom > 0) if g.masks else found
     out = torch.empty_like(bottom, memory_format=torch.channels_last)
     if g.is_winograd(weight, LEAST_FOR_BOTTOM):
         turned = winograd.turned_filters(weight, _transforms.take(_transform_shape(weight)))
@@ -156,9 +159,7 @@ def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> T
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
         _convolve_in_strips(diff, turned, None, Geometry((1, 1), (pad[0], pad[1]), (1, 1), 1), put)
         return out
-    found = conv2d_input(
-        tuple(bottom.shape), weight, diff, g.stride, g.pad, g.dilation, g.group
-    )
+    found = conv2d_input(tuple(bottom.shape), weight, diff, *g[:4])
     return _clear(found, bottom) if g.masks else found
 
 
@@ -169,6 +170,8 @@ def _transform_shape(weight: Tensor) -> tuple[int, ...]:
 def _weight_diff(
     bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry, out: Tensor | None
 ) -> Tensor:
+    if torch.is_grad_enabled():
+        return conv2d_weight(bottom, tuple(weight.shape), diff, *g[:4])
     if g.is_winograd(weight, LEAST_FOR_WEIGHT):
         out = torch.empty_like(weight) if out is None else out
         total = _transforms.take(_transform_shape(weight))
@@ -178,15 +181,7 @@ def _weight_diff(
         return out
     if g.group == 1 and weight[0].numel() <= _FEW_INPUTS:
         return _weight_diff_of_few_inputs(bottom, weight, diff, g)
-    return conv2d_weight(
-        bottom.contiguous(),
-        tuple(weight.shape),
-        diff.contiguous(),
-        g.stride,
-        g.pad,
-        g.dilation,
-        g.group,
-    )
+    return conv2d_weight(bottom.contiguous(), tuple(weight.shape), diff.contiguous(), *g[:4])
 
 
 def _weight_diff_of_few_inputs(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> Tensor:
@@ -222,7 +217,6 @@ class Convolution(torch.autograd.Function):
         ctx.save_for_backward(bottom, weight, *([output] if needs_top else []))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
         (bottom, weight, *top), g = ctx.saved_tensors, ctx.geometry
         diff = diff.contiguous(memory_format=torch.channels_last)
@@ -257,11 +251,17 @@ class Product(torch.autograd.Function):
     setup_context = Convolution.setup_context
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
         (bottom, weight, *top), g = ctx.saved_tensors, ctx.geometry
         if top:
             diff = diff * (top[0] > 0)
+        if torch.is_grad_enabled():
+            return (
+                _bottom_diff(bottom, weight, diff, g),
+                _weight_diff(bottom, weight, diff, g, None),
+                diff.sum((0, 2, 3)),
+                *_NO_GRADIENTS,
+            )
         matrix = diff.transpose(0, 1).reshape(diff.shape[1], -1)
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
         of_bottom = of_weight = None
@@ -293,16 +293,16 @@ class MaxPooling(torch.autograd.Function):
         ctx.save_for_backward(bottom)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
         (bottom,), (kernel, stride, ceil, masks) = ctx.saved_tensors, ctx.settings
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = bottom.detach().requires_grad_()
             top = F.max_pool2d(leaf, kernel, stride, ceil_mode=ceil)
         diff = diff.contiguous(memory_format=torch.channels_last)
         if masks:
             diff = diff * (top.detach() > 0)
-        (found,) = torch.autograd.grad(top, leaf, diff)
+        (found,) = torch.autograd.grad(top, leaf, diff, create_graph=again)
         return found, None, None, None, None
 
 

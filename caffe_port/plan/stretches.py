@@ -24,7 +24,7 @@ from caffe_port.plan.areas import Window
 from caffe_port.plan.bands import Axis, Bands, Cut
 from caffe_port.plan.lines import filter_windows, is_sliding_pooling, pooling_windows
 from caffe_port.plan.steps import Room
-from caffe_port.plan.switch import is_untouched
+from caffe_port.plan.switch import covers, is_untouched
 
 # A stretch of fewer multiply-adds runs layer by layer.
 LEAST = 2**24
@@ -115,7 +115,7 @@ class Stretch:
     def may_take(self, bottom: Tensor) -> bool:
         """Return whether a bottom fits the layers, by themselves, and is worth a plan."""
         fits = bottom.dim() == 4 and bottom.shape[1] == self.nodes[0].op.inputs
-        if not fits or not self.is_untouched():
+        if not fits or not self.is_untouched() or not covers((bottom, *self.blobs())):
             return False
         try:
             return self._layout(tuple(bottom.shape)).work >= LEAST

@@ -22,7 +22,6 @@ from caffe_port.ops.base import as_tuple
 from caffe_port.plan import stretches
 from caffe_port.plan.steps import Room
 from caffe_port.plan.stretches import Made, Stretch
-from caffe_port.plan.switch import covers
 
 
 class Run:
@@ -87,7 +86,7 @@ class PlannedTraining:
         if stretch is None or stretch.numbers[-1] >= end or not self._is_unseen(stretch):
             return ()
         bottom = self._blobs[stretch.bottom].tensor
-        if not stretch.may_take(bottom) or not covers((bottom, *stretch.blobs())):
+        if not stretch.may_take(bottom):
             return ()
         run, rooms = Run(stretch, bottom), self._rooms[first]
         if recording and stretch.need_backward:
