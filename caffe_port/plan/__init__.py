@@ -13,7 +13,7 @@ from caffe_port.plan import description
 from caffe_port.plan.forward import PlannedForward
 from caffe_port.plan.planner import Planner
 from caffe_port.plan.stretches import Stretch
-from caffe_port.plan.switch import is_on, set_plan
+from caffe_port.plan.switch import is_on, is_recomputing, set_plan, set_recompute
 from caffe_port.plan.training import PlannedTraining
 
 __all__ = [
@@ -23,5 +23,7 @@ __all__ = [
     'Stretch',
     'description',
     'is_on',
+    'is_recomputing',
     'set_plan',
+    'set_recompute',
 ]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from caffe_port.blob import ParamBlob, Shape
 from caffe_port.building import Node
@@ -50,15 +51,6 @@ class Made:
     values: Tensor
     bands: Bands
 
-    @property
-    def shape(self) -> Shape:
-        """The shape of the whole blob."""
-        sizes = zip(self.values.shape[2:], self.bands)
-        return (
-            *self.values.shape[:2],
-            *(size + sum(band.left_out for band in axis) for size, axis in sizes),
-        )
-
     def whole(self) -> Tensor:
         """Return the blob, contiguous, in memory of its own."""
         return bands.expand(self.values, self.bands).contiguous()
@@ -70,6 +62,7 @@ class _Layout(NamedTuple):
     pads: tuple[int, ...]  # of the first layer: left, right, above, below
     tops: list[Bands]
     inserts: list[Bands]
+    shapes: list[Shape]  # of the whole blobs
     work: int  # multiply-adds, layer by layer
 
 
@@ -122,6 +115,10 @@ class Stretch:
         except CaffeError:
             return False  # a layer refuses its bottom: run by itself it says why
 
+    def inner_shapes(self, bottom: Shape) -> dict[str, Shape]:
+        """Return the shapes of the blobs inside, by name, for a bottom of this shape."""
+        return dict(zip(self.inner, self._layout(bottom).shapes))
+
     def rooms(self) -> list[Room]:
         """Return memory for the blobs inside, for `compute`."""
         return [Room() for _ in self.inner]
@@ -134,21 +131,42 @@ class Stretch:
         With rooms, these are overwritten by the next call with the same ones.
         """
         rooms = self.rooms() if rooms is None else rooms
-        layout = self._layout(tuple(bottom.shape))
-        x = bottom.contiguous(memory_format=torch.channels_last)
-        if any(layout.pads):
-            x = F.pad(x, layout.pads)
+        layout, x = self._start(bottom)
         for i, step in enumerate(self.steps):
-            pad = (0, 0) if i == 0 else step.node.op.pad if step.is_convolution else None
-            x = self._run(i, x, pad, rooms[i] if i < len(rooms) else Room())
+            x = self._run(i, x, layout, rooms[i] if i < len(rooms) else Room())
             if made is not None and i < len(self.inner):
                 made.append(Made(step.node.tops[0], x.detach(), layout.tops[i]))
-            if any(layout.inserts[i]):
-                x = bands.Expand.apply(x, layout.inserts[i])
+            x = _insert(x, layout.inserts[i])
         return x.contiguous()
 
-    def _run(self, i: int, x: Tensor, pad: tuple[int, int] | None, room: Room) -> Tensor:
+    def compute_sparingly(self, bottom: Tensor) -> Tensor:
+        """Do as `compute`, but keep no blobs for the gradients: backward computes them again.
+
+        Kept are the bottom and the tops of layers with a stride, which are small.
+        """
+        layout, x = self._start(bottom)
+
+        def run(first: int, last: int, x: Tensor) -> Tensor:
+            for i in range(first, last):
+                x = _insert(self._run(i, x, layout, Room()), layout.inserts[i])
+            return x
+
+        first = 0
+        for last, step in enumerate(self.steps, 1):
+            if last == len(self.steps) or any(window.stride > 1 for window in step.windows):
+                x = checkpoint(run, first, last, x, use_reentrant=False, preserve_rng_state=False)
+                first = last
+        return x.contiguous()
+
+    def _start(self, bottom: Tensor) -> tuple[_Layout, Tensor]:
+        """Return the layout for a bottom, and the bottom with what is left of its padding."""
+        layout = self._layout(tuple(bottom.shape))
+        x = bottom.contiguous(memory_format=torch.channels_last)
+        return layout, F.pad(x, layout.pads) if any(layout.pads) else x
+
+    def _run(self, i: int, x: Tensor, layout: _Layout, room: Room) -> Tensor:
         step = self.steps[i]
+        pad = (0, 0) if i == 0 else step.node.op.pad if step.is_convolution else None
         masks = i > 0 and self.steps[i - 1].relu is not None
         if pad is None:
             kernel, stride, _ = step.node.op.windows
@@ -168,11 +186,13 @@ class Stretch:
     def _new_layout(self, shape: Shape) -> _Layout:
         bottom = shape
         axes: tuple[list[Axis], list[Axis]] = [], []
+        shapes: list[Shape] = []
         work = 0
         now = [Axis.of_image(size) for size in bottom[2:]]
         for step in self.steps:
             with step.node.named_in_errors():
                 (shape,) = step.node.op.top_shapes(shape)
+            shapes.append(shape)
             if step.is_convolution:
                 work += shape[0] * step.node.op.weight.numel() * shape[2] * shape[3]
             now = [a.after(w, size) for a, w, size in zip(now, step.windows, shape[2:])]
@@ -191,7 +211,11 @@ class Stretch:
             inserts.append(
                 tuple(axis[i].inserts(cut[i], to) for axis, cut, to in zip(axes, cuts, following))
             )
-        return _Layout(tuple(pads), tops, inserts, work)
+        return _Layout(tuple(pads), tops, inserts, shapes, work)
+
+
+def _insert(x: Tensor, inserts: Bands) -> Tensor:
+    return bands.Expand.apply(x, inserts) if any(inserts) else x
 
 
 def _steps(nodes: Iterable[Node]) -> list[Step]:

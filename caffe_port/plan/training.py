@@ -22,6 +22,7 @@ from caffe_port.ops.base import as_tuple
 from caffe_port.plan import stretches
 from caffe_port.plan.steps import Room
 from caffe_port.plan.stretches import Made, Stretch
+from caffe_port.plan.switch import is_recomputing
 
 
 class Run:
@@ -91,13 +92,19 @@ class PlannedTraining:
         run, rooms = Run(stretch, bottom), self._rooms[first]
         if recording and stretch.need_backward:
             (top,), run.trace = tape.record(
-                stretch, [run.bottom], lambda leaf: (stretch.compute(leaf, run.made, rooms),)
+                stretch,
+                [run.bottom],
+                lambda leaf: (
+                    stretch.compute_sparingly(leaf)
+                    if is_recomputing()
+                    else stretch.compute(leaf, run.made, rooms),
+                ),
             )
         else:
             top = stretch.compute(run.bottom, run.made, rooms)
         self._blobs[stretch.top].tensor = run.top = top.detach()
-        for made in run.made:
-            self._blobs[made.name].postpone(made.shape, partial(self._show, run, made.name))
+        for name, shape in stretch.inner_shapes(tuple(bottom.shape)).items():
+            self._blobs[name].postpone(shape, partial(self._show, run, name))
         self._runs[stretch.numbers[-1]] = run
         return stretch.numbers
 
@@ -110,9 +117,9 @@ class PlannedTraining:
     def _show(self, run: Run, name: str) -> None:
         """Make the values of a blob inside a stretch whole."""
         self._asked.add(name)
-        made = next((made for made in run.made if made.name == name), None)
-        if made is None:
-            raise CaffeError(f'blob {name}: the last forward did not get so far')
+        if not run.made:
+            self._compute_again(run, f'blob {name} was', 'forward', f"forward(blobs=['{name}'])")
+        (made,) = (made for made in run.made if made.name == name)
         self._blobs[name].tensor = made.whole()
 
     def ready(self, last: int, first: int) -> Run | None:
@@ -144,19 +151,29 @@ class PlannedTraining:
         for name in run.stretch.inner_with_diffs:
             self._blobs[name].postpone_diff(partial(self._show_diff, run, name))
 
+    def _compute_again(self, run: Run, what: str, by: str, call: str) -> None:
+        """Compute the blobs of a run once more.
+
+        Raises CaffeError if the top is not what it was: the weights have changed.
+        """
+        made: list[Made] = []
+        with torch.no_grad():
+            top = run.stretch.compute(run.bottom, made)
+        last = self._runs.get(run.stretch.numbers[-1])
+        if last is not run or not torch.equal(top, run.top):
+            raise CaffeError(
+                f'{what} not kept by the last {by}, and the weights or blobs have changed since: '
+                f'ask for it by {call}, look at it again after the next {by}, or '
+                'call set_plan(False)'
+            )
+        run.made = made
+
     def _show_diff(self, run: Run, asked: str) -> None:
         """Compute the diffs of the blobs inside a stretch, layer by layer."""
         stretch = run.stretch
-        last = self._runs.get(stretch.numbers[-1])
-        with torch.no_grad():
-            same = last is run and torch.equal(stretch.compute(run.bottom), run.top)
-        if not same:
-            self._asked.add(asked)
-            raise CaffeError(
-                f'the diff of blob {asked} was not kept by the last backward, and the weights or '
-                f"blobs have changed since: ask for it by backward(diffs=['{asked}']), look at it "
-                'again after the next backward, or call set_plan(False)'
-            )
+        self._asked.add(asked)
+        what = f'the diff of blob {asked} was'
+        self._compute_again(run, what, 'backward', f"backward(diffs=['{asked}'])")
         values: dict[str, Tensor] = {}
         with torch.enable_grad():
             x = run.bottom.contiguous().requires_grad_()
@@ -165,6 +182,5 @@ class PlannedTraining:
                 values.setdefault(node.tops[0], x)
         names = stretch.inner_with_diffs
         found = torch.autograd.grad(x, [values[name] for name in names], run.diff)
-        self._asked.add(asked)
         for name, diff in zip(names, found):
             self._blobs[name].diff_tensor = diff
