@@ -199,8 +199,8 @@ class Net(NetWeights, Aliases):
             for i in range(first, end):
                 node = self._nodes[i]
                 notify(self._before_forward, i)
-                if not watched and i not in done:
-                    done.update(self._training.forward(i, end, recording))
+                if taped and not watched and i not in done:
+                    done.update(self._training.forward(i, end))
                 if i not in done and node.type != 'Input':
                     self._run(i, node, recording)
                 notify(self._after_forward, i)

@@ -60,7 +60,7 @@ class Planner:
         self._layouts: OrderedDict[tuple, Layout | None] = OrderedDict()
         self._arena, self._kept = torch.empty(0), Kept()
         self._lock = threading.Lock()
-        self._stretches = {stretch.numbers[0]: stretch for stretch in find(self._module.nodes)}
+        self._stretches: dict[int, Stretch] | None = None  # by their first layer, once found
 
     def __getstate__(self) -> dict:  # a copy makes its plans anew
         own = '_layouts', '_arena', '_kept', '_lock', '_stretches'
@@ -82,7 +82,14 @@ class Planner:
         return found and {name: found[name] for name in wanted}
 
     def stretch(self, first: int, blobs: Mapping[str, Tensor]) -> Stretch | None:
-        """Return the stretch that begins with layer `first`, if it may compute its bottom."""
+        """Return the stretch that begins with layer `first`, if it may compute its bottom.
+
+        There is none where no gradients are recorded.
+        """
+        if not torch.is_grad_enabled():
+            return None
+        if self._stretches is None:
+            self._stretches = {each.numbers[0]: each for each in find(self._module.nodes)}
         stretch = self._stretches.get(first)
         if stretch is None or not stretch.may_take(blobs[stretch.bottom]):
             return None

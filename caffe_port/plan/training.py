@@ -78,30 +78,27 @@ class PlannedTraining:
         """Return whether nobody asks for blobs inside a stretch or holds their arrays."""
         return not any(name in self._asked or self._is_shown(name) for name in stretch.inner)
 
-    def forward(self, first: int, end: int, recording: bool) -> Sequence[int]:
+    def forward(self, first: int, end: int) -> Sequence[int]:
         """Run the stretch that begins with layer `first`; return the numbers of its layers.
 
         There are none unless a stretch begins there, ends before layer `end` and fits its bottom.
         """
         stretch = self._stretches.get(first)
-        if stretch is None or stretch.numbers[-1] >= end or not self._is_unseen(stretch):
+        if stretch is None or stretch.numbers[-1] >= end or not stretch.need_backward:
+            return ()
+        if not self._is_unseen(stretch):
             return ()
         bottom = self._blobs[stretch.bottom].tensor
         if not stretch.may_take(bottom):
             return ()
         run, rooms = Run(stretch, bottom), self._rooms[first]
-        if recording and stretch.need_backward:
-            (top,), run.trace = tape.record(
-                stretch,
-                [run.bottom],
-                lambda leaf: (
-                    stretch.compute_sparingly(leaf)
-                    if is_recomputing()
-                    else stretch.compute(leaf, run.made, rooms),
-                ),
-            )
-        else:
-            top = stretch.compute(run.bottom, run.made, rooms)
+
+        def compute(leaf: Tensor) -> tuple[Tensor]:
+            if is_recomputing():
+                return (stretch.compute_sparingly(leaf),)
+            return (stretch.compute(leaf, run.made, rooms),)
+
+        (top,), run.trace = tape.record(stretch, [run.bottom], compute)
         self._blobs[stretch.top].tensor = run.top = top.detach()
         for name, shape in stretch.inner_shapes(tuple(bottom.shape)).items():
             self._blobs[name].postpone(shape, partial(self._show, run, name))
