@@ -391,6 +391,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add('--output', type=Path, metavar='DIR', help=f'default: {DEFAULT}')
     options.add_gpu(parser, positional=True)
     options.add_plan(parser)
+    options.add_recompute(parser)
     return parser
 
 
@@ -400,6 +401,7 @@ def main() -> None:
     with options.session(lasting=True), launch.resumable(args):
         options.choose_device(args.gpu)
         caffe.set_plan(args.plan)
+        caffe.set_recompute(args.recompute)
         if prepared := parallel.call_on_first(lambda: prepare(args)):
             solve(*prepared)
 

@@ -23,6 +23,7 @@ from solve.run.options import (
     STATUS,
     add_gpu,
     add_plan,
+    add_recompute,
     choose_device,
     make_parser,
     name_option,
@@ -53,6 +54,7 @@ def run(
     with session(lasting=True), resumable(args):
         choose_device(args.gpu)
         caffe.set_plan(args.plan)
+        caffe.set_recompute(args.recompute)
         solve(parallel.call_on_first(lambda: _make_job(args, name, data, weights, after, files)))
 
 
@@ -103,6 +105,7 @@ def _make_parser(
     add = parser.add_argument
     add_gpu(parser, positional=True)
     add_plan(parser)
+    add_recompute(parser)
     for place, folder in data.PLACES.items():
         add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in {ROOT_NAME}')
     add(

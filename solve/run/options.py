@@ -64,6 +64,15 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recompute(parser: argparse.ArgumentParser) -> None:
+    """Add the option --recompute."""
+    parser.add_argument(
+        '--recompute',
+        action='store_true',
+        help='keep fewer blobs for backward: less memory, more time (on the CPU)',
+    )
+
+
 class OneGpu(argparse.Action):
     """Take a GPU's number from --gpu or from its place, not two numbers that differ."""
 
