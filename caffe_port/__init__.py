@@ -22,7 +22,7 @@ from caffe_port.parallel import (
     solver_count,
     solver_rank,
 )
-from caffe_port.plan import set_plan
+from caffe_port.plan import set_plan, set_recompute
 from caffe_port.rng import set_random_seed
 from caffe_port.solving.solver import SGDSolver
 from caffe_port.solving.solver_types import (
@@ -87,6 +87,7 @@ __all__ = [
     'set_multiprocess',
     'set_plan',
     'set_precision',
+    'set_recompute',
     'set_random_seed',
     'set_solver_count',
     'set_solver_rank',

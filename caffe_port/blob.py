@@ -158,7 +158,9 @@ class Blob:
         self._device = torch.device(device)
         self._data: _Store | None = None
         self._diff: _Store | None = None
-        self._later: Callable[[], None] | None = None  # sets values that are not computed yet
+        # These set values, and a gradient, that are not computed yet.
+        self._later: Callable[[], None] | None = None
+        self._diff_later: Callable[[], None] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -203,6 +205,8 @@ class Blob:
         return self._data
 
     def _gradient(self) -> _Store:
+        if self._diff_later is not None:
+            self._diff_later()
         if self._diff is None:
             self._diff = _Store(torch.zeros(self._shape, device=self._device))
         return self._diff
@@ -215,7 +219,9 @@ class Blob:
         kept = math.prod(shape) == self.count
         if kept and self._later is not None:
             self._later()
-        self._later = None
+        if kept and self._diff_later is not None:
+            self._diff_later()
+        self._later = self._diff_later = None
 
         def reshape_store(store: _Store | None) -> _Store | None:
             return _Store(store.current().detach().reshape(shape)) if store and kept else None
@@ -248,6 +254,8 @@ class Blob:
         self._take_shape(tuple(tensor.shape))
 
     def _take_shape(self, shape: tuple[int, ...]) -> None:
+        if self._shape != shape:
+            self._diff_later = None
         self._shape = shape
         if self._diff is not None and self._diff.tensor.shape != shape:
             self._diff = None
@@ -261,18 +269,28 @@ class Blob:
     def is_postponed(self) -> bool:
         return self._later is not None
 
+    def postpone_diff(self, later: Callable[[], None]) -> None:
+        """Take a gradient when it is first needed: `later` sets `diff_tensor`."""
+        self._diff, self._diff_later = None, later
+
     def is_shown(self) -> bool:
         """Say whether a user holds an array into which new values are copied."""
         return self._data is not None and self._data.is_shown()
 
+    def is_diff_shown(self) -> bool:
+        """Say whether a user holds the array of the gradient."""
+        return self._diff is not None and self._diff.is_shown()
+
     @property
     def diff_tensor(self) -> Tensor | None:
         """The gradient on the device; None if it was never set nor asked for."""
+        if self._diff_later is not None:
+            self._diff_later()
         return None if self._diff is None else self._diff.current()
 
     @diff_tensor.setter
     def diff_tensor(self, tensor: Tensor) -> None:
-        self._diff = _fill(self._diff, tensor)
+        self._diff, self._diff_later = _fill(self._diff, tensor), None
 
     def to(self, device: torch.device) -> None:
         """Move the values and the gradient to `device`."""
@@ -300,11 +318,13 @@ class ParamBlob(Blob):
     ):
         super().__init__(parameter.shape if shape is None else shape, parameter.device)
         self.parameter, self._of = parameter, of
+        self._spare: Tensor | None = None  # the memory of a gradient that was cleared
 
     def __getstate__(self) -> dict:
         self.flush()
         # A copy makes its own arrays, and a copied Parameter has lost its grad.
-        return {**self.__dict__, '_data': None, '_diff': None, 'grad': self.parameter.grad}
+        own = {'_data': None, '_diff': None, '_spare': None}
+        return {**self.__dict__, **own, 'grad': self.parameter.grad}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -354,12 +374,18 @@ class ParamBlob(Blob):
 
     def clear_diff(self) -> None:
         """Set the gradient to zero: in place if a user holds its array."""
-        if self._of is not None:
-            return  # the other blob clears it
-        if self.parameter.grad is not None and self._diff is not None and self._diff.is_shown():
-            self.parameter.grad.zero_()
+        grad = self.parameter.grad
+        if self._of is not None or grad is None:
+            return  # the other blob clears it, or it is zero
+        if self._diff is not None and self._diff.is_shown():
+            grad.zero_()
         else:
-            self.parameter.grad = None
+            self._spare, self.parameter.grad = grad, None
+
+    def take_spare(self) -> Tensor | None:
+        """Return the memory of the gradient that was cleared, once, to be overwritten."""
+        spare, self._spare = self._spare, None
+        return spare
 
     def flush(self) -> None:
         """Send what was written to host arrays to the parameter."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,29 @@ from caffe_port.building import BuiltNet
 from caffe_port.errors import CaffeError
 from caffe_port.outputs import Outputs
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
+
+
+class Stretch(Protocol):
+    """Layers in a row that compute their top as one."""
+
+    numbers: Sequence[int]
+    bottom: str
+    top: str
+
+    def compute(self, bottom: Tensor) -> Tensor:
+        """Return the top."""
+
+
+class Planner(Protocol):
+    """What computes faster than layer by layer (see plan)."""
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+    ) -> dict[str, Tensor] | None:
+        """Return the outputs, computed without the layers between; None where it may not."""
+
+    def stretch(self, first: int, blobs: Mapping[str, Tensor]) -> Stretch | None:
+        """Return the layers from number `first` on that may be computed as one, if any."""
 
 
 class NetModule(nn.Module):
@@ -37,8 +61,7 @@ class NetModule(nn.Module):
             # Two layers may have one name, and PyTorch assigns to "training": use another key.
             taken = node.name in self._modules or node.name == 'training'
             self._modules[f'{node.name}#{number}' if taken else node.name] = node.op
-        # Computes the outputs without the layers between, or returns None (see plan).
-        self.planner: Callable[..., dict[str, Tensor] | None] | None = None
+        self.planner: Planner | None = None
 
     def param_blobs(self) -> Iterator[ParamBlob]:
         """Yield the params of all layers, in order, as pycaffe shows them."""
@@ -76,13 +99,19 @@ class NetModule(nn.Module):
                 f'no blob named {", ".join(sorted(unknown))}; '
                 f'inputs are {", ".join(self.inputs) or "none"}'
             )
-        if self.planner and not torch.compiler.is_compiling():
-            planned = self.planner(inputs, self.outputs)
+        planner = None if torch.compiler.is_compiling() else self.planner
+        if planner is not None:
+            planned = planner(inputs, self.outputs)
             if planned is not None:
                 return Outputs(planned)
         blobs = dict(inputs)
-        for node in self.nodes:
-            if not node.bottoms and all(top in inputs for top in node.tops):
+        done: set[int] = set()
+        for i, node in enumerate(self.nodes):
+            stretch = planner.stretch(i, blobs) if planner is not None and i not in done else None
+            if stretch is not None:
+                blobs[stretch.top] = stretch.compute(blobs[stretch.bottom])
+                done.update(stretch.numbers)
+            if i in done or not node.bottoms and all(top in inputs for top in node.tops):
                 continue
             if node.type == 'Input':
                 missing = [top for top in node.tops if top not in inputs]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import batches, debug, lowered, mode, plan, prototxt, tape
+from caffe_port import batches, debug, mode, plan, prototxt, tape
 from caffe_port.aliases import CALLBACKS, Aliases, notify
-from caffe_port.blob import Blob, format_shape
+from caffe_port.blob import Blob
 from caffe_port.building import Node
 from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
@@ -91,6 +91,7 @@ class Net(NetWeights, Aliases):
         self.bottom_names = OrderedDict((node.name, list(node.bottoms)) for node in self._nodes)
         planner = module.planner = plan.Planner(module)
         self._planned = plan.PlannedForward(module, self.blobs, planner)
+        self._training = plan.PlannedTraining(self._nodes, self.blobs)
         self._seed_losses()
 
     def __getstate__(self) -> dict:
@@ -186,17 +187,20 @@ class Net(NetWeights, Aliases):
         self.follow_device()
         if first == 0:
             self._tape.clear()
+            self._training.start()
         recording = torch.is_grad_enabled()
         end = len(self._nodes) if last is None else last + 1
         with torch.no_grad():
             taped = recording and any(node.need_backward for node in self._nodes)
             watched = self.debug_info or self._before_forward or self._after_forward
-            done: Container[int] = ()
+            done: set[int] = set()
             if (first, end) == (0, len(self._nodes)) and not (taped or watched):
-                done = self._planned.run(lambda i: self._run(i, self._nodes[i], False))
+                done.update(self._planned.run(lambda i: self._run(i, self._nodes[i], False)))
             for i in range(first, end):
                 node = self._nodes[i]
                 notify(self._before_forward, i)
+                if taped and not watched and i not in done:
+                    done.update(self._training.forward(i, end))
                 if i not in done and node.type != 'Input':
                     self._run(i, node, recording)
                 notify(self._after_forward, i)
@@ -206,6 +210,7 @@ class Net(NetWeights, Aliases):
 
     def _run(self, i: int, node: Node, recording: bool) -> None:
         self._tape.pop(i, None)
+        self._training.forget(i)
         bottoms = [self.blobs[name].tensor for name in node.bottoms]
         if recording and node.need_backward:
             # Keep the input of an in-place layer: its output overwrites the blob.
@@ -257,6 +262,7 @@ class Net(NetWeights, Aliases):
                         f'the blob {self.blobs[name].shape}'
                     )
                 self.blobs[name].diff[...] = array
+        self._training.ask_for(set(diffs or ()))
         self.backward_range(first, last)
         wanted = self.inputs if end is None else self._nodes[last].bottoms
         return {name: self._blob(name).diff for name in dict.fromkeys([*wanted, *(diffs or ())])}
@@ -273,11 +279,22 @@ class Net(NetWeights, Aliases):
         end = len(self._nodes) - 1
         first = end if first is None else first
         arrived: dict[int, Tensor] = {}
+        watched = self.debug_info or self._before_backward or self._after_backward
+        done: set[int] = set()
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
+            run = None if watched else self._training.ready(i, last)
+            if run is not None and run.trace is not None:
+                (diff,) = self._step_back(run.stretch, run.trace, arrived, keep)
+                self._training.finish(run, diff, keep)
+                done.update(run.stretch.numbers)
+            if i in done:
+                continue
             notify(self._before_backward, i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
+                if step is None or not tape.fits(node, step, self.blobs):
+                    step = tape.retrace(node, self.blobs)
                 self._step_back(node, step, arrived, keep)
                 if self.debug_info:
                     debug.log_backward(node, self.blobs)
@@ -286,11 +303,9 @@ class Net(NetWeights, Aliases):
             debug.log_params([item.parameter for item in self.module.learnable])
 
     def _step_back(
-        self, node: Node, step: tape.Trace | None, arrived: dict[int, Tensor], keep: bool
-    ) -> None:
-        """Set the diffs of a layer's bottoms and add to those of its params."""
-        if step is None or not self._fits(node, step):
-            step = self._retrace(node)
+        self, node: Node | plan.Stretch, step: tape.Trace, arrived: dict[int, Tensor], keep: bool
+    ) -> list[Tensor]:
+        """Set the diffs of bottoms and add to those of params; return those of the tops."""
         diffs = []
         for value, name in zip(node.writes, node.tops):
             diff = arrived.pop(value, None)
@@ -306,32 +321,14 @@ class Net(NetWeights, Aliases):
                 diff = torch.zeros_like(leaf) if diff is None else diff
                 arrived[value] = arrived[value] + diff if value in arrived else diff
                 self.blobs[name].diff_tensor = arrived[value]
-        for parameter, diff in zip(node.op.blobs(), of_params):
+        for parameter, diff in zip(node.blobs(), of_params):
             if diff is not None and parameter.grad is not None:
                 parameter.grad.add_(diff)
             elif diff is not None:
                 parameter.grad = diff.contiguous()  # 16 bits have channels last
-
-    def _fits(self, node: Node, step: tape.Trace) -> bool:
-        """Say whether the blobs still have the shapes that the trace was recorded on."""
-        then = [*(tuple(bottom.shape) for bottom in step.bottoms), *step.shapes]
-        return then == [self.blobs[name].shape for name in (*node.bottoms, *node.tops)]
-
-    def _retrace(self, node: Node) -> tape.Trace:
-        """Record a layer on the current values of its blobs, without changing a blob."""
-        bottoms, tops = (
-            [lowered.raised(self.blobs[name].tensor) for name in names]
-            for names in (node.bottoms, node.tops)
-        )
-        with node.named_in_errors():
-            _, step = tape.record(node, bottoms, lambda *leaves: node.op.retrace(leaves, tops))
-            for name, top, shape in zip(node.tops, tops, step.shapes):
-                if top.shape != shape:
-                    raise CaffeError(
-                        f'backward: top {name} is {format_shape(top.shape)}, but the bottoms '
-                        f'now give {format_shape(shape)}: call reshape or forward first'
-                    )
-        return step
+        for blob in node.param_blobs():
+            blob.take_spare()  # free it, unless it is the gradient now
+        return diffs
 
     def _seed_losses(self) -> None:
         """Set the diff of each loss to its weight, unless it has a diff."""

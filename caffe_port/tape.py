@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from caffe_port import lowered
+from caffe_port.blob import Blob, format_shape
 from caffe_port.building import Node
+from caffe_port.errors import CaffeError
 from caffe_port.ops.base import Shape
+
+
+class Part(Protocol):
+    """What is recorded as one: a layer, or a stretch of layers (see plan)."""
+
+    bottoms: list[str]
+    tops: list[str]
+    propagate: list[bool]
+
+    def blobs(self) -> list[torch.nn.Parameter]:
+        """Return the params."""
 
 
 @dataclass
@@ -28,11 +43,11 @@ class Trace:
 
 
 def record(
-    node: Node, bottoms: Sequence[Tensor], compute: Callable[..., tuple[Tensor, ...]]
+    part: Part, bottoms: Sequence[Tensor], compute: Callable[..., tuple[Tensor, ...]]
 ) -> tuple[tuple[Tensor, ...], Trace]:
     """Return the tops that `compute` makes of `bottoms`, and the trace for `gradients`."""
     leaves = [
-        bottom.detach().requires_grad_(wanted) for bottom, wanted in zip(bottoms, node.propagate)
+        bottom.detach().requires_grad_(wanted) for bottom, wanted in zip(bottoms, part.propagate)
     ]
     with torch.enable_grad():
         tops = compute(*leaves)
@@ -41,14 +56,14 @@ def record(
 
 
 def gradients(
-    node: Node, step: Trace, diffs: Sequence[Tensor], keep: bool
+    part: Part, step: Trace, diffs: Sequence[Tensor], keep: bool
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Return the gradients of the bottoms, and of the params, from the diffs of the tops.
 
     None means no gradient. No two share memory with each other or with `diffs`. With
     `keep` the trace can be used again.
     """
-    leaves: list[Tensor] = [*step.bottoms, *node.op.blobs()]
+    leaves: list[Tensor] = [*step.bottoms, *part.blobs()]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     pairs = [(edge, diff) for edge, diff in zip(step.edges, diffs) if edge is not None]
     found: Iterator[Tensor | None] = itertools.repeat(None)
@@ -66,6 +81,32 @@ def gradients(
         grads.append(grad)
     count = len(step.bottoms)
     return grads[:count], grads[count:]
+
+
+def fits(part: Part, step: Trace, blobs: Mapping[str, Blob]) -> bool:
+    """Say whether the blobs still have the shapes that the trace was recorded on."""
+    then = [*(tuple(bottom.shape) for bottom in step.bottoms), *step.shapes]
+    return then == [blobs[name].shape for name in (*part.bottoms, *part.tops)]
+
+
+def retrace(node: Node, blobs: Mapping[str, Blob]) -> Trace:
+    """Record a layer on the current values of its blobs, without changing a blob.
+
+    Raises CaffeError if the bottoms would now give tops of other shapes.
+    """
+    bottoms, tops = (
+        [lowered.raised(blobs[name].tensor) for name in names]
+        for names in (node.bottoms, node.tops)
+    )
+    with node.named_in_errors():
+        _, step = record(node, bottoms, lambda *leaves: node.op.retrace(leaves, tops))
+        for name, top, shape in zip(node.tops, tops, step.shapes):
+            if top.shape != shape:
+                raise CaffeError(
+                    f'backward: top {name} is {format_shape(top.shape)}, but the bottoms '
+                    f'now give {format_shape(shape)}: call reshape or forward first'
+                )
+    return step
 
 
 def _apart(tensor: Tensor, others: Iterable[Tensor]) -> Tensor:

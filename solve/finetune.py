@@ -59,7 +59,7 @@ def solve(job: Job, plan: Plan) -> None:
         try:
             start_from(solver.net, job.weights[0], *layers, plan.keep_classes)
         except CaffeError:
-            if not caffe.solver_rank() and workspace.is_new(job.folder):
+            if not parallel.solver_rank() and workspace.is_new(job.folder):
                 forget(job)
             raise
     parallel.call_on_first(lambda: write_nets(job, plan, fcn))
@@ -312,6 +312,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add('--output', type=Path, metavar='DIR', help=f'default: {DEFAULT}')
     options.add_gpu(parser, positional=True)
     options.add_computing(parser, FOR_TRAINING)
+    options.add_recompute(parser)
     return parser
 
 

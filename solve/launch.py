@@ -22,6 +22,7 @@ from solve.run.options import (
     STATUS,
     add_computing,
     add_gpu,
+    add_recompute,
     make_parser,
     name_option,
     session,
@@ -102,6 +103,7 @@ def _make_parser(
     add = parser.add_argument
     add_gpu(parser, positional=True)
     add_computing(parser, FOR_TRAINING)
+    add_recompute(parser)
     for place, folder in data.PLACES.items():
         add(name_option(place), type=Path, metavar='DIR', help=f'default: {folder} in {ROOT_NAME}')
     add(

@@ -14,8 +14,8 @@ caffe_port/proto caffe_port/parallel caffe_port/rng
 caffe_port/blob caffe_port/net_spec caffe_port/coord_map
 caffe_port/files caffe_port/prototxt
 caffe_port/ops caffe_port/lowered caffe_port/outputs caffe_port/building caffe_port/module
-caffe_port/plan
-caffe_port/tape caffe_port/debug caffe_port/aliases caffe_port/batches caffe_port/net_weights
+caffe_port/tape caffe_port/plan caffe_port/debug caffe_port/aliases caffe_port/batches
+caffe_port/net_weights
 caffe_port/net
 caffe_port/glog caffe_port/solving caffe_port/nccl caffe_port/pyio caffe_port/classifier
 caffe_port/detector caffe_port/draw caffe_port/verify caffe_port/export caffe_port/zoo

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.ops.base import Op
-from caffe_port.plan import products, upsampling, winograd
+from caffe_port.plan import products, upsampling
 from caffe_port.plan.areas import whole
 from caffe_port.plan.kept import Kept
 from caffe_port.plan.lines import filter_windows, method_of
@@ -14,8 +14,6 @@ from caffe_port.plan.switch import covers, is_untouched
 
 # Below this many multiply-adds, a layer runs its own forward.
 LEAST = 2**24
-# With fewer channels Winograd's gradients cost as much as others.
-LEAST_CHANNELS = 128
 
 
 class Faster:
@@ -44,12 +42,8 @@ class Faster:
         pixels = bottom.shape[0] * size[0] * size[1]
         if min(size) < 1 or pixels * op.weight.numel() < LEAST:
             return None
-        method = method_of(op, pixels)
-        if method == 'product':
+        if method_of(op, pixels) == 'product':
             return products.convolve(bottom, op.weight, op.bias, op.stride, op.pad)
-        wide = min(op.weight.shape[:2]) >= LEAST_CHANNELS and op.pad in ((0, 0), (1, 1))
-        if method == 'winograd' and wide and torch.is_grad_enabled():
-            return winograd.Convolution.apply(bottom, op.weight, op.bias, op.pad[0])
         return None
 
     def _upsampled(self, bottom: Tensor) -> Tensor | None:

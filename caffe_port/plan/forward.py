@@ -8,7 +8,7 @@ since, the values would match no forward pass, so this raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -37,7 +37,7 @@ class PlannedForward:
         self._outputs: dict[str, Tensor] = {}
         self._changes = -1
 
-    def run(self, run_source: Callable[[int], None]) -> Container[int]:
+    def run(self, run_source: Callable[[int], None]) -> Iterable[int]:
         """Compute what a plan can compute, and return the numbers of the layers it covers.
 
         run_source: runs a layer without bottoms, by its number.

@@ -176,6 +176,13 @@ def pooling_windows(op: Op) -> tuple[Window, Window]:
     return rows, columns
 
 
+def is_sliding_pooling(op: Op) -> bool:
+    """Return whether a Pooling takes maxima over windows without gaps between or padding."""
+    if not op.is_max or op.is_global or op.windows.pad != (0, 0):
+        return False
+    return all(stride <= k for k, stride in zip(op.windows.kernel, op.windows.stride))
+
+
 class Convolution(_Sliding):
     """A convolution, with the ReLU that follows it."""
 
@@ -365,7 +372,6 @@ def _kind_of(node: Node, shapes: list[Shape]) -> type[Line]:
         return Convolution
     if node.type == 'Deconvolution' and op.axis == 1:
         return Deconvolution
-    if node.type == 'Pooling' and op.is_max and not op.is_global and op.windows.pad == (0, 0):
-        slides = all(stride <= k for k, stride in zip(op.windows.kernel, op.windows.stride))
-        return Pooling if slides else Line
+    if node.type == 'Pooling' and is_sliding_pooling(op):
+        return Pooling
     return Line

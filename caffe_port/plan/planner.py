@@ -17,6 +17,7 @@ from caffe_port.ops.base import LAYER_TYPES
 from caffe_port.plan.faster import Faster
 from caffe_port.plan.kept import Kept
 from caffe_port.plan.layout import Layout
+from caffe_port.plan.stretches import Stretch, find
 from caffe_port.plan.switch import covers, is_untouched
 
 # How many shapes have their layouts remembered.
@@ -59,9 +60,10 @@ class Planner:
         self._layouts: OrderedDict[tuple, Layout | None] = OrderedDict()
         self._arena, self._kept = torch.empty(0), Kept()
         self._lock = threading.Lock()
+        self._stretches: dict[int, Stretch] | None = None  # by their first layer, once found
 
     def __getstate__(self) -> dict:  # a copy makes its plans anew
-        own = '_layouts', '_arena', '_kept', '_lock'
+        own = '_layouts', '_arena', '_kept', '_lock', '_stretches'
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict) -> None:
@@ -78,6 +80,20 @@ class Planner:
             return None
         found = self.run(inputs, wanted)
         return found and {name: found[name] for name in wanted}
+
+    def stretch(self, first: int, blobs: Mapping[str, Tensor]) -> Stretch | None:
+        """Return the stretch that begins with layer `first`, if it may compute its bottom.
+
+        There is none where no gradients are recorded.
+        """
+        if not torch.is_grad_enabled():
+            return None
+        if self._stretches is None:
+            self._stretches = {each.numbers[0]: each for each in find(self._module.nodes)}
+        stretch = self._stretches.get(first)
+        if stretch is None or not stretch.may_take(blobs[stretch.bottom]):
+            return None
+        return stretch
 
     def may_apply(self) -> bool:
         """Return whether `run` may find a layout for some shapes."""

@@ -23,6 +23,49 @@ def pays(weight: Tensor, pixels: int) -> bool:
     return weight.numel() >= LEAST_WEIGHTS and pixels * outputs <= weight.shape[0]
 
 
+def size_of(
+    bottom: Tensor, weight: Tensor, stride: tuple[int, int], pad: tuple[int, int]
+) -> list[int]:
+    """Return height and width of the top."""
+    return [
+        (pixels + 2 * p - k) // s + 1
+        for pixels, k, s, p in zip(bottom.shape[2:], weight.shape[2:], stride, pad)
+    ]
+
+
+def columns(
+    bottom: Tensor, weight: Tensor, stride: tuple[int, int], pad: tuple[int, int]
+) -> Tensor:
+    """Return what each pixel of the top reads: (I kh kw) x (N h w)."""
+    kernel = weight.shape[2:]
+    if _is_pointwise(kernel, stride, pad):
+        found = bottom.flatten(2)
+    else:
+        found = F.unfold(bottom, kernel, padding=pad, stride=stride)
+    return found.transpose(0, 1).reshape(found.shape[1], -1)
+
+
+def fold(
+    columns: Tensor, bottom: Tensor, weight: Tensor, stride: tuple[int, int], pad: tuple[int, int]
+) -> Tensor:
+    """Return the adjoint of `columns`: the sum of what was read of each pixel of the bottom."""
+    kernel, batch = weight.shape[2:], bottom.shape[0]
+    found = columns.view(len(columns), batch, -1).transpose(0, 1)
+    if _is_pointwise(kernel, stride, pad):
+        return found.reshape(bottom.shape)
+    return F.fold(found, bottom.shape[2:], kernel, padding=pad, stride=stride)
+
+
+def _is_pointwise(kernel: tuple[int, ...], stride: tuple[int, int], pad: tuple[int, int]) -> bool:
+    return tuple(kernel) == stride == (1, 1) and pad == (0, 0)
+
+
+def multiply(columns: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the product: O x (N h w)."""
+    matrix = weight.flatten(1)
+    return matrix @ columns if bias is None else torch.addmm(bias[:, None], matrix, columns)
+
+
 def convolve(
     bottom: Tensor,
     weight: Tensor,
@@ -31,16 +74,6 @@ def convolve(
     pad: tuple[int, int],
 ) -> Tensor:
     """Return conv2d(bottom, weight, bias, stride, pad), differentiable."""
-    batch, kernel = bottom.shape[0], weight.shape[2:]
-    size = [
-        (pixels + 2 * p - k) // s + 1
-        for pixels, k, s, p in zip(bottom.shape[2:], kernel, stride, pad)
-    ]
-    if kernel == (1, 1) and stride == (1, 1) and pad == (0, 0):
-        columns = bottom.flatten(2)
-    else:
-        columns = F.unfold(bottom, kernel, padding=pad, stride=stride)
-    columns = columns.transpose(0, 1).reshape(columns.shape[1], -1)
-    matrix = weight.flatten(1)
-    top = matrix @ columns if bias is None else torch.addmm(bias[:, None], matrix, columns)
-    return top.view(-1, batch, *size).transpose(0, 1)
+    top = multiply(columns(bottom, weight, stride, pad), weight, bias)
+    size = size_of(bottom, weight, stride, pad)
+    return top.view(-1, bottom.shape[0], *size).transpose(0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -11,7 +13,9 @@ from torch.autograd import forward_ad
 from caffe_port import mode
 from caffe_port.ops.base import Op
 
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _on = True
+_recompute = False
 
 
 def set_plan(on: bool) -> None:
@@ -23,6 +27,25 @@ def set_plan(on: bool) -> None:
 def is_on() -> bool:
     """Return whether nets compute by plan."""
     return _on
+
+
+def set_recompute(on: bool) -> None:
+    """Let nets in training keep fewer blobs (where a process starts), or those they need.
+
+    Backward then computes the others again, to the same bit: less memory, more time. With glibc,
+    memory that is freed goes back to the system at once from then on.
+    """
+    global _recompute
+    _recompute = bool(on)
+    if on and sys.platform == 'linux':
+        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 2**23)
+
+
+def is_recomputing() -> bool:
+    """Return whether nets in training keep fewer blobs."""
+    return _recompute
 
 
 def covers(tensors: Iterable[Tensor]) -> bool:

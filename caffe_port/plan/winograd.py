@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 IN, OUT, TAPS = 6, 4, 3
 POINTS = [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)]
@@ -72,13 +71,20 @@ def filters(weight: Tensor) -> Tensor:
     return _transformed_taps(weight, _G).transpose(1, 2)
 
 
-def _turned_filters(weight: Tensor) -> Tensor:
-    """Return the transform of the filters turned round, from tops to bottoms: 36 x O x I."""
-    return _transformed_taps(weight, _G.flip(1))
+def turned_filters(weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the transform of the filters turned round, from tops to bottoms: 36 x O x I.
+
+    With it the diff of a convolution's bottom is one of the top's diff, padded by 2 - pad.
+    """
+    return _transformed_taps(weight, _G.flip(1), out)
 
 
-def _transformed_taps(weight: Tensor, matrix: Tensor) -> Tensor:
-    return (matrix @ weight.reshape(-1, TAPS * TAPS).t()).view(IN * IN, *weight.shape[:2])
+def _transformed_taps(weight: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return matrix times the taps: 36 x O x I; in the memory of `out` if given."""
+    if out is not None:
+        out = out.view(IN * IN, -1)
+    taps = torch.mm(matrix, weight.reshape(-1, TAPS * TAPS).t(), out=out)
+    return taps.view(IN * IN, *weight.shape[:2])
 
 
 def tiles_down(size: int) -> int:
@@ -126,12 +132,19 @@ def _transformed(rows: Tensor, matrix: Tensor, size: int) -> Tensor:
 
 
 def convolve(
-    image: Tensor, transform: Tensor, bias: Tensor | None, pad: int, out: Tensor, relu: bool = False
+    image: Tensor,
+    transform: Tensor,
+    bias: Tensor | None,
+    pad: int,
+    out: Tensor,
+    relu: bool = False,
+    mask: Tensor | None = None,
 ) -> None:
     """Write the convolution of one image, C x H x W, to `out`, K x h x w.
 
     `transform` is that of filters(). Both are fastest where channels come last in memory.
-    The columns read, reach(w), may end in the padding or beyond the image.
+    The columns read, reach(w), may end in the padding or beyond the image. With a mask, of out's
+    shape, the values are 0 where it is not positive.
     """
     (channels, height, width), outputs = (image.shape[0], *out.shape[1:]), out.shape[0]
     across, columns = tiles_down(width), reach(width)
@@ -147,61 +160,29 @@ def convolve(
         found = tiles.reshape(OUT * down, OUT * across, outputs)[: last - first, :width]
         if relu:
             torch.clamp_min(found, 0, out=to[first:last])
+        elif mask is not None:
+            torch.mul(found, mask[:, first:last].permute(1, 2, 0) > 0, out=to[first:last])
         else:
             to[first:last].copy_(found)
 
 
-def correlate(image: Tensor, diff: Tensor, pad: int) -> Tensor:
-    """Return the gradient of the weight, O x I x 3 x 3, from one image and its top's diff."""
+def correlate(image: Tensor, diff: Tensor, pad: int, total: Tensor | None = None) -> Tensor:
+    """Return the gradient of the weight, O x I x 3 x 3, from one image and its top's diff.
+
+    total: memory for 36 x O x I values, to be overwritten.
+    """
     (channels, height, width), outputs = (image.shape[0], *diff.shape[1:]), diff.shape[0]
     across = tiles_down(width)
-    total = image.new_zeros(IN * IN, channels, outputs)
+    if total is None:
+        total = image.new_empty(IN * IN, outputs, channels)
     strips = _strips(height, width, channels)
     for top in strips:
         down = min(strips.step, tiles_down(height) - top)
         first = OUT * top
         rows = _rows_of(image, first, first + reach(OUT * down), pad, reach(width))
         diffs = _rows_of(diff, first, first + OUT * down, 0, OUT * across)
-        points = _transformed(rows, _B, IN).transpose(1, 2)
-        total.baddbmm_(points, _transformed(diffs, _A_BACK, OUT))
+        points = _transformed(rows, _B, IN)
+        of_tops = _transformed(diffs, _A_BACK, OUT).transpose(1, 2)
+        torch.baddbmm(total, of_tops, points, beta=int(top > 0), out=total)
     taps = _G_BACK @ total.view(IN * IN, -1)
-    return taps.view(TAPS, TAPS, channels, outputs).permute(3, 2, 0, 1)
-
-
-class Convolution(torch.autograd.Function):
-    """conv2d(bottom, weight, bias, padding=pad), pad 0 to 2, whose gradients are Winograd's.
-
-    The values are PyTorch's own: where two of them are all but equal, their rounding decides
-    which one a maximum lets the gradient pass to. The gradients are linear in the top's
-    diff, so that rounding stays rounding. That of the bottom is a convolution too: of the top's
-    diff with the filters turned round.
-    """
-
-    @staticmethod
-    def forward(bottom: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
-        return F.conv2d(bottom, weight, bias, padding=pad)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        bottom, weight, _, ctx.pad = inputs
-        ctx.save_for_backward(bottom, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
-        bottom, weight = ctx.saved_tensors
-        to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
-        of_bottom = of_weight = of_bias = None
-        if to_bottom:
-            of_bottom = torch.empty_like(bottom)
-            turned = _turned_filters(weight)
-            for image, out in zip(diff, of_bottom):
-                convolve(image, turned, None, TAPS - 1 - ctx.pad, out)
-        if to_weight:
-            of_weight = correlate(bottom[0], diff[0], ctx.pad)
-            for pair in zip(bottom[1:], diff[1:]):
-                of_weight = of_weight + correlate(*pair, ctx.pad)
-            of_weight = of_weight.contiguous()
-        if to_bias:
-            of_bias = diff.sum((0, 2, 3))
-        return of_bottom, of_weight, of_bias, None
+    return taps.view(TAPS, TAPS, outputs, channels).permute(2, 3, 0, 1)

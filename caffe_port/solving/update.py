@@ -20,7 +20,7 @@ from caffe_port.solving.rules import RULES, Step
 LOG = logging.getLogger('caffe_port')
 # How many elements are updated at once. A rule passes over them several times: on a CPU so few
 # stay in the cache, on a GPU they bound the memory of intermediate results.
-_PIECE_OF_CPU = 2**20
+_PIECE_OF_CPU = 2**18
 _PIECE_OF_GPU = 2**25
 
 

@@ -65,6 +65,15 @@ def add_computing(parser: argparse.ArgumentParser, precisions: Sequence[str]) ->
     precision.add_option(parser, precisions)
 
 
+def add_recompute(parser: argparse.ArgumentParser) -> None:
+    """Add the option --recompute."""
+    parser.add_argument(
+        '--recompute',
+        action='store_true',
+        help='keep fewer blobs for backward: less memory, more time (on the CPU)',
+    )
+
+
 class OneGpu(argparse.Action):
     """Take a GPU's number from --gpu or from its place, not two numbers that differ."""
 
@@ -178,6 +187,7 @@ def start_training(args: argparse.Namespace) -> None:
     """Compute as the options of add_gpu and add_computing say."""
     choose_device(args.gpu)
     caffe.set_plan(args.plan)
+    caffe.set_recompute(args.recompute)
     precision.set_for_training(args.precision)
 
 

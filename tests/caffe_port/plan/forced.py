@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import caffe_port as caffe
-from caffe_port.plan import faster, lines, planner, products, switch
+from caffe_port.plan import faster, lines, planner, products, steps, stretches, switch
 
 NETS = [
     'voc_fcn32s',
@@ -35,7 +35,9 @@ def force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switch, '_on', True)
     monkeypatch.setattr(planner, 'LEAST', 0)
     monkeypatch.setattr(faster, 'LEAST', 0)
-    monkeypatch.setattr(faster, 'LEAST_CHANNELS', 4)
+    monkeypatch.setattr(stretches, 'LEAST', 0)
+    for which in 'BOTTOM', 'WEIGHT':
+        monkeypatch.setattr(steps, f'LEAST_FOR_{which}', 4)
     monkeypatch.setattr(lines, 'LEAST_CHANNELS', 4)
     monkeypatch.setattr(products, 'LEAST_WEIGHTS', 16 * 32 * 49)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 import caffe_port as caffe
@@ -62,7 +62,8 @@ def test_outputs_at_every_residue():
 @pytest.mark.parametrize('name', NETS)
 def test_values_and_gradients(name):
     one = NETS.index(name) % 2
-    check_gradients(name, caffe.TRAIN if one else caffe.TEST, 1 if one else 3, (17, 9))
+    case = name, caffe.TRAIN if one else caffe.TEST, 1 if one else 3, (17, 9)
+    assert any(check_gradients(*case, seed) for seed in range(3))
 
 
 @examples(2, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -73,15 +74,22 @@ def test_values_and_gradients(name):
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
 )
 def test_values_and_gradients_in_both_phases(name, phase, batch, size):
-    check_gradients(name, phase, batch, size)
+    assume(check_gradients(name, phase, batch, size))
 
 
-def check_gradients(name: str, phase: int, batch: int, size: tuple[int, int]) -> None:
+def check_gradients(
+    name: str, phase: int, batch: int, size: tuple[int, int], seed: int = 0
+) -> bool:
+    """Hold blobs and gradients by plan against those layer by layer.
+
+    Return False, with the gradients not compared, where a ReLU or a maximum is undecided to
+    rounding: then there are two gradients, far apart, and both are right.
+    """
     found = []
     net = drawn(name, 'val', phase, drop=0.5)
     for top in net.inputs:
         net.blobs[top].reshape(batch, net.blobs[top].channels, *size)
-    rng = np.random.RandomState(0)
+    rng = np.random.RandomState(seed)
     for top in net.inputs:
         shape = net.blobs[top].shape
         label = top in ('label', 'sem', 'geo')
@@ -92,11 +100,34 @@ def check_gradients(name: str, phase: int, batch: int, size: tuple[int, int]) ->
         net.clear_param_diffs()
         net.forward()
         net.backward()
-        values = {f'data {name}': blob.data.copy() for name, blob in net.blobs.items()}
-        values.update((f'diff {name}', blob.diff.copy()) for name, blob in net.blobs.items())
-        for layer, blobs in net.params.items():
-            values.update((f'{layer} {i}', blob.diff.copy()) for i, blob in enumerate(blobs))
-        found.append(values)
-    for what, expected in found[1].items():
-        assert_near(found[0][what], expected, 1e-5 if what.startswith('data') else 1e-4, what)
-    assert any(expected.any() for expected in found[1].values())
+        params = {
+            f'{layer} {i}': blob.diff.copy()
+            for layer, blobs in net.params.items()
+            for i, blob in enumerate(blobs)
+        }
+        diffs = {name: blob.diff.copy() for name, blob in net.blobs.items()}
+        found.append(({name: blob.data.copy() for name, blob in net.blobs.items()}, diffs, params))
+    (data, diffs, params), (own_data, own_diffs, own_params) = found
+    for what, expected in own_data.items():
+        assert_near(data[what], expected, 1e-5, f'data {what}')
+    if choices(net, data) != choices(net, own_data):
+        return False
+    for what, expected in {**own_diffs, **own_params}.items():
+        assert_near({**diffs, **params}[what], expected, 1e-4, f'diff {what}')
+    assert any(expected.any() for expected in own_params.values())
+    return True
+
+
+def choices(net: caffe.Net, data: dict[str, np.ndarray]) -> list[bytes]:
+    """Return which values the ReLUs of a net let pass, and which its maxima pick of those."""
+    found = []
+    for node in net.module.nodes:
+        if node.type == 'ReLU':
+            found.append((data[node.tops[0]] > 0).tobytes())
+        if node.type == 'Pooling':
+            bottom = torch.from_numpy(data[node.bottoms[0]])
+            top, picked = torch.nn.functional.max_pool2d(
+                bottom, *node.op.windows, ceil_mode=True, return_indices=True
+            )
+            found.append((picked * (top > 0)).numpy().tobytes())
+    return found

@@ -1,0 +1,183 @@
+"""A Net's forward and backward by stretches: layers in a row whose blobs nobody looks at.
+
+The blobs inside a stretch have their shapes at once. Their values are made whole when somebody
+asks for them, their diffs are computed then, layer by layer: from the values of the last
+forward and the diff that its last backward met, while the weights are still the same. A blob
+that was asked for once is whole from the next forward on: the stretch ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from caffe_port import tape
+from caffe_port.blob import Blob
+from caffe_port.building import Node
+from caffe_port.errors import CaffeError
+from caffe_port.ops.base import as_tuple
+from caffe_port.plan import stretches
+from caffe_port.plan.steps import Room
+from caffe_port.plan.stretches import Made, Stretch
+from caffe_port.plan.switch import is_recomputing
+
+
+class Run:
+    """The last forward of a stretch; the trace for its backward is used once unless kept."""
+
+    def __init__(self, stretch: Stretch, bottom: Tensor):
+        self.stretch = stretch
+        self.bottom = bottom.clone(memory_format=torch.channels_last)
+        self.made: list[Made] = []
+        self.top = bottom
+        self.trace: tape.Trace | None = None
+        self.diff: Tensor | None = None  # of the top, in the last backward
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, 'trace': None}  # PyTorch's graphs cannot be copied
+
+
+class PlannedTraining:
+    """Stretches over the blobs of one Net."""
+
+    def __init__(self, nodes: Sequence[Node], blobs: Mapping[str, Blob]):
+        self._nodes, self._blobs = nodes, blobs
+        self._asked: set[str] = set()
+        self._apart: set[str] | None = None
+        self._stretches: dict[int, Stretch] = {}  # by their first layer's number
+        self._runs: dict[int, Run] = {}  # by their last layer's number
+        self._rooms: dict[int, list[Room]] = {}  # by their first layer's number
+
+    def __getstate__(self) -> dict:
+        # A copy finds its stretches, and takes memory for them, anew.
+        return {**self.__dict__, '_stretches': {}, '_rooms': {}, '_apart': None}
+
+    def ask_for(self, names: set[str]) -> None:
+        """Keep these blobs and their diffs whole from now on."""
+        self._asked |= names
+
+    def start(self) -> None:
+        """Forget the last forward, and let stretches end with the blobs that are asked for."""
+        for run in self._runs.values():
+            run.made.clear()  # the next forward overwrites it
+        self._runs = {}
+        shown = {name for name in self._blobs if self._is_shown(name)}
+        if self._apart != self._asked | shown:
+            self._apart = self._asked | shown
+            found = stretches.find(self._nodes, self._apart)
+            self._stretches = {stretch.numbers[0]: stretch for stretch in found}
+            self._rooms = {stretch.numbers[0]: stretch.rooms() for stretch in found}
+
+    def _is_shown(self, name: str) -> bool:
+        return self._blobs[name].is_shown() or self._blobs[name].is_diff_shown()
+
+    def _is_unseen(self, stretch: Stretch) -> bool:
+        """Return whether nobody asks for blobs inside a stretch or holds their arrays."""
+        return not any(name in self._asked or self._is_shown(name) for name in stretch.inner)
+
+    def forward(self, first: int, end: int) -> Sequence[int]:
+        """Run the stretch that begins with layer `first`; return the numbers of its layers.
+
+        There are none unless a stretch begins there, ends before layer `end` and fits its bottom.
+        """
+        stretch = self._stretches.get(first)
+        if stretch is None or stretch.numbers[-1] >= end or not stretch.need_backward:
+            return ()
+        if not self._is_unseen(stretch):
+            return ()
+        bottom = self._blobs[stretch.bottom].tensor
+        if not stretch.may_take(bottom):
+            return ()
+        run, rooms = Run(stretch, bottom), self._rooms[first]
+
+        def compute(leaf: Tensor) -> tuple[Tensor]:
+            if is_recomputing():
+                return (stretch.compute_sparingly(leaf),)
+            return (stretch.compute(leaf, run.made, rooms),)
+
+        (top,), run.trace = tape.record(stretch, [run.bottom], compute)
+        self._blobs[stretch.top].tensor = run.top = top.detach()
+        for name, shape in stretch.inner_shapes(tuple(bottom.shape)).items():
+            self._blobs[name].postpone(shape, partial(self._show, run, name))
+        self._runs[stretch.numbers[-1]] = run
+        return stretch.numbers
+
+    def forget(self, number: int) -> None:
+        """Take no gradient through a stretch of whose layers one runs by itself."""
+        for run in self._runs.values():
+            if number in run.stretch.numbers:
+                run.trace = None
+
+    def _show(self, run: Run, name: str) -> None:
+        """Make the values of a blob inside a stretch whole."""
+        self._asked.add(name)
+        if not run.made:
+            self._compute_again(run, f'blob {name} was', 'forward', f"forward(blobs=['{name}'])")
+        (made,) = (made for made in run.made if made.name == name)
+        self._blobs[name].tensor = made.whole()
+
+    def ready(self, last: int, first: int) -> Run | None:
+        """Return the run of the stretch that ends with layer `last`, if its backward may run.
+
+        It may not where layers from `first` on are asked for, or where somebody has seen the
+        values of blobs inside or asks for their diffs, or has changed the bottom.
+        """
+        run = self._runs.get(last)
+        if run is None or run.trace is None or first > run.stretch.numbers[0]:
+            return None
+        stretch, bottom = run.stretch, self._blobs[run.stretch.bottom].tensor
+        unchanged = (
+            self._is_unseen(stretch)
+            and all(self._blobs[name].is_postponed for name in stretch.inner)
+            and stretch.is_untouched()
+            and tape.fits(stretch, run.trace, self._blobs)
+            and torch.equal(bottom, run.bottom)
+        )
+        return run if unchanged else None
+
+    def finish(self, run: Run, diff: Tensor, keep: bool) -> None:
+        """Note that the backward of a run has taken place, from the diff of its top."""
+        run.diff = diff
+        if not keep:
+            run.trace = None
+        if run.stretch.steps[-1].relu is not None:  # in place: the blob's diff is the one before it
+            self._blobs[run.stretch.top].diff_tensor = diff * (run.top > 0)
+        for name in run.stretch.inner_with_diffs:
+            self._blobs[name].postpone_diff(partial(self._show_diff, run, name))
+
+    def _compute_again(self, run: Run, what: str, by: str, call: str) -> None:
+        """Compute the blobs of a run once more.
+
+        Raises CaffeError if the top is not what it was: the weights have changed.
+        """
+        made: list[Made] = []
+        with torch.no_grad():
+            top = run.stretch.compute(run.bottom, made)
+        last = self._runs.get(run.stretch.numbers[-1])
+        if last is not run or not torch.equal(top, run.top):
+            raise CaffeError(
+                f'{what} not kept by the last {by}, and the weights or blobs have changed since: '
+                f'ask for it by {call}, look at it again after the next {by}, or '
+                'call set_plan(False)'
+            )
+        run.made = made
+
+    def _show_diff(self, run: Run, asked: str) -> None:
+        """Compute the diffs of the blobs inside a stretch, layer by layer."""
+        stretch = run.stretch
+        self._asked.add(asked)
+        what = f'the diff of blob {asked} was'
+        self._compute_again(run, what, 'backward', f"backward(diffs=['{asked}'])")
+        values: dict[str, Tensor] = {}
+        with torch.enable_grad():
+            x = run.bottom.contiguous().requires_grad_()
+            for node in stretch.nodes:
+                (x,) = as_tuple(node.op(x))
+                values.setdefault(node.tops[0], x)
+        names = stretch.inner_with_diffs
+        found = torch.autograd.grad(x, [values[name] for name in names], run.diff)
+        for name, diff in zip(names, found):
+            self._blobs[name].diff_tensor = diff
