@@ -54,9 +54,9 @@ examples:
 Convert weights between Caffe and PyTorch, bit for bit, or a net for other engines.
 """
 KINDS = """\
-Kinds of files, by suffix: .caffemodel .caffemodel.h5 .pth .pt .safetensors .npz; a blob is called
-<layer>.weight and so on in the last four. DST may also be, net and all, with --net or --prototxt,
-.onnx or .pt2 (torch.export), for images of any size. .caffemodel.h5 needs h5py, .safetensors
+Kinds of files, by suffix: .caffemodel .h5 .pth .pt .pth.tar .ckpt .safetensors .npz; a blob is
+called <layer>.weight and so on in all but the first two. DST may also be, net and all, with --net
+or --prototxt, .onnx or .pt2 (torch.export), for images of any size. .h5 needs h5py, .safetensors
 safetensors, .onnx onnxscript and, to verify, onnxruntime.
 
 exit status: 0; 2 with one line `error: ...`, then nothing was written unless --verify failed;

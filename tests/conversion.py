@@ -11,7 +11,7 @@ import pytest
 from caffe_port import convert, prototxt
 from caffe_port.files import caffemodel, weights
 
-KINDS = ('.caffemodel', '.caffemodel.h5', '.pth', '.pt', '.safetensors', '.npz')
+KINDS = ('.caffemodel', '.caffemodel.h5', '.h5', '.pth', '.ckpt', '.safetensors', '.npz')
 TINY = """
 name: "tiny"
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: [1, 2, 6, 6] } } }

@@ -2,8 +2,9 @@
 
 torch.load builds whatever a pickle describes, and a hundred bytes can describe gigabytes.
 Here the few opcodes that torch.save writes for a state_dict act on plain values, one by
-one; every other opcode, and every name but those of tensors, is refused. Values stay in
-the file. Sources: torch/serialization.py (both layouts), Python's pickletools (opcodes).
+one; every other opcode is refused. What other names make is a mark that nothing looks into: a
+checkpoint may have such values beside its state_dict, the state_dict may not. Values stay in the
+file. Sources: torch/serialization.py (both layouts), Python's pickletools (opcodes).
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ class _Name(NamedTuple):
     text: str
 
 
+class _Strange(NamedTuple):
+    """A value that is not made, as no weights need it; `why` is what an error says of it."""
+
+    why: str
+
+
 class _Storage(NamedTuple):
     """The values behind a tensor: their kind (Float, ...), key in the file and count."""
 
@@ -77,21 +84,23 @@ class _Tensor(NamedTuple):
 def read_torch(path: str | os.PathLike) -> Named:
     """Index the tensors of a state_dict that torch.save wrote, alone or in a checkpoint.
 
-    A checkpoint is a dict of plain values and tensors with the state_dict under one of
-    `state_dict`, `model_state_dict` and `model`.
-    Raises CaffeError for what is not a plain state_dict of dense floating tensors, and for
-    a pickle that asks for anything but tensors.
+    A checkpoint is a dict with the state_dict under one of `state_dict`, `model_state_dict`
+    and `model`; what else is in it is not looked at.
+    Raises CaffeError for what is not a plain state_dict of dense floating tensors.
     """
     source = wire.WireFile(path)
     with translate_errors(path, 'not a state_dict that torch.save wrote'):
         unpack = _zipped if source.head(4) == wire.ZIP else _flat
         content, place_of = unpack(source)
+        _refuse_strange(content)
         if not isinstance(content, dict):
             raise CaffeError(
                 f'{path}: expected a plain state_dict, names to tensors, '
                 f'found a {type(content).__name__}'
             )
         content = _unwrapped(path, content)
+        for value in content.values():
+            _refuse_strange(value)
         strange = [
             repr(key)[:40]
             for key, value in content.items()
@@ -118,6 +127,11 @@ def write_torch(
             torch.save(state, out)
         except RuntimeError as error:  # torch hides the disk's own error behind it
             raise error.__context__ or error from None
+
+
+def _refuse_strange(value: Any) -> None:
+    if isinstance(value, _Strange):
+        raise ValueError(value.why)
 
 
 def _unwrapped(path: str | os.PathLike, content: dict) -> dict:
@@ -207,26 +221,32 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
         elif op in ('APPEND', 'APPENDS'):
             start = marks.pop() if op == 'APPENDS' else len(stack) - 1
             items = _popped(stack, start)
-            stack[-1].extend(items)
+            if not isinstance(stack[-1], _Strange):
+                stack[-1].extend(items)
         elif op in ('SETITEM', 'SETITEMS'):
             start = marks.pop() if op == 'SETITEMS' else len(stack) - 2
             items = _popped(stack, start)
-            stack[-1].update(_pairs(zip(items[::2], items[1::2])))
+            if not isinstance(stack[-1], _Strange):
+                stack[-1].update(_pairs(zip(items[::2], items[1::2])))
         elif op == 'GLOBAL':
             stack.append(_name(arg.replace(' ', '.')))
         elif op == 'BINPERSID':
             stack[-1] = storage = _storage(*stack[-1])
-            storages[storage.key] = storage
-        elif op == 'REDUCE':
+            if isinstance(storage, _Storage):
+                storages[storage.key] = storage
+        elif op in ('REDUCE', 'NEWOBJ'):
             args, name = stack.pop(), stack.pop()
-            if name.text == _DICT and args:  # as Python 2 wrote it: a list of pairs
+            if isinstance(name, _Strange):
+                stack.append(name)
+            elif op == 'REDUCE' and name.text == _DICT and args:
+                # As Python 2 wrote it: a list of pairs.
                 steps += len(args[0])
                 stack.append(dict(_pairs(args[0])))
             else:
                 stack.append(_made(name.text, args))
         elif op == 'BUILD':
             stack.pop()  # an OrderedDict's attributes, such as _metadata
-            if not isinstance(stack[-1], dict):
+            if not isinstance(stack[-1], (dict, _Strange)):
                 raise ValueError('a value with a state')
         elif op == 'STOP':
             return stack.pop()
@@ -246,18 +266,20 @@ def _pairs(items) -> list[tuple[Any, Any]]:
     return [(key if type(key) is str else int(key), value) for key, value in items]
 
 
-def _name(text: str) -> _Name:
+def _name(text: str) -> _Name | _Strange:
     if text in (*_TENSOR, _PARAMETER, _DICT) or re.fullmatch(r'torch\.\w+Storage', text):
         return _Name(text)
-    raise ValueError(
+    return _Strange(
         f'it asks for {text[:100]}, and a weight file may hold nothing but dense tensors'
     )
 
 
-def _storage(tag: str, name: _Name, key: str, place: str, size: int, view: None = None) -> _Storage:
+def _storage(
+    tag: str, name: _Name, key: str, place: str, size: int, view: None = None
+) -> _Storage | _Strange:
     kind = name.text.removeprefix('torch.').removesuffix('Storage')
     if kind not in _FLOATS:
-        raise ValueError(f'expected dense tensors of floats only, found a {kind}Tensor')
+        return _Strange(f'expected dense tensors of floats only, found a {kind}Tensor')
     if tag != 'storage' or view is not None or type(key) is not str or type(size) is not int:
         raise ValueError('a storage that torch.save does not write')
     return _Storage(kind, key, size)
@@ -275,6 +297,7 @@ def _made(name: str, args: tuple) -> Any:
 
 def _stored(source: wire.WireFile, where: str, tensor: _Tensor, place_of: Places) -> StoredBlob:
     storage, offset, shape, stride = tensor
+    _refuse_strange(storage)
     if not isinstance(storage, _Storage):
         raise ValueError('a tensor without values')
     kind, _, count = storage

@@ -1,10 +1,10 @@
 """Read and write weight files of every kind as layers of blobs, and fit them to a net.
 
-The suffix says the kind. Files of named tensors (.pth, .pt, .safetensors, .npz) call a
-blob `<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance and
-scale_factor of a BatchNorm; blob0, blob1, ... of a Python layer; and in any other
+The suffix says the kind. Files of named tensors (.pth, .pt, .pth.tar and .ckpt, .safetensors,
+.npz) call a blob `<layer>.<blob>`, as the state_dict of a net does: weight, bias; mean, variance
+and scale_factor of a BatchNorm; blob0, blob1, ... of a Python layer; and in any other
 layer, from the third blob on, the number of the blob. The last dot separates the two, so
-layers may have dots. `module.` or `model.` before every key is taken off.
+layers may have dots. `module.`, `model.` or `net.` before every key is taken off.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ LOG = logging.getLogger('caffe_port')
 READERS: dict[str, Callable[[Any], Named]] = {
     '.pth': pth.read_torch,
     '.pt': pth.read_torch,
+    '.pth.tar': pth.read_torch,
+    '.ckpt': pth.read_torch,
     '.safetensors': named.read_safetensors,
     '.npz': named.read_npz,
 }
 WRITERS: dict[str, Callable[[Any, Sequence[tuple[str, StoredBlob]], ReadBlob], None]] = {
     '.pth': pth.write_torch,
     '.pt': pth.write_torch,
+    '.pth.tar': pth.write_torch,
+    '.ckpt': pth.write_torch,
     '.safetensors': named.write_safetensors,
     '.npz': named.write_npz,
 }
-SUFFIXES = ('.caffemodel', '.caffemodel.h5', *READERS)
+SUFFIXES = ('.caffemodel', '.caffemodel.h5', '.h5', *READERS)
 # Deflated or shared values may take more bytes than their file; forged ones without bound.
 _MOST_TIMES, _LEAST_BOUND = 8, 1 << 26
 _PLACES = {'weight': 0, 'bias': 1, 'mean': 0, 'variance': 1, 'scale_factor': 2}
 # DataParallel's, and those that training frameworks and torch.compile use.
-_WRAPPERS = 'module.', 'model.', '_orig_mod.'
+_WRAPPERS = 'module.', 'model.', 'net.', '_orig_mod.'
 _NUMBERED = re.compile(r'(?:blob)?(0|[1-9]\d{0,5})', re.ASCII)
 # How many axes today's Caffe gives the blobs of layers that are older than `shape`.
 _AXES = {'Convolution': (4, 1), 'Deconvolution': (4, 1), 'InnerProduct': (2, 1), 'PReLU': (1,)}
