@@ -99,6 +99,9 @@ class NetModule(nn.Module):
                 f'no blob named {", ".join(sorted(unknown))}; '
                 f'inputs are {", ".join(self.inputs) or "none"}'
             )
+        for name, value in inputs.items():
+            if not isinstance(value, Tensor):
+                raise CaffeError(f'input {name}: expected a tensor, found {type(value).__name__}')
         planner = None if torch.compiler.is_compiling() else self.planner
         if planner is not None:
             planned = planner(inputs, self.outputs)

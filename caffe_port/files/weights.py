@@ -257,9 +257,14 @@ class Fit:
         """Raise CaffeError, naming file `path`, if it does not have all layers of the net."""
         wrong = self.missing + self.mismatched
         if wrong:
+            counts = [
+                f'{len(names)} layer{"s" * (len(names) > 1)} {how}'
+                for names, how in ((self.missing, 'missing'), (self.mismatched, 'of other shapes'))
+                if names
+            ]
             raise CaffeError(
-                f'{path}: does not fit the net: {len(self.missing)} layers missing, '
-                f'{len(self.mismatched)} mismatched, first {wrong[0]}'
+                f'{path}: does not fit the net: {", ".join(counts)}, first {wrong[0]}; is it the '
+                'file of another net, or of other classes?'
             )
 
 

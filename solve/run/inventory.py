@@ -245,7 +245,7 @@ def weight_row(place: str, what: str, root: Path) -> Row:
     size = '' if published.nbytes is None else format_size(published.nbytes)
     if not path.is_file():
         part = path.with_name(f'{path.name}.part')
-        remark = ''
+        remark = published.checksum or ''
         if part.is_file():
             remark = f'{format_size(part.stat().st_size)} of it are in {part.name}'
         return Row(what, 'missing', size, path, remark, published.url)

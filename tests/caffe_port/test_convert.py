@@ -213,7 +213,7 @@ def test_file_that_does_not_fit_the_net_is_refused_with_every_difference(tmp_pat
         'missing: other: 3 x 2 x 3 x 3, 3',
         'mismatched: fc: expected 5 x 48, 5, found 4 x 48, 4',
     ]
-    assert 'does not fit the net: 1 layers missing, 1 mismatched' in said.err
+    assert 'does not fit the net: 1 layer missing, 1 layer of other shapes' in said.err
     assert not (tmp_path / 'b.pth').exists()
 
 

@@ -49,6 +49,11 @@ def image(*size, seed=0) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
+def test_an_input_that_is_no_tensor_is_named():
+    with pytest.raises(caffe.CaffeError, match='input data: expected a tensor, found ndarray'):
+        small().module(np.zeros((1, 2, 9, 9), np.float32))
+
+
 def test_parameters_are_the_blobs_memory_both_ways():
     net = small()
     weight = net.module.get_parameter('conv.weight')

@@ -153,7 +153,7 @@ def test_a_deploy_prototxt_takes_the_mean_it_is_expected(folder, monkeypatch, ca
         ('voc_fcn8s w.caffemodel none.jpg', 'none.jpg: no such file'),
         ('voc_fcn8s w.caffemodel a.png a.png', 'two pictures named a: one would replace the other'),
         ('voc_fcn8s w.caffemodel a.png --output b.jpg', 'b.jpg: cannot be made'),
-        ('voc_fcn16s w.caffemodel a.png', 'w.caffemodel: does not fit the net: 1 layers missing'),
+        ('voc_fcn16s w.caffemodel a.png', 'w.caffemodel: does not fit the net: 1 layer missing'),
         ('train.prototxt w.caffemodel a.png', 'train.prototxt: no Input layer'),
         ('trunk.prototxt w.caffemodel a.png', "no output is of the image's size"),
         (

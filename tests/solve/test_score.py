@@ -661,7 +661,7 @@ def one_line(capsys):
         ),
         (['voc_fcn8s', '{tmp}/none.pth'], 'none.pth'),
         (['voc_fcn8s', '{tmp}/weights.txt'], 'weights.txt: expected a name that ends in'),
-        (['voc_fcn16s', '{w}'], 'random.caffemodel: does not fit the net: 1 layers missing'),
+        (['voc_fcn16s', '{w}'], 'random.caffemodel: does not fit the net: 1 layer missing'),
         (['voc_fcn8s', '{w}', '--split', 'nothing'], 'nothing.txt: no such file'),
         (['voc_fcn8s', '{w}', '--split', '../val'], "'../val' is not an id"),
         (
