@@ -700,7 +700,7 @@ def test_weights_wider_than_the_net_ask_for_no_more_memory_than_its_own(run, tmp
     net = prototxt.parse_net('layer { name: "conv1_1" type: "Convolution" }')
     caffemodel.write(tmp_path / 'wide.caffemodel', net, {'conv1_1': [wide, wide[:, 0, 0, 0]]})
     assert run(weights=tmp_path / 'wide.caffemodel') == 2
-    assert '1 mismatched' in one_line(capsys)
+    assert '1 layer of other shapes' in one_line(capsys)
 
 
 # The picture.
