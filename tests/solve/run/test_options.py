@@ -8,9 +8,9 @@ from PIL import Image
 
 from caffe_port import convert, mode
 from caffe_port.errors import CaffeError
-from solve import infer, score
+from solve import infer, launch, score
+from solve.datasets import voc
 from solve.run import options, precision
-from solve.run.precision import FOR_TRAINING
 from tests.solve.scored import call
 
 TEXT = """
@@ -69,9 +69,7 @@ def test_a_strangers_prototxt_writes_no_file(tmp_path, monkeypatch, capsys):
 
 def test_the_scripts_train_in_bf16_and_say_so_but_not_in_fp16(monkeypatch, capsys):
     monkeypatch.setattr(options, 'choose_device', lambda gpu: None)
-    parser = options.make_parser('voc_fcn32s.py', '')
-    options.add_gpu(parser, positional=True)
-    options.add_computing(parser, FOR_TRAINING)
+    parser = launch._make_parser('', 'voc_fcn32s', voc, ['vgg16.caffemodel'])
     for chosen, said in (('bf16', 'Precision: bf16 in convolutions'), ('fp32', '')):
         options.start_training(parser.parse_args(['--precision', chosen]))
         assert mode.precision() == chosen
