@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from caffe_port.blob import ParamBlob, Shape
+from caffe_port.blob import Shape
 from caffe_port.building import Node
 from caffe_port.errors import CaffeError
 from caffe_port.ops.base import Op
@@ -91,10 +91,6 @@ class Stretch:
     def blobs(self) -> list[torch.nn.Parameter]:
         """Return the parameters of all layers, once each."""
         return list({id(p): p for node in self.nodes for p in node.op.blobs()}.values())
-
-    def param_blobs(self) -> list[ParamBlob]:
-        """Return the params of all layers, as pycaffe shows them."""
-        return [blob for node in self.nodes for blob in node.op.param_blobs]
 
     def is_untouched(self) -> bool:
         return all(is_untouched(node.op) for node in self.nodes)

@@ -141,6 +141,8 @@ class PlannedTraining:
     def finish(self, run: Run, diff: Tensor, keep: bool) -> None:
         """Note that the backward of a run has taken place, from the diff of its top."""
         run.diff = diff
+        for node in run.stretch.nodes:
+            node.op.free_spares()
         if not keep:
             run.trace = None
         if run.stretch.steps[-1].relu is not None:  # in place: the blob's diff is the one before it
