@@ -25,7 +25,7 @@ from caffe_port.plan.areas import Window
 from caffe_port.plan.bands import Axis, Bands, Cut
 from caffe_port.plan.lines import filter_windows, is_sliding_pooling, pooling_windows
 from caffe_port.plan.steps import Room
-from caffe_port.plan.switch import covers, is_untouched
+from caffe_port.plan.switch import covers, is_recomputing, is_untouched
 
 # A stretch of fewer multiply-adds runs layer by layer.
 LEAST = 2**24
@@ -124,8 +124,11 @@ class Stretch:
     ) -> Tensor:
         """Return the top, contiguous; append what the blobs inside hold to `made`.
 
-        With rooms, these are overwritten by the next call with the same ones.
+        With rooms, these are overwritten by the next call with the same ones. While nets
+        recompute (see switch), nothing is kept for gradients and nothing appended.
         """
+        if is_recomputing() and torch.is_grad_enabled():
+            return self._compute_sparingly(bottom)
         rooms = self.rooms() if rooms is None else rooms
         layout, x = self._start(bottom)
         for i, step in enumerate(self.steps):
@@ -135,7 +138,7 @@ class Stretch:
             x = _insert(x, layout.inserts[i])
         return x.contiguous()
 
-    def compute_sparingly(self, bottom: Tensor) -> Tensor:
+    def _compute_sparingly(self, bottom: Tensor) -> Tensor:
         """Do as `compute`, but keep no blobs for the gradients: backward computes them again.
 
         Kept are the bottom and the tops of layers with a stride, which are small.
