@@ -380,7 +380,8 @@ class ParamBlob(Blob):
         if self._diff is not None and self._diff.is_shown():
             grad.zero_()
         else:
-            self._spare, self.parameter.grad = grad, None
+            self._spare = grad if grad.device.type == 'cpu' else None
+            self.parameter.grad = None
 
     def take_spare(self) -> Tensor | None:
         """Return the memory of the gradient that was cleared, once, to be overwritten."""

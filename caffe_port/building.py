@@ -75,10 +75,6 @@ class Node:
         """The object of a layer written in Python; None for other types."""
         return getattr(self.op, 'layer', None)
 
-    def param_blobs(self) -> list[ParamBlob]:
-        """Return the params as pycaffe shows them."""
-        return self.op.param_blobs
-
     def blobs(self) -> list[nn.Parameter]:
         """Return the params in Caffe's order."""
         return self.op.blobs()

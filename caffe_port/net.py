@@ -188,8 +188,7 @@ class Net(NetWeights, Aliases):
         if first == 0:
             self._tape.clear()
             self._training.start()
-        recording = torch.is_grad_enabled()
-        end = len(self._nodes) if last is None else last + 1
+        recording, end = torch.is_grad_enabled(), len(self._nodes) if last is None else last + 1
         with torch.no_grad():
             taped = recording and any(node.need_backward for node in self._nodes)
             watched = self.debug_info or self._before_forward or self._after_forward
@@ -279,8 +278,8 @@ class Net(NetWeights, Aliases):
         end = len(self._nodes) - 1
         first = end if first is None else first
         arrived: dict[int, Tensor] = {}
-        watched = self.debug_info or self._before_backward or self._after_backward
         done: set[int] = set()
+        watched = self.debug_info or self._before_backward or self._after_backward
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
             run = None if watched else self._training.ready(i, last)
@@ -314,6 +313,8 @@ class Net(NetWeights, Aliases):
             if diff is None:
                 diff = torch.zeros(self.blobs[name].shape, device=self._device)
             diffs.append(diff)
+        if isinstance(node, Node):
+            node.op.free_spares()
         with node.named_in_errors():
             of_bottoms, of_params = tape.gradients(node, step, diffs, keep)
         for leaf, value, name, diff in zip(step.bottoms, node.reads, node.bottoms, of_bottoms):
@@ -326,8 +327,6 @@ class Net(NetWeights, Aliases):
                 parameter.grad.add_(diff)
             elif diff is not None:
                 parameter.grad = diff.contiguous()  # 16 bits have channels last
-        for blob in node.param_blobs():
-            blob.take_spare()  # free it, unless it is the gradient now
         return diffs
 
     def _seed_losses(self) -> None:

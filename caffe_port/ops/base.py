@@ -140,6 +140,11 @@ class Op(nn.Module):
         self.blob_names.append(name)
         self.param_blobs.append(ParamBlob(parameter))
 
+    def free_spares(self) -> None:
+        """Free the memory of gradients that were cleared."""
+        for blob in self.param_blobs:
+            blob.take_spare()
+
     def blobs(self) -> list[nn.Parameter]:
         """Return the parameters in Caffe's order."""
         return [blob.parameter for blob in self.param_blobs]

@@ -29,8 +29,9 @@ from caffe_port.plan.lines import method_of
 
 # From so many channels on, Winograd's diffs of the bottom and of the weight pay.
 LEAST_FOR_BOTTOM, LEAST_FOR_WEIGHT = 128, 64
-# Values in a strip of a top: it stays in the cache until it is used again.
-_STRIP = 2**19
+# Values in a strip of a top: it stays in the cache until it is used again. PyTorch lays out the
+# weights anew for each strip, so that many weights ask for larger ones.
+_STRIP, _LARGE_STRIP, _MANY_WEIGHTS = 2**19, 2**22, 2**20
 # A weight of so few inputs per output has its gradient as a product with unfolded images.
 _FEW_INPUTS = 128
 
@@ -103,7 +104,8 @@ def _convolve_in_strips(
     extent = g.dilation[0] * (weight.shape[2] - 1) + 1
     height = bottom.shape[2]
     rows = (height + 2 * g.pad[0] - extent) // g.stride[0] + 1
-    step = max(8, _STRIP // (weight.shape[0] * max(bottom.shape[3] // g.stride[1], 1)))
+    strip_size = _LARGE_STRIP if weight.numel() >= _MANY_WEIGHTS else _STRIP
+    step = max(8, strip_size // (weight.shape[0] * max(bottom.shape[3] // g.stride[1], 1)))
     for first in range(0, rows, step):
         last = min(first + step, rows)
         start = g.stride[0] * first - g.pad[0]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from caffe_port.blob import ParamBlob, Shape
+from caffe_port.blob import Shape
 from caffe_port.building import Node
 from caffe_port.errors import CaffeError
 from caffe_port.ops.base import Op
@@ -25,7 +25,7 @@ from caffe_port.plan.areas import Window
 from caffe_port.plan.bands import Axis, Bands, Cut
 from caffe_port.plan.lines import filter_windows, is_sliding_pooling, pooling_windows
 from caffe_port.plan.steps import Room
-from caffe_port.plan.switch import covers, is_untouched
+from caffe_port.plan.switch import covers, is_recomputing, is_untouched
 
 # A stretch of fewer multiply-adds runs layer by layer.
 LEAST = 2**24
@@ -92,10 +92,6 @@ class Stretch:
         """Return the parameters of all layers, once each."""
         return list({id(p): p for node in self.nodes for p in node.op.blobs()}.values())
 
-    def param_blobs(self) -> list[ParamBlob]:
-        """Return the params of all layers, as pycaffe shows them."""
-        return [blob for node in self.nodes for blob in node.op.param_blobs]
-
     def is_untouched(self) -> bool:
         return all(is_untouched(node.op) for node in self.nodes)
 
@@ -128,8 +124,11 @@ class Stretch:
     ) -> Tensor:
         """Return the top, contiguous; append what the blobs inside hold to `made`.
 
-        With rooms, these are overwritten by the next call with the same ones.
+        With rooms, these are overwritten by the next call with the same ones. While nets
+        recompute (see switch), nothing is kept for gradients and nothing appended.
         """
+        if is_recomputing() and torch.is_grad_enabled():
+            return self._compute_sparingly(bottom)
         rooms = self.rooms() if rooms is None else rooms
         layout, x = self._start(bottom)
         for i, step in enumerate(self.steps):
@@ -139,7 +138,7 @@ class Stretch:
             x = _insert(x, layout.inserts[i])
         return x.contiguous()
 
-    def compute_sparingly(self, bottom: Tensor) -> Tensor:
+    def _compute_sparingly(self, bottom: Tensor) -> Tensor:
         """Do as `compute`, but keep no blobs for the gradients: backward computes them again.
 
         Kept are the bottom and the tops of layers with a stride, which are small.

@@ -22,11 +22,10 @@ from caffe_port.ops.base import as_tuple
 from caffe_port.plan import stretches
 from caffe_port.plan.steps import Room
 from caffe_port.plan.stretches import Made, Stretch
-from caffe_port.plan.switch import is_recomputing
 
 
 class Run:
-    """The last forward of a stretch; the trace for its backward is used once unless kept."""
+    """A forward of a stretch; the trace for its backward is used once unless kept."""
 
     def __init__(self, stretch: Stretch, bottom: Tensor):
         self.stretch = stretch
@@ -49,11 +48,13 @@ class PlannedTraining:
         self._apart: set[str] | None = None
         self._stretches: dict[int, Stretch] = {}  # by their first layer's number
         self._runs: dict[int, Run] = {}  # by their last layer's number
-        self._rooms: dict[int, list[Room]] = {}  # by their first layer's number
+        # By their first layer's number: the memory for blobs inside, and the run that is there.
+        self._rooms: dict[int, list[Room]] = {}
+        self._last: dict[int, Run] = {}
 
     def __getstate__(self) -> dict:
         # A copy finds its stretches, and takes memory for them, anew.
-        return {**self.__dict__, '_stretches': {}, '_rooms': {}, '_apart': None}
+        return {**self.__dict__, '_stretches': {}, '_rooms': {}, '_last': {}, '_apart': None}
 
     def ask_for(self, names: set[str]) -> None:
         """Keep these blobs and their diffs whole from now on."""
@@ -62,7 +63,7 @@ class PlannedTraining:
     def start(self) -> None:
         """Forget the last forward, and let stretches end with the blobs that are asked for."""
         for run in self._runs.values():
-            run.made.clear()  # the next forward overwrites it
+            run.trace = None
         self._runs = {}
         shown = {name for name in self._blobs if self._is_shown(name)}
         if self._apart != self._asked | shown:
@@ -70,6 +71,7 @@ class PlannedTraining:
             found = stretches.find(self._nodes, self._apart)
             self._stretches = {stretch.numbers[0]: stretch for stretch in found}
             self._rooms = {stretch.numbers[0]: stretch.rooms() for stretch in found}
+            self._last = {}
 
     def _is_shown(self, name: str) -> bool:
         return self._blobs[name].is_shown() or self._blobs[name].is_diff_shown()
@@ -92,13 +94,12 @@ class PlannedTraining:
         if not stretch.may_take(bottom):
             return ()
         run, rooms = Run(stretch, bottom), self._rooms[first]
-
-        def compute(leaf: Tensor) -> tuple[Tensor]:
-            if is_recomputing():
-                return (stretch.compute_sparingly(leaf),)
-            return (stretch.compute(leaf, run.made, rooms),)
-
-        (top,), run.trace = tape.record(stretch, [run.bottom], compute)
+        if first in self._last:
+            self._last[first].made.clear()  # it is overwritten now
+        self._last[first] = run
+        (top,), run.trace = tape.record(
+            stretch, [run.bottom], lambda leaf: (stretch.compute(leaf, run.made, rooms),)
+        )
         self._blobs[stretch.top].tensor = run.top = top.detach()
         for name, shape in stretch.inner_shapes(tuple(bottom.shape)).items():
             self._blobs[name].postpone(shape, partial(self._show, run, name))
@@ -141,6 +142,8 @@ class PlannedTraining:
     def finish(self, run: Run, diff: Tensor, keep: bool) -> None:
         """Note that the backward of a run has taken place, from the diff of its top."""
         run.diff = diff
+        for node in run.stretch.nodes:
+            node.op.free_spares()
         if not keep:
             run.trace = None
         if run.stretch.steps[-1].relu is not None:  # in place: the blob's diff is the one before it
@@ -156,8 +159,7 @@ class PlannedTraining:
         made: list[Made] = []
         with torch.no_grad():
             top = run.stretch.compute(run.bottom, made)
-        last = self._runs.get(run.stretch.numbers[-1])
-        if last is not run or not torch.equal(top, run.top):
+        if not torch.equal(top, run.top):
             raise CaffeError(
                 f'{what} not kept by the last {by}, and the weights or blobs have changed since: '
                 f'ask for it by {call}, look at it again after the next {by}, or '

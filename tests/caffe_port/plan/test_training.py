@@ -193,6 +193,15 @@ def test_values_outlive_the_forward_but_not_the_next():
     assert_near(net.blobs['conv1_2'].data, expected)
 
 
+def test_a_forward_of_some_layers_leaves_the_blobs_of_the_others():
+    net = forward_backward(trainer())
+    expected = by_layer(forward_backward)
+    redraw(net, seed=3)
+    filled(net, seed=1)
+    net.forward(end='conv2_1')
+    assert_near(net.blobs['conv3_2'].data, expected.blobs['conv3_2'].data)
+
+
 def test_callbacks_see_every_layer():
     net, seen = trainer(), []
     net.after_forward(lambda i: seen.append(net.blobs[net._nodes[i].tops[0]].is_postponed))
