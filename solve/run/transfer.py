@@ -14,7 +14,9 @@ class Upload:
     """Arrays on their way to a device: begun in any thread, waited for by the device alone."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], device: torch.device):
-        self._tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self._tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
+        }
         self._arrived: torch.cuda.Event | None = None
         if device.type == 'cuda':
             with torch.cuda.stream(_stream_of(device)):

@@ -428,6 +428,15 @@ def test_another_precision_says_what_it_changes_and_computes_anew(
     assert all(np.array_equal(written(name), exact[name]) for name in 'ab')
 
 
+def test_infer_takes_arrays_of_any_strides(folder, weights):
+    net = caffe.Net(voc_fcn8s.fcn('deploy', **NARROW), str(weights), caffe.TEST)
+    array = bgr('a.png', voc.MEAN).astype(np.float32)
+    turned = array[:, :, ::-1].copy()[:, :, ::-1]  # the same values, rows stored upside down
+    assert np.array_equal(
+        infer.infer(net, {'data': turned})['score'], infer.infer(net, {'data': array})['score']
+    )
+
+
 def test_tf32_is_refused_on_the_cpu(folder, weights, monkeypatch, capsys):
     assert run(monkeypatch, weights, 'a.png', '--precision', 'tf32') == 2
     assert (
