@@ -60,12 +60,17 @@ def set_for_training(precision: str) -> None:
 def slowdown(dtype: torch.dtype) -> float:
     """Return how many times as long as in float32 the CPU takes for a product of matrices."""
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], dtype: []}
-    for _ in range(_TRIES):
-        for kind, spent in seconds.items():
-            matrix = torch.ones(_SIDE, _SIDE, dtype=kind)
-            start = time.perf_counter()
-            matrix @ matrix
-            spent.append(time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other
+    try:
+        for _ in range(_TRIES):
+            for kind, spent in seconds.items():
+                matrix = torch.ones(_SIDE, _SIDE, dtype=kind)
+                start = time.perf_counter()
+                matrix @ matrix
+                spent.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     # The least is that of a moment without other work.
     return min(seconds[dtype]) / min(seconds[torch.float32])
 
