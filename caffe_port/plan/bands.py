@@ -118,7 +118,7 @@ def expand(blob: Tensor, bands: Bands) -> Tensor:
         size + sum(band.left_out for band in axis) for size, axis in zip(blob.shape[2:], bands)
     )
     whole = torch.empty(
-        (*blob.shape[:2], height, width), memory_format=torch.channels_last, device=blob.device
+        (*blob.shape[:2], height, width), memory_format=torch.channels_last, dtype=blob.dtype
     )
     for rows, to_rows in _parts(bands[0], blob.shape[2]):
         for columns, to_columns in _parts(bands[1], blob.shape[3]):
@@ -132,7 +132,7 @@ def collapse(diff: Tensor, bands: Bands) -> Tensor:
         size - sum(band.left_out for band in axis) for size, axis in zip(diff.shape[2:], bands)
     )
     summed = torch.empty(
-        (*diff.shape[:2], height, width), memory_format=torch.channels_last, device=diff.device
+        (*diff.shape[:2], height, width), memory_format=torch.channels_last, dtype=diff.dtype
     )
     for rows, of_rows in _parts(bands[0], height):
         for columns, of_columns in _parts(bands[1], width):

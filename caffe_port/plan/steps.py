@@ -70,7 +70,7 @@ class Room(threading.local):
     """Memory that is used again and again: the system takes long to give out fresh pages."""
 
     def __init__(self) -> None:
-        self._values = torch.empty(0)
+        self._values = torch.empty(0, dtype=torch.float32)
 
     def take(self, shape: Sequence[int]) -> Tensor:
         """Return N x C x H x W values, channels last, or values of another shape; not set.
@@ -79,8 +79,8 @@ class Room(threading.local):
         """
         count = math.prod(shape)
         if len(self._values) < count:
-            self._values = torch.empty(0)  # free it first
-            self._values = torch.empty(count)
+            self._values = self._values.new_empty(0)  # free it first
+            self._values = self._values.new_empty(count)
         values = self._values[:count]
         if len(shape) != 4:
             return values.view(*shape)
@@ -110,9 +110,12 @@ def _convolve_in_strips(
         last = min(first + step, rows)
         start = g.stride[0] * first - g.pad[0]
         stop = g.stride[0] * (last - 1) - g.pad[0] + extent
-        read = bottom[:, :, max(start, 0) : min(stop, height)]
-        if start < 0 or stop > height:
-            read = F.pad(read, (0, 0, max(-start, 0), max(stop - height, 0)))
+        low = min(max(start, 0), height)
+        read = bottom[:, :, low : max(min(stop, height), low)]
+        above = min(max(-start, 0), stop - start)
+        below = stop - start - above - read.shape[2]
+        if above or below:
+            read = F.pad(read, (0, 0, above, below))
         strip = F.conv2d(read, weight, bias, g.stride, (0, g.pad[1]), g.dilation, g.group)
         put(strip, slice(first, last))
 

@@ -141,7 +141,7 @@ class PlannedTraining:
 
     def finish(self, run: Run, diff: Tensor, keep: bool) -> None:
         """Note that the backward of a run has taken place, from the diff of its top."""
-        run.diff = diff
+        run.diff = diff.clone()  # the blob's may be written to
         for node in run.stretch.nodes:
             node.op.free_spares()
         if not keep:
