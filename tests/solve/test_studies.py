@@ -34,7 +34,7 @@ def small(tmp_path, monkeypatch):
     few = dict(train=2, val=1, size=(80, 80))
     for name in STUDIES:
         entry = recipes.RECIPES[name]
-        constants = {**entry.constants, 'max_iter': 2, 'snapshot': 2}
+        constants = {**entry.constants, 'max_iter': 2, 'snapshot': 2, 'iter_size': 1}
         draw = functools.partial(entry.draw, **few)
         monkeypatch.setitem(recipes.RECIPES, name, replace(entry, draw=draw, constants=constants))
     for module in (voc_fcn32s, voc_fcn32s_sampled, voc_fcn8s_atonce):
