@@ -123,6 +123,8 @@ def call(command, monkeypatch):
         return end.code or 0
     finally:
         caffe.set_plan(True)
+        caffe.set_recompute(False)
+        caffe.set_precision('fp32')
     return 0
 
 
