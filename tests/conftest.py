@@ -13,7 +13,7 @@ def pytest_addoption(parser):
     parser.addoption(
         '--thorough',
         action='store_true',
-        help='run only the tests with drawn input, and draw forty times as many examples, '
+        help='run only the tests with drawn input, and draw twenty times as many examples, '
         'others in each run',
     )
     parser.addoption(

@@ -10,12 +10,12 @@ THOROUGH = os.environ.get('THOROUGH')
 
 
 def examples(count: int, **others) -> Callable:
-    """Draw `count` examples, the same ones in every run; with --thorough forty times as many.
+    """Draw `count` examples, the same ones in every run; with --thorough twenty times as many.
 
     Those are other ones in each run, and the same again with --thorough-seed.
     """
     settled = dict(deadline=None, database=None, **others)
     if THOROUGH is None:
         return settings(max_examples=count, derandomize=True, **settled)
-    many = settings(max_examples=40 * count, derandomize=False, **settled)
+    many = settings(max_examples=20 * count, derandomize=False, **settled)
     return lambda test: seed(int(THOROUGH))(many(test))

@@ -8,9 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,19 +24,19 @@ from tests.docs.materials import STAND_INS, write_materials, write_what_the_tool
 from tests.docs.pages import PAGES, ROOT, list_commands
 from tests.solve.small import shrink_samples
 
-# Commands that are named to speak of them, those that measure for minutes, and exports, which
-# tests/caffe_port/test_export.py makes of the same net in the same way.
+# Commands that are named to speak of them, those that measure for minutes, and those that other
+# tests run in the same way: exports tests/caffe_port/test_export.py, studies
+# tests/solve/test_studies.py, torchrun tests/solve/test_parallel.py.
 NOT_RUN = re.compile(
     r'python -m caffe_port( NAME| train( \.\.\.)?)?'
     r'|python -m caffe_port\.summary|python -m caffe_port\.tools\.parse_log'
     r'|python caffe_port/convert\.py \S+ \S+\.(onnx|pt2) .*'
-    r'|torchrun (--max-restarts=3 )?\.\.\..*|python tests/bench_\w+\.py'
+    r'|python solve/(sampling|balancing|upsampling|heavy|masking)\.py'
+    r'|torchrun .*|python tests/bench_\w+\.py'
 )
 # What a page takes for granted: where data lies, how long one has.
 ADDED = {
     r'python solve/(voc_\w+|finetune)\.py(?!.* --(check|resume))': '--iterations 2',
-    r'python solve/(sampling|balancing|upsampling|heavy|masking)\.py': '--iterations 2',
-    r'torchrun .*': '--iterations 2',
     r'python caffe_port/convert\.py (?!.*--info)': '--force',
     r'python solve/score\.py voc': '--sbdd-dir SBD/dataset --voc-dir VOC2011',
 }
@@ -76,33 +74,8 @@ def adapt(command):
     return ' '.join([command, *added])
 
 
-# What `small` does, in a process of torchrun's.
-NARROW = """
-import functools, runpy, sys
-sys.path.insert(0, {root!r})
-from nets import voc_fcn32s
-voc_fcn32s.fcn = functools.partial(voc_fcn32s.fcn, width=2, fc=8)
-sys.argv = [{root!r} + '/' + sys.argv[1], *sys.argv[2:]]
-sys.path.insert(0, {root!r} + '/solve')
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
-
-
-def call_torchrun(command):
-    """Run a command of torchrun's with two processes; return its exit status."""
-    Path('narrow.py').write_text(NARROW.format(root=str(ROOT)))
-    words = shlex.split(re.sub('--nproc_per_node=\\d+', '--nproc_per_node=2', command))
-    words[2:2] = ['narrow.py']
-    starter = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    done = subprocess.run([*starter, *words[1:]], text=True, capture_output=True)
-    print(done.stdout, done.stderr)
-    return done.returncode
-
-
 def call(command, monkeypatch):
     """Run a command in this process; return its exit status."""
-    if command.startswith('torchrun'):
-        return call_torchrun(command)
     words = shlex.split(command)[1:]
     monkeypatch.delitem(sys.modules, '_checkout', raising=False)
     monkeypatch.setattr(sys, 'path', [str((ROOT / words[0]).parent), *sys.path])

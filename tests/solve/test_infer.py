@@ -360,9 +360,9 @@ def test_folders_of_color_and_depth_are_paired_in_order(folder, monkeypatch, cap
 def test_the_overlays_of_a_run_are_its_pictures_with_a_legend(folder, weights, monkeypatch):
     assert run(monkeypatch, weights, 'a.png', '--overlay') == 0
     drawn, labels = pixels('predictions/a_overlay.png'), written()
-    assert drawn.shape[0] > HEIGHT and drawn.shape[1] == WIDTH
+    assert drawn.shape[0] > HEIGHT and drawn.shape[1] > WIDTH  # the legend is wider
     assert (labels == 0).any()
-    assert np.array_equal(drawn[:HEIGHT][labels == 0], pixels('a.png')[labels == 0])
+    assert np.array_equal(drawn[:HEIGHT, :WIDTH][labels == 0], pixels('a.png')[labels == 0])
 
 
 def test_the_help_begins_with_an_example_and_names_the_exit_statuses(monkeypatch, capsys):
