@@ -28,8 +28,9 @@ class Faster:
     def __call__(self, bottom: Tensor) -> Tensor | None:
         """Return the top, or None where the layer's own forward should run."""
         op = self.op
-        fits = bottom.dim() == 4 and bottom.shape[1] == op.inputs and op.axis == 1
-        if not fits or not is_untouched(op) or not covers((bottom, *op.blobs())):
+        if not covers((bottom, *op.blobs())) or not is_untouched(op):
+            return None
+        if bottom.dim() != 4 or bottom.shape[1] != op.inputs or op.axis != 1:
             return None
         if type(op).__name__ == 'Deconvolution':
             return self._upsampled(bottom)

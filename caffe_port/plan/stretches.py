@@ -103,8 +103,9 @@ class Stretch:
 
     def may_take(self, bottom: Tensor) -> bool:
         """Return whether a bottom fits the layers, by themselves, and is worth a plan."""
-        fits = bottom.dim() == 4 and bottom.shape[1] == self.nodes[0].op.inputs
-        if not fits or not self.is_untouched() or not covers((bottom, *self.blobs())):
+        if not covers((bottom, *self.blobs())) or not self.is_untouched():
+            return False
+        if bottom.dim() != 4 or bottom.shape[1] != self.nodes[0].op.inputs:
             return False
         try:
             return self._layout(tuple(bottom.shape)).work >= LEAST
