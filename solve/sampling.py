@@ -3,7 +3,7 @@
 Starts from   vgg16-fcn.caffemodel, or the plain VGG16 classifier (--weights)
 Command       python solve/sampling.py [GPU]
 Cost          1500 iterations of 20, of 40 and of 80 images
-To expect     sampling.png: loss over iterations alike, over images far apart, as in the paper
+To expect     sampling.png; in the paper loss is alike over iterations, and far apart over images
 
 Each cell of the coarse score keeps its loss with probability p. An update has 1 / p times as many
 images, so that it has as many patches.
