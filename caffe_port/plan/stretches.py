@@ -6,6 +6,7 @@ padding cut (see bands). What its blobs hold can be made whole at any time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from caffe_port.plan.lines import filter_windows, is_sliding_pooling, pooling_wi
 from caffe_port.plan.steps import Room
 from caffe_port.plan.switch import covers, is_recomputing, is_untouched
 
-# A stretch of fewer multiply-adds runs layer by layer.
-LEAST = 2**24
+# A stretch of fewer multiply-adds in all, or for a value of its blobs, runs layer by layer: what
+# narrow layers save in arithmetic they lose in strips.
+LEAST, LEAST_PER_VALUE = 2**29, 280
 
 
 class Step(NamedTuple):
@@ -108,9 +110,11 @@ class Stretch:
         if bottom.dim() != 4 or bottom.shape[1] != self.nodes[0].op.inputs:
             return False
         try:
-            return self._layout(tuple(bottom.shape)).work >= LEAST
+            layout = self._layout(tuple(bottom.shape))
         except CaffeError:
             return False  # a layer refuses its bottom: run by itself it says why
+        values = sum(math.prod(shape) for shape in layout.shapes)
+        return layout.work >= max(LEAST, LEAST_PER_VALUE * values)
 
     def inner_shapes(self, bottom: Shape) -> dict[str, Shape]:
         """Return the shapes of the blobs inside, by name, for a bottom of this shape."""

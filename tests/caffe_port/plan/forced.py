@@ -36,6 +36,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, 'LEAST', 0)
     monkeypatch.setattr(faster, 'LEAST', 0)
     monkeypatch.setattr(stretches, 'LEAST', 0)
+    monkeypatch.setattr(stretches, 'LEAST_PER_VALUE', 0)
     for which in 'BOTTOM', 'WEIGHT':
         monkeypatch.setattr(steps, f'LEAST_FOR_{which}', 4)
     monkeypatch.setattr(lines, 'LEAST_CHANNELS', 4)
