@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 
@@ -304,6 +306,15 @@ class Blob:
         self._device = device
 
 
+@functools.cache
+def _references() -> int:
+    """Return how many references a gradient has that nobody but a local variable holds."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    grad = parameter.grad
+    return sys.getrefcount(grad)
+
+
 class ParamBlob(Blob):
     """A layer's parameter as a blob: its data is the Parameter's, its diff the grad.
 
@@ -380,7 +391,9 @@ class ParamBlob(Blob):
         if self._diff is not None and self._diff.is_shown():
             grad.zero_()
         else:
-            self._spare = grad if grad.device.type == 'cpu' else None
+            # With more references than these somebody holds the gradient.
+            is_free = sys.getrefcount(grad) <= _references() and grad.device.type == 'cpu'
+            self._spare = grad if is_free else None
             self.parameter.grad = None
 
     def take_spare(self) -> Tensor | None:

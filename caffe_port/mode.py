@@ -84,12 +84,14 @@ def set_precision(precision: str) -> None:
 @contextmanager
 def computing_in(precision: str) -> Iterator[None]:
     """Compute in a precision within the block."""
+    global _precision
     before = _precision
     try:
         set_precision(precision)
         yield
     finally:
-        set_precision(before)
+        _precision = before  # which need not be this device's
+        _allow_tf32()
 
 
 def _allow_tf32() -> None:

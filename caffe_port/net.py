@@ -199,7 +199,10 @@ class Net(NetWeights, Aliases):
                 node = self._nodes[i]
                 notify(self._before_forward, i)
                 if taped and not watched and i not in done:
-                    done.update(self._training.forward(i, end))
+                    taken = self._training.forward(i, end)
+                    done.update(taken)
+                    for number in taken:
+                        self._tape.pop(number, None)  # of an earlier forward
                 if i not in done and node.type != 'Input':
                     self._run(i, node, recording)
                 notify(self._after_forward, i)
@@ -397,4 +400,5 @@ class Net(NetWeights, Aliases):
                 blob.to(device)
             self._device = device
             self._tape.clear()
+            self._training.start()
         self.module.flush()

@@ -176,7 +176,9 @@ def _weight_diff(
     bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry, out: Tensor | None
 ) -> Tensor:
     if torch.is_grad_enabled():
-        return conv2d_weight(bottom, tuple(weight.shape), diff, *g[:4])
+        # A diff of the second order reaches the ReLU that made the bottom through this mask.
+        seen = bottom * (bottom > 0) if g.masks else bottom
+        return conv2d_weight(seen, tuple(weight.shape), diff, *g[:4])
     if g.is_winograd(weight, LEAST_FOR_WEIGHT):
         out = torch.empty_like(weight) if out is None else out
         total = _transforms.take(_transform_shape(weight))
@@ -264,7 +266,7 @@ class Product(torch.autograd.Function):
             return (
                 _bottom_diff(bottom, weight, diff, g),
                 _weight_diff(bottom, weight, diff, g, None),
-                diff.sum((0, 2, 3)),
+                diff.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None,
                 *_NO_GRADIENTS,
             )
         matrix = diff.transpose(0, 1).reshape(diff.shape[1], -1)
@@ -277,7 +279,9 @@ class Product(torch.autograd.Function):
                 _clear(of_bottom, bottom)
         if to_weight:
             columns = products.columns(bottom, weight, g.stride, g.pad)
-            of_weight = torch.empty_like(weight) if (out := ctx.spare()) is None else out
+            of_weight = ctx.spare()
+            if of_weight is None or not of_weight.is_contiguous():
+                of_weight = torch.empty(weight.shape)
             torch.mm(matrix, columns.t(), out=of_weight.view(len(matrix), -1))
         return of_bottom, of_weight, matrix.sum(1) if to_bias else None, *_NO_GRADIENTS
 

@@ -241,7 +241,10 @@ def _fits(node: Node, before: Node | None) -> bool:
     if len(op.param.propagate_down) or not type(op).__module__.startswith('caffe_port.ops.'):
         return False
     if node.type == 'Convolution':
-        return op.axis == 1 and op.spatial == 2 and node.tops != node.bottoms
+        # PyTorch 2.13 crashes on some 1 x 1 kernels that pad or jump, with channels last.
+        plain = op.pad == (0, 0) and op.stride == op.dilation == (1, 1)
+        fits = plain or min(op.kernel) > 1
+        return fits and op.axis == 1 and op.spatial == 2 and node.tops != node.bottoms
     if before is None:
         return False
     if node.type == 'ReLU':

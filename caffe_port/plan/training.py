@@ -135,7 +135,7 @@ class PlannedTraining:
             and all(self._blobs[name].is_postponed for name in stretch.inner)
             and stretch.is_untouched()
             and tape.fits(stretch, run.trace, self._blobs)
-            and torch.equal(bottom, run.bottom)
+            and _is_same(bottom, run.bottom)
         )
         return run if unchanged else None
 
@@ -159,7 +159,7 @@ class PlannedTraining:
         made: list[Made] = []
         with torch.no_grad():
             top = run.stretch.compute(run.bottom, made)
-        if not torch.equal(top, run.top):
+        if not _is_same(top, run.top):
             raise CaffeError(
                 f'{what} not kept by the last {by}, and the weights or blobs have changed since: '
                 f'ask for it by {call}, look at it again after the next {by}, or '
@@ -183,3 +183,9 @@ class PlannedTraining:
         found = torch.autograd.grad(x, [values[name] for name in names], run.diff)
         for name, diff in zip(names, found):
             self._blobs[name].diff_tensor = diff
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two blobs are the same to the bit, NaN included."""
+    bits = (each.contiguous().view(torch.int32) for each in (one, other))
+    return torch.equal(*bits)

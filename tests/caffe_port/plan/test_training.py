@@ -297,6 +297,16 @@ def test_values_in_a_layer_that_learns_nothing_and_beneath_it():
     assert_same_diffs(frozen(trainer()), by_layer(frozen))
 
 
+def test_a_gradient_that_a_user_holds_stays_as_it_is():
+    net = forward_backward(trainer())
+    (weight, _) = net.params['conv3_2']
+    held = weight.parameter.grad
+    before = held.clone()
+    net.blobs['data'].data[...] *= 2
+    forward_backward(net)
+    assert torch.equal(held, before) and not torch.equal(weight.parameter.grad, before)
+
+
 def test_a_step_takes_the_memory_of_the_cleared_diffs():
     net = forward_backward(trainer())
     (weight, _) = net.params['conv3_2']
