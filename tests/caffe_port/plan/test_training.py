@@ -248,7 +248,9 @@ def test_a_module_trains_as_its_layers_do_and_twice_over():
         leaves = [x, *(p for p in net.module.parameters() if p.requires_grad)]
         score = net.module(data=x)['score']
         first = torch.autograd.grad(score.square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(first[0].square().sum(), leaves, allow_unused=True)
+        # Of the gradients of the image and of all weights, each of size 1.
+        sizes = sum((each / each.detach().norm()).square().sum() for each in first)
+        second = torch.autograd.grad(sizes, leaves, allow_unused=True)
         found.append([*first, *(diff for diff in second if diff is not None)])
     for one, other in zip(*found):
         assert_near(one, other, 1e-4)
@@ -316,3 +318,30 @@ def test_a_step_takes_the_memory_of_the_cleared_diffs():
     held = weight.diff
     forward_backward(net)
     assert np.shares_memory(weight.diff, held) and held.any()
+
+
+def test_a_layer_takes_no_trace_of_a_forward_before_the_stretch_s():
+    def act(net, between):
+        caffe.set_plan(False)
+        net.forward()
+        caffe.set_plan(between)
+        net.blobs['data'].data[...] *= -2
+        net.forward(start='conv1_1')
+        net.backward()
+        net.clear_param_diffs()
+        net.backward(start='conv3_3')
+        return diffs_of(net)
+
+    try:
+        expected, found = (act(trainer(), between) for between in (False, True))
+    finally:
+        caffe.set_plan(True)
+    for name, diff in expected.items():
+        assert np.abs(found[name] - diff).max() <= 1e-4 * max(np.abs(diff).max(), 1e-9), name
+
+
+def test_inner_diffs_of_a_net_with_nan_can_be_looked_at():
+    net = trainer()
+    net.params['conv3_3'][0].data[0, 0, 0, 0] = np.nan
+    forward_backward(net)
+    assert net.blobs['conv1_1'].diff.shape == net.blobs['conv1_1'].shape
