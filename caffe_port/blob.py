@@ -8,6 +8,7 @@ import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -315,6 +316,20 @@ def _references() -> int:
     return sys.getrefcount(grad)
 
 
+class Factors(NamedTuple):
+    """The gradient of a matrix of weights, O x I, as a product: outputs times inputs transposed.
+
+    With fewer pixels than weights in a row, the factors are the smaller.
+    """
+
+    outputs: Tensor  # O x pixels
+    inputs: Tensor  # I x pixels
+
+    def diff(self, rows: slice) -> Tensor:
+        """Return rows of the gradient."""
+        return self.outputs[rows] @ self.inputs.t()
+
+
 class ParamBlob(Blob):
     """A layer's parameter as a blob: its data is the Parameter's, its diff the grad.
 
@@ -330,9 +345,13 @@ class ParamBlob(Blob):
         super().__init__(parameter.shape if shape is None else shape, parameter.device)
         self.parameter, self._of = parameter, of
         self._spare: Tensor | None = None  # the memory of a gradient that was cleared
+        self._grad_later: Callable[[], Tensor] | None = None  # makes the grad when it is needed
+        self.factors: Factors | None = None  # the grad, while it is not multiplied out
+        self.may_be_early = False  # to be updated as soon as its own gradient is there
 
     def __getstate__(self) -> dict:
         self.flush()
+        self.settle_grad()
         # A copy makes its own arrays, and a copied Parameter has lost its grad.
         own = {'_data': None, '_diff': None, '_spare': None}
         return {**self.__dict__, **own, 'grad': self.parameter.grad}
@@ -364,6 +383,7 @@ class ParamBlob(Blob):
     def _gradient(self) -> _Store:
         if self._of is not None:
             return self._of._gradient()
+        self.settle_grad()
         if self.parameter.grad is None:
             self.parameter.grad = torch.zeros_like(self.parameter)
         self._diff = _share(self._diff, self.parameter.grad)
@@ -385,7 +405,7 @@ class ParamBlob(Blob):
 
     def clear_diff(self) -> None:
         """Set the gradient to zero: in place if a user holds its array."""
-        grad = self.parameter.grad
+        grad, self._grad_later, self.factors = self.parameter.grad, None, None
         if self._of is not None or grad is None:
             return  # the other blob clears it, or it is zero
         if self._diff is not None and self._diff.is_shown():
@@ -395,6 +415,34 @@ class ParamBlob(Blob):
             is_free = sys.getrefcount(grad) <= _references() and grad.device.type == 'cpu'
             self._spare = grad if is_free else None
             self.parameter.grad = None
+
+    def is_grad_free(self) -> bool:
+        """Return whether there is a gradient on the CPU that nobody else holds."""
+        grad = self.parameter.grad
+        if grad is None or grad.device.type != 'cpu' or self._of is not None:
+            return False
+        shown = self._diff is not None and self._diff.is_shown()
+        return not shown and sys.getrefcount(grad) <= _references()
+
+    def postpone_grad(self, make: Callable[[], Tensor]) -> None:
+        """Free the gradient; `make` returns it when it is needed."""
+        self.parameter.grad, self._diff, self.factors = None, None, None
+        self._grad_later = make
+
+    def take_factors(self, factors: Factors) -> bool:
+        """Take the factors of a gradient in its place, if an early update follows."""
+        if not self.may_be_early or self.parameter.grad is not None:
+            return False
+        shape = self.parameter.shape
+        self.postpone_grad(lambda: factors.diff(slice(None)).view(shape))
+        self.factors = factors
+        return True
+
+    def settle_grad(self) -> None:
+        """Make a gradient that was postponed."""
+        make, self._grad_later, self.factors = self._grad_later, None, None
+        if make is not None and self.parameter.grad is None:
+            self.parameter.grad = make()
 
     def take_spare(self) -> Tensor | None:
         """Return the memory of the gradient that was cleared, once, to be overwritten."""
@@ -419,4 +467,4 @@ class ParamBlob(Blob):
         self.parameter.data = (
             values.reshape(shape) if keep else torch.zeros(shape, device=values.device)
         )
-        self.parameter.grad = None
+        self.parameter.grad = self._grad_later = self.factors = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import numpy as np
@@ -269,20 +269,34 @@ class Net(NetWeights, Aliases):
         wanted = self.inputs if end is None else self._nodes[last].bottoms
         return {name: self._blob(name).diff for name in dict.fromkeys([*wanted, *(diffs or ())])}
 
-    def backward_range(self, first: int | None = None, last: int = 0, keep: bool = True) -> None:
+    def backward_range(
+        self,
+        first: int | None = None,
+        last: int = 0,
+        keep: bool = True,
+        learned: Callable[[Node], None] | None = None,
+    ) -> None:
         """Run backward over the layers from number `first` down to `last` (default: all).
 
         This is `backward` without arrays in and out. A blob's diff becomes the sum over
         its readers; if no reader takes part, the diff that is there is used. A layer that
         was not run, or was run on other shapes, uses the current values of the blobs.
-        With `keep`, another backward may follow without another forward.
+        With `keep`, another backward may follow without another forward. `learned` is called
+        with each layer after its part, and may change those of its params that no other layer has,
+        and their diffs; it is not called where somebody watches the layers.
         """
         self.follow_device()
+        watched = self.debug_info or self._before_backward or self._after_backward
+        if watched:
+            learned = None
+        readers = Counter(id(p) for node in self._nodes for p in node.op.blobs())
+        for blob in self.module.param_blobs():
+            blob.settle_grad()
+            blob.may_be_early = learned is not None and readers[id(blob.parameter)] == 1
         end = len(self._nodes) - 1
         first = end if first is None else first
         arrived: dict[int, Tensor] = {}
         done: set[int] = set()
-        watched = self.debug_info or self._before_backward or self._after_backward
         for i in range(first, last - 1, -1):
             node = self._nodes[i]
             run = None if watched else self._training.ready(i, last)
@@ -290,6 +304,9 @@ class Net(NetWeights, Aliases):
                 (diff,) = self._step_back(run.stretch, run.trace, arrived, keep)
                 self._training.finish(run, diff, keep)
                 done.update(run.stretch.numbers)
+                if learned is not None:
+                    for each in run.stretch.nodes:
+                        learned(each)
             if i in done:
                 continue
             notify(self._before_backward, i)
@@ -301,6 +318,8 @@ class Net(NetWeights, Aliases):
                 if self.debug_info:
                     debug.log_backward(node, self.blobs)
             notify(self._after_backward, i)
+            if learned is not None:
+                learned(node)
         if self.debug_info and (first, last) == (end, 0):
             debug.log_params([item.parameter for item in self.module.learnable])
 
@@ -395,6 +414,8 @@ class Net(NetWeights, Aliases):
         param = next(self.module.param_blobs(), None)
         moved = param is not None and param.parameter.device != device
         if moved or device != self._device:
+            for own in self.module.param_blobs():
+                own.settle_grad()
             self.module.to(device)
             for blob in self.blobs.values():
                 blob.to(device)

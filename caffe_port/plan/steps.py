@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from caffe_port.blob import Factors, ParamBlob
 from caffe_port.ops.base import Op
 from caffe_port.plan import products, winograd
 from caffe_port.plan.lines import method_of
+from caffe_port.plan.switch import is_recomputing
 
 # From so many channels on, Winograd's diffs of the bottom and of the weight pay.
 LEAST_FOR_BOTTOM, LEAST_FOR_WEIGHT = 128, 64
@@ -87,9 +89,8 @@ class Room(threading.local):
         return values.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
-_transforms = Room()
-Spare = Callable[[], Tensor | None]  # memory for the weight's gradient, if there is any
-_NO_GRADIENTS = None, None, None  # of geometry, room and spare
+_transforms = Room()  # not used while nets recompute
+_NO_GRADIENTS = None, None, None  # of geometry, room and blob
 
 
 def _clear(diff: Tensor, bottom: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> T
         return found * (bottom > 0) if g.masks else found
     out = torch.empty_like(bottom, memory_format=torch.channels_last)
     if g.is_winograd(weight, LEAST_FOR_BOTTOM):
-        turned = winograd.turned_filters(weight, _transforms.take(_transform_shape(weight)))
+        turned = winograd.turned_filters(weight, _transform_of(weight))
         for i, (image, to) in enumerate(zip(diff, out)):
             mask = bottom[i] if g.masks else None
             winograd.convolve(image, turned, None, winograd.TAPS - 1 - g.pad[0], to, mask=mask)
@@ -168,8 +169,10 @@ def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> T
     return _clear(found, bottom) if g.masks else found
 
 
-def _transform_shape(weight: Tensor) -> tuple[int, ...]:
-    return winograd.IN * winograd.IN, *weight.shape[:2]
+def _transform_of(weight: Tensor) -> Tensor:
+    """Return memory for the transform of a weight, O x I x 3 x 3."""
+    room = Room() if is_recomputing() else _transforms
+    return room.take((winograd.IN * winograd.IN, *weight.shape[:2]))
 
 
 def _weight_diff(
@@ -181,7 +184,7 @@ def _weight_diff(
         return conv2d_weight(seen, tuple(weight.shape), diff, *g[:4])
     if g.is_winograd(weight, LEAST_FOR_WEIGHT):
         out = torch.empty_like(weight) if out is None else out
-        total = _transforms.take(_transform_shape(weight))
+        total = _transform_of(weight)
         for i, (image, of_image) in enumerate(zip(bottom, diff)):
             found = winograd.correlate(image, of_image, g.pad[0], total)
             out.add_(found) if i else out.copy_(found)
@@ -213,13 +216,18 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room: Room, spare: Spare
+        bottom: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        g: Geometry,
+        room: Room,
+        blob: ParamBlob,
     ) -> Tensor:
         return _top(bottom, weight, bias, g, room)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        bottom, weight, _, ctx.geometry, _, ctx.spare = inputs
+        bottom, weight, _, ctx.geometry, _, ctx.blob = inputs
         needs_top = ctx.geometry.relu and not ctx.geometry.is_masked
         ctx.save_for_backward(bottom, weight, *([output] if needs_top else []))
 
@@ -232,7 +240,7 @@ class Convolution(torch.autograd.Function):
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (
             _bottom_diff(bottom, weight, diff, g) if to_bottom else None,
-            _weight_diff(bottom, weight, diff, g, ctx.spare()) if to_weight else None,
+            _weight_diff(bottom, weight, diff, g, ctx.blob.take_spare()) if to_weight else None,
             diff.sum((0, 2, 3)) if to_bias else None,
             *_NO_GRADIENTS,
         )
@@ -246,7 +254,12 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room: Room, spare: Spare
+        bottom: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        g: Geometry,
+        room: Room,
+        blob: ParamBlob,
     ) -> Tensor:
         columns = products.columns(bottom, weight, g.stride, g.pad)
         top = products.multiply(columns, weight, bias)
@@ -273,13 +286,16 @@ class Product(torch.autograd.Function):
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
         of_bottom = of_weight = None
         if to_bottom:
-            columns = weight.flatten(1).t() @ matrix
-            of_bottom = products.fold(columns, bottom, weight, g.stride, g.pad)
+            of_bottom = products.fold(
+                weight.flatten(1).t() @ matrix, bottom, weight, g.stride, g.pad
+            )
             if g.masks:
                 _clear(of_bottom, bottom)
         if to_weight:
             columns = products.columns(bottom, weight, g.stride, g.pad)
-            of_weight = ctx.spare()
+            if ctx.blob.take_factors(Factors(matrix, columns)):
+                return of_bottom, None, matrix.sum(1) if to_bias else None, *_NO_GRADIENTS
+            of_weight = ctx.blob.take_spare()
             if of_weight is None or not of_weight.is_contiguous():
                 of_weight = torch.empty(weight.shape)
             torch.mm(matrix, columns.t(), out=of_weight.view(len(matrix), -1))
@@ -323,4 +339,4 @@ def convolve(bottom: Tensor, op: Op, g: Geometry, room: Room) -> Tensor:
     height, width = products.size_of(bottom, op.weight, g.stride, g.pad)
     fits = method_of(op, bottom.shape[0] * height * width) == 'product'
     function = Product if fits else Convolution
-    return function.apply(bottom, op.weight, op.bias, g, room, op.param_blobs[0].take_spare)
+    return function.apply(bottom, op.weight, op.bias, g, room, op.param_blobs[0])

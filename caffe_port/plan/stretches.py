@@ -28,6 +28,9 @@ from caffe_port.plan.lines import filter_windows, is_sliding_pooling, pooling_wi
 from caffe_port.plan.steps import Room
 from caffe_port.plan.switch import covers, is_recomputing, is_untouched
 
+# While nets recompute, a layer of so many weights is a stretch of its own: their diff is then not
+# in memory together with the blobs of others.
+MANY_WEIGHTS = 2**24
 # A stretch of fewer multiply-adds in all, or for a value of its blobs, runs layer by layer: what
 # narrow layers save in arithmetic they lose in strips.
 LEAST, LEAST_PER_VALUE = 2**29, 280
@@ -252,6 +255,11 @@ def _fits(node: Node, before: Node | None) -> bool:
     return node.type == 'Pooling' and is_sliding_pooling(op) and node.tops != node.bottoms
 
 
+def _is_large(node: Node) -> bool:
+    """Return whether a layer has to be a stretch of its own."""
+    return is_recomputing() and any(p.numel() >= MANY_WEIGHTS for p in node.op.blobs())
+
+
 def find(nodes: Sequence[Node], apart: Collection[str] = ()) -> list[Stretch]:
     """Return the stretches of a net, as long as they can be.
 
@@ -272,7 +280,10 @@ def find(nodes: Sequence[Node], apart: Collection[str] = ()) -> list[Stretch]:
             following = readers.get(last.writes[0], [])
             if len(following) != 1 or not _fits(nodes[following[0]], last):
                 break
-            if last.tops[0] in apart and nodes[following[0]].tops != last.tops:
+            inside = nodes[following[0]].tops == last.tops
+            if not inside and (last.tops[0] in apart or _is_large(nodes[following[0]])):
+                break
+            if not inside and any(_is_large(nodes[number]) for number in numbers):
                 break
             numbers += following
         taken.update(numbers)

@@ -30,17 +30,19 @@ def is_on() -> bool:
 
 
 def set_recompute(on: bool) -> None:
-    """Let nets in training keep fewer blobs (where a process starts), or those they need.
+    """Let nets in training keep fewer blobs and diffs (where a process starts), or all they need.
 
-    Backward then computes the others again, to the same bit: less memory, more time. With glibc,
-    memory that is freed goes back to the system at once from then on.
+    Backward then computes the blobs again, to the same bit: less memory, more time. A solver
+    moves each param as soon as its own diff is there, where nobody can look in between, and frees
+    that; the param's diff, asked for after the step, holds the update as ever, but its Parameter
+    has no grad. With glibc, memory that is freed goes back to the system at once from then on.
     """
     global _recompute
     _recompute = bool(on)
     if on and sys.platform == 'linux':
         mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 2**23)
+            mallopt(_M_MMAP_THRESHOLD, 2**22)
 
 
 def is_recomputing() -> bool:

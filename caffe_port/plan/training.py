@@ -22,6 +22,7 @@ from caffe_port.ops.base import as_tuple
 from caffe_port.plan import stretches
 from caffe_port.plan.steps import Room
 from caffe_port.plan.stretches import Made, Stretch
+from caffe_port.plan.switch import is_recomputing
 
 
 class Run:
@@ -45,7 +46,7 @@ class PlannedTraining:
     def __init__(self, nodes: Sequence[Node], blobs: Mapping[str, Blob]):
         self._nodes, self._blobs = nodes, blobs
         self._asked: set[str] = set()
-        self._apart: set[str] | None = None
+        self._found_for: tuple[set[str], bool] | None = None
         self._stretches: dict[int, Stretch] = {}  # by their first layer's number
         self._runs: dict[int, Run] = {}  # by their last layer's number
         # By their first layer's number: the memory for blobs inside, and the run that is there.
@@ -54,7 +55,7 @@ class PlannedTraining:
 
     def __getstate__(self) -> dict:
         # A copy finds its stretches, and takes memory for them, anew.
-        return {**self.__dict__, '_stretches': {}, '_rooms': {}, '_last': {}, '_apart': None}
+        return {**self.__dict__, '_stretches': {}, '_rooms': {}, '_last': {}, '_found_for': None}
 
     def ask_for(self, names: set[str]) -> None:
         """Keep these blobs and their diffs whole from now on."""
@@ -66,9 +67,10 @@ class PlannedTraining:
             run.trace = None
         self._runs = {}
         shown = {name for name in self._blobs if self._is_shown(name)}
-        if self._apart != self._asked | shown:
-            self._apart = self._asked | shown
-            found = stretches.find(self._nodes, self._apart)
+        found_for = self._asked | shown, is_recomputing()
+        if self._found_for != found_for:
+            self._found_for = found_for
+            found = stretches.find(self._nodes, self._asked | shown)
             self._stretches = {stretch.numbers[0]: stretch for stretch in found}
             self._rooms = {stretch.numbers[0]: stretch.rooms() for stretch in found}
             self._last = {}

@@ -43,12 +43,14 @@ class Rule:
 
     `history_is_update` says that the history holds past updates, so that it stays 0 where
     the rate is 0; other types keep squares of gradients, weight decay included.
+    `history_is_diff` says that it is what `update` leaves in the diffs.
     `check(param, where)` raises CaffeError for settings that the type cannot take.
     """
 
     update: Callable[..., None]
     histories: int = 1
     history_is_update: bool = False
+    history_is_diff: bool = False
     check: Callable[[SolverParameter, str], None] = _accept
 
 
@@ -153,7 +155,7 @@ def _with_means(param: SolverParameter, where: str) -> None:
 
 
 RULES = {
-    'SGD': Rule(sgd, history_is_update=True),
+    'SGD': Rule(sgd, history_is_update=True, history_is_diff=True),
     'Nesterov': Rule(nesterov, history_is_update=True),
     'AdaGrad': Rule(adagrad, check=_without_momentum),
     'RMSProp': Rule(rmsprop, check=_with_rms_decay),

@@ -16,7 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from caffe_port import mode, parallel, prototxt, rng
+from caffe_port import mode, parallel, plan, prototxt, rng
+from caffe_port.building import Node
 from caffe_port.errors import CaffeError, WriteError
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving import display, resume, snapshot, solver_nets
@@ -88,6 +89,7 @@ class SGDSolver:
         self.current_step = 0
         self._update = Update(self.type, self.param, self.net.module.learnable)
         self._in_step = False  # whether all ranks have the same parameters
+        self._moved: set[int] = set()  # parameters that backward has moved already
         self.losses: deque[Tensor] = deque(maxlen=max(self.param.average_loss, 1))
         self._unchecked = Unchecked()
         self._pace = display.Pace(0, time.monotonic())
@@ -192,6 +194,7 @@ class SGDSolver:
             for before, _ in self._callbacks:
                 before()
             self.net.debug_info = bool(p.debug_info and p.display and self.iter % p.display == 0)
+            self._moved = set()  # a step before may have been interrupted
             passes = self._forward_backward()
             loss = reduce(add, (one.loss for one in passes)) / len(passes)
             parallel.average([loss])
@@ -232,8 +235,27 @@ class SGDSolver:
         for _ in range(self.param.iter_size):
             net.forward_range(0, last)
             passes.append(Pass(self._images(), net.loss()))
-            net.backward_range(last, 0, keep=False)
+            early = self._may_move_early(passes[-1].loss)
+            net.backward_range(last, 0, keep=False, learned=self._move_early if early else None)
         return passes
+
+    def _may_move_early(self, loss: Tensor) -> bool:
+        """Return whether a layer's params may be moved before the layers below have diffs.
+
+        Then gradients take less memory. Nobody may look between backward and update.
+        """
+        return (
+            plan.is_recomputing()
+            and self._update.may_apply_early()
+            and loss.device.type == 'cpu'
+            and math.isfinite(loss)
+            and not (self._callbacks or self.net.debug_info or parallel.solver_count() > 1)
+        )
+
+    def _move_early(self, node: Node) -> None:
+        """Move the params of a layer whose backward is done, unless other layers have them too."""
+        blobs = [blob for blob in node.op.param_blobs if blob.may_be_early]
+        self._moved |= self._update.apply_early(blobs, self.rate(), self.iter)
 
     def _images(self) -> str:
         """Name the images in the net now, as far as its data layers tell."""
@@ -261,8 +283,12 @@ class SGDSolver:
         Afterwards a parameter's diff holds what was subtracted from it, as in Caffe.
         """
         self._advance_step()
+        moved, self._moved = self._moved, set()
+        if not moved:
+            for blob in self.net.module.param_blobs():
+                blob.settle_grad()  # of an earlier step
         self.net.module.flush()
-        self._update.apply(self.rate(), self.iter)
+        self._update.apply(self.rate(), self.iter, moved)
         self.net.mark_params_stale()
 
     # Losses, display and tests.

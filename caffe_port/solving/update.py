@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from caffe_port import parallel
+from caffe_port.blob import ParamBlob
 from caffe_port.building import Learnable
 from caffe_port.errors import CaffeError
 from caffe_port.files.stored import StoredBlob
@@ -22,6 +23,8 @@ LOG = logging.getLogger('caffe_port')
 # stay in the cache, on a GPU they bound the memory of intermediate results.
 _PIECE_OF_CPU = 2**18
 _PIECE_OF_GPU = 2**25
+# How many elements of a gradient are multiplied out at once.
+_PART = 2**22
 
 
 class Update:
@@ -36,22 +39,70 @@ class Update:
         self._history: dict[int, tuple[Tensor, ...]] = {}  # by the parameter's number
 
     @torch.no_grad()
-    def apply(self, rate: float, iteration: int) -> None:
-        """Average gradients over ranks and move the parameters; collective."""
+    def apply(self, rate: float, iteration: int, moved: Container[int] = ()) -> None:
+        """Average gradients over ranks and move the parameters; collective.
+
+        Those of the numbers `moved` stay: apply_early has moved them.
+        """
         p = self.param
         # Trained parameters are the same on all ranks; reading a frozen one's diff creates it.
-        trained = [item.parameter for item in self._learnable if item.parameter.requires_grad]
+        numbers = [i for i in range(len(self._learnable)) if i not in moved]
+        trained = [self._learnable[i].parameter for i in numbers]
+        trained = [parameter for parameter in trained if parameter.requires_grad]
         grads = [_diff(parameter) for parameter in trained]
         parallel.average(grads)
         scales = [self._clip(grads), 1 / p.iter_size]
-        groups: dict[tuple[float, float], list[int]] = {}
-        for i, item in enumerate(self._learnable):
-            if not self._stays(i):
-                groups.setdefault((item.lr_mult, item.decay_mult), []).append(i)
+        rows = [(i, self._tensors(i)) for i in numbers if not self._stays(i)]
+        self._move(rows, scales, rate, iteration)
+
+    def may_apply_early(self) -> bool:
+        """Return whether a parameter's update depends on its own gradient alone, and is kept."""
+        p = self.param
+        return self._rule.history_is_diff and p.clip_gradients < 0 and p.iter_size == 1
+
+    @torch.no_grad()
+    def apply_early(self, blobs: Iterable[ParamBlob], rate: float, iteration: int) -> set[int]:
+        """Move parameters while others wait for their gradients; return their numbers.
+
+        The memory of their gradients is free then: what a diff holds after an update, it takes
+        from the history once somebody asks for it. Gradients that somebody holds are left to
+        `apply`.
+        """
+        numbers = {id(item.parameter): i for i, item in enumerate(self._learnable)}
+        moved = set()
+        for blob in blobs:
+            i = numbers[id(blob.parameter)]
+            if blob.factors is not None:
+                weights, history = blob.parameter.detach(), self._history_of(i)
+                for part in _parts(len(weights), weights[0].numel()):
+                    diff = blob.factors.diff(part).view_as(weights[part])
+                    row = (weights[part], diff, *(kept[part] for kept in history))
+                    self._move([(i, row)], [], rate, iteration)
+            elif blob.is_grad_free():
+                self._move([(i, self._tensors(i))], [], rate, iteration)
+            else:
+                continue
+            blob.postpone_grad(self._history[i][0].clone)
+            moved.add(i)
+        return moved
+
+    def _move(
+        self,
+        rows: Iterable[tuple[int, tuple[Tensor, ...]]],
+        scales: Sequence[float],
+        rate: float,
+        iteration: int,
+    ) -> None:
+        """Move parameters, given as their numbers, weights, diffs and histories."""
+        p = self.param
+        groups: dict[tuple[float, float], list[tuple[Tensor, ...]]] = {}
+        for i, tensors in rows:
+            item = self._learnable[i]
+            groups.setdefault((item.lr_mult, item.decay_mult), []).append(tensors)
         for (lr_mult, decay_mult), members in groups.items():
             # As Caffe's, the rate is a float32 before lr_mult scales it.
             step = Step(p, float(np.float32(rate)) * lr_mult, iteration)
-            for weights, diffs, *history in _pieces([self._tensors(i) for i in members]):
+            for weights, diffs, *history in _pieces(members):
                 for scale in scales:
                     if scale != 1:
                         torch._foreach_mul_(diffs, scale)
@@ -72,11 +123,15 @@ class Update:
     def _tensors(self, i: int) -> tuple[Tensor, ...]:
         """Return a parameter, its diff and its history, all on the parameter's device."""
         parameter = self._learnable[i].parameter
+        return parameter.detach(), _diff(parameter), *self._history_of(i)
+
+    def _history_of(self, i: int) -> tuple[Tensor, ...]:
+        parameter = self._learnable[i].parameter
         history = self._history.get(i)
         if history is None:
             history = tuple(torch.zeros_like(parameter) for _ in range(self._rule.histories))
         self._history[i] = tuple(tensor.to(parameter.device) for tensor in history)
-        return parameter.detach(), _diff(parameter), *self._history[i]
+        return self._history[i]
 
     def _clip(self, grads: list[Tensor]) -> float:
         """Return the factor that brings the gradients' L2 norm down to clip_gradients."""
@@ -166,6 +221,12 @@ def _diff(parameter: torch.nn.Parameter) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` rows of `size` elements into parts of bounded size."""
+    step = max(1, _PART // size)
+    return (slice(first, first + step) for first in range(0, count, step))
 
 
 def _pieces(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:

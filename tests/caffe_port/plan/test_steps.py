@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from caffe_port.blob import ParamBlob
 from caffe_port.plan import steps
 from caffe_port.plan.steps import Geometry, Room
 from tests.caffe_port.plan.forced import assert_near
@@ -45,7 +47,7 @@ def test_values_and_gradients_are_those_of_a_convolution_and_its_relu(case, func
     shape, stride, pad, dilation, group = case
     leaves, exact = problem(shape, group)
     geometry = Geometry(stride, pad, dilation, group, relu=True, masks=True)
-    top = function.apply(*leaves, geometry, Room(), lambda: None)
+    top = function.apply(*leaves, geometry, Room(), ParamBlob(nn.Parameter(leaves[1].detach())))
     plain = F.conv2d(*exact, stride, pad, dilation, group)
     expected = plain.relu()
     assert_near(top, expected.float())
@@ -73,10 +75,13 @@ def test_gradients_are_those_of_a_pooling(kernel, stride, ceil):
 def test_a_gradient_is_written_into_the_memory_that_is_spare():
     leaves, _ = problem((64, 64, 3, 3), 1)
     for function in (steps.Convolution, steps.Product):
-        spare = torch.full_like(leaves[1], 7)
+        blob = ParamBlob(nn.Parameter(leaves[1].detach()))
+        blob.parameter.grad = torch.full_like(leaves[1], 7)
+        place = blob.parameter.grad.data_ptr()
+        blob.clear_diff()
         geometry = Geometry((1, 1), (1, 1), (1, 1), 1)
-        top = function.apply(*leaves, geometry, Room(), lambda spare=spare: spare)
+        top = function.apply(*leaves, geometry, Room(), blob)
         (found,) = torch.autograd.grad(top.sum(), leaves[1])
-        assert found.data_ptr() == spare.data_ptr()
+        assert found.data_ptr() == place
         (expected,) = torch.autograd.grad(F.conv2d(*leaves, padding=1).sum(), leaves[1])
         assert_near(found, expected)
