@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 
 # Computes the scores, 1 x 21 x H x W.
 Run = Callable[[], np.ndarray]
+# Of the matrices whose product shows the arithmetic that a device can do.
+SIDES = {'cpu': 2048, 'gpu': 8192}
 NET, WEIGHTS, ONNX, PICTURE = 'deploy.prototxt', 'fcn8s.caffemodel', 'fcn8s.onnx', 'picture.npy'
 
 
@@ -21,22 +23,24 @@ class Contender(NamedTuple):
     function: str
     arguments: dict[str, Any] = {}
     needs: str | None = None  # a package, without which it is left out
-    precision: str | None = None  # one of 16 bits, which few CPUs have instructions for
+    precision: str = 'fp32'
+    on: Sequence[str] = ('cpu', 'gpu')
 
 
 def _other(function: str, needs: str) -> Contender:
-    return Contender('others', function, needs=needs)
+    return Contender('others', function, needs=needs, on=('cpu',))
 
 
-def _in_16_bits(function: str, precision: str) -> Contender:
-    return Contender('ours', function, {'precision': precision}, precision=precision)
+def _in(precision: str, function: str, on: Sequence[str] = ('cpu', 'gpu')) -> Contender:
+    return Contender('ours', function, {'precision': precision}, precision=precision, on=on)
 
 
 INFERENCE = {
     'ours': Contender('ours', 'by_module'),
-    'ours, no plan': Contender('ours', 'by_module', {'plan': False}),
-    'ours, bf16': _in_16_bits('by_module', 'bf16'),
-    'ours, fp16': _in_16_bits('by_module', 'fp16'),
+    'ours, no plan': Contender('ours', 'by_module', {'plan': False}, on=('cpu',)),
+    'ours, tf32': _in('tf32', 'by_module', on=('gpu',)),
+    'ours, bf16': _in('bf16', 'by_module'),
+    'ours, fp16': _in('fp16', 'by_module'),
     'PyTorch module': Contender('ours', 'by_plain_module'),
     'OpenCV dnn': _other('opencv', 'cv2'),
     'ONNX Runtime': _other('onnxruntime', 'onnxruntime'),
@@ -45,17 +49,24 @@ INFERENCE = {
 }
 TRAINING = {
     'ours': Contender('ours', 'train'),
-    'ours, no plan': Contender('ours', 'train', {'plan': False}),
-    'ours, bf16': _in_16_bits('train', 'bf16'),
+    'ours, recompute': Contender('ours', 'train', {'recompute': True}, on=('cpu',)),
+    'ours, no plan': Contender('ours', 'train', {'plan': False}, on=('cpu',)),
+    'ours, tf32': _in('tf32', 'train', on=('gpu',)),
+    'ours, bf16': _in('bf16', 'train'),
     'PyTorch module': Contender('ours', 'train_plain_module'),
 }
 FACES = {'net.module': Contender('ours', 'by_module'), 'Net.forward': Contender('ours', 'by_face')}
-RATE = {'rate': Contender('ours', 'multiply')}
+RATE = {
+    'fp32': Contender('ours', 'multiply'),
+    **{each: _in(each, 'multiply', on=('gpu',)) for each in ('tf32', 'bf16', 'fp16')},
+}
 KINDS = {'infer': INFERENCE, 'train': TRAINING, 'face': FACES, 'rate': RATE}
 
 
-def load(kind: str, name: str, folder: Path) -> Run:
-    """Import an engine and let it load the files of a folder."""
+def load(kind: str, name: str, folder: Path, device: str) -> Run:
+    """Import an engine and let it load the files of a folder; device is 'cpu' or 'gpu'."""
     contender = KINDS[kind][name]
     module = importlib.import_module(f'tests.engines.{contender.module}')
+    if device == 'gpu':
+        module.use_gpu()
     return getattr(module, contender.function)(folder, **contender.arguments)

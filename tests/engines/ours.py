@@ -9,11 +9,22 @@ import torch
 import torch.nn.functional as F
 
 import caffe_port as caffe
+from caffe_port import mode
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from nets import voc_fcn32s
 from tests.engines import plain
 from tests.engines.files import draw_weights
-from tests.engines.names import NET, PICTURE, WEIGHTS, Run
+from tests.engines.names import NET, PICTURE, SIDES, WEIGHTS, Run
+
+
+def use_gpu() -> None:
+    """Let what is made from now on compute on the first GPU."""
+    caffe.set_mode_gpu()
+
+
+def _wait() -> None:
+    if mode.device().type == 'cuda':
+        torch.cuda.synchronize()
 
 
 def by_module(folder: Path, plan: bool = True, precision: str = 'fp32') -> Run:
@@ -21,11 +32,12 @@ def by_module(folder: Path, plan: bool = True, precision: str = 'fp32') -> Run:
     net = caffe.Net(str(folder / NET), str(folder / WEIGHTS), caffe.TEST)
     caffe.set_precision(precision)
     net.cast_weights()
+    net.follow_device()
     picture = torch.from_numpy(np.load(folder / PICTURE))
 
     @torch.no_grad()
     def run() -> np.ndarray:
-        return net.module(data=picture)['score'].numpy()
+        return net.module(data=picture.to(mode.device()))['score'].cpu().numpy()
 
     return run
 
@@ -37,12 +49,12 @@ def by_face(folder: Path) -> Run:
 
 
 def by_plain_module(folder: Path) -> Run:
-    module = plain.load(8, folder / WEIGHTS)
+    module = plain.load(8, folder / WEIGHTS).to(mode.device())
     picture = torch.from_numpy(np.load(folder / PICTURE))
 
     @torch.no_grad()
     def run() -> np.ndarray:
-        return module(picture).numpy()
+        return module(picture.to(mode.device())).cpu().numpy()
 
     return run
 
@@ -50,8 +62,9 @@ def by_plain_module(folder: Path) -> Run:
 # A training step of FCN-32s; what it returns is of no matter.
 
 
-def train(folder: Path, plan: bool = True, precision: str = 'fp32') -> Run:
+def train(folder: Path, plan: bool = True, precision: str = 'fp32', recompute: bool = False) -> Run:
     caffe.set_plan(plan)
+    caffe.set_recompute(recompute)
     caffe.set_precision(precision)
     picture = np.load(folder / PICTURE)
     net = voc_fcn32s.fcn('train')
@@ -70,6 +83,7 @@ def train(folder: Path, plan: bool = True, precision: str = 'fp32') -> Run:
 
     def run() -> np.ndarray:
         solver.step(1)
+        _wait()
         return np.zeros(1)
 
     return run
@@ -81,7 +95,7 @@ def _labels(picture: np.ndarray) -> np.ndarray:
 
 def train_plain_module(folder: Path) -> Run:
     picture = np.load(folder / PICTURE)
-    module = plain.load(32).train()
+    module = plain.load(32).train().to(mode.device())
     module.upscore.weight.requires_grad_(False)
     split = (
         [p for p in module.parameters() if p.dim() > 1],
@@ -93,17 +107,26 @@ def train_plain_module(folder: Path) -> Run:
     ]
     optimizer = torch.optim.SGD(groups, momentum=0.99)
     x, y = torch.from_numpy(picture), torch.from_numpy(_labels(picture)[0]).long()
+    x, y = x.to(mode.device()), y.to(mode.device())
 
     def run() -> np.ndarray:
         optimizer.zero_grad()
         F.cross_entropy(module(x), y, reduction='sum').backward()
         optimizer.step()
+        _wait()
         return np.zeros(1)
 
     return run
 
 
-def multiply(folder: Path) -> Run:
-    """Multiply square matrices: 2 * 2048**3 operations."""
-    a, b = torch.randn(2, 2048, 2048)
-    return lambda: (a @ b)[:1].numpy()
+def multiply(folder: Path, precision: str = 'fp32') -> Run:
+    """Multiply square matrices: 2 * side**3 operations."""
+    caffe.set_precision(precision)
+    side = SIDES['cpu' if mode.device().type == 'cpu' else 'gpu']
+    a, b = torch.randn(2, side, side, device=mode.device(), dtype=mode.low_dtype())
+
+    def run() -> np.ndarray:
+        (a @ b)[:1].float().cpu()
+        return np.zeros(1)
+
+    return run

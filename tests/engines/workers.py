@@ -20,13 +20,13 @@ from tests.engines.names import load
 class Worker:
     """A process with one engine, which runs it when told to."""
 
-    def __init__(self, kind: str, name: str, folder: Path, threads: int):
+    def __init__(self, kind: str, name: str, folder: Path, threads: int, device: str):
         environment = {
             **os.environ,
             'OMP_NUM_THREADS': str(threads),
             'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
         }
-        command = [sys.executable, '-m', 'tests.engines.workers', kind, name, str(folder)]
+        command = [sys.executable, '-m', 'tests.engines.workers', kind, name, str(folder), device]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=environment
@@ -50,13 +50,13 @@ class Worker:
         return peak
 
 
-def work(kind: str, name: str, folder: Path) -> None:
+def work(kind: str, name: str, folder: Path, device: str) -> None:
     """Be a worker: answer each line of standard input with one of JSON."""
-    run = load(kind, name, folder)
+    run = load(kind, name, folder, device)
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
         if line.strip() == 'end':
-            print(json.dumps({'peak': peak()}), flush=True)
+            print(json.dumps({'peak': peak(device)}), flush=True)
             return
         started, busy = time.perf_counter(), time.process_time()
         scores = run()
@@ -65,8 +65,10 @@ def work(kind: str, name: str, folder: Path) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def peak() -> float:
-    """Return the most resident memory that this process has had, in gigabytes."""
+def peak(device: str) -> float:
+    """Return the most memory of the device that this process has had, in gigabytes."""
+    if device == 'gpu':
+        return sys.modules['torch'].cuda.max_memory_allocated() / 1e9
     try:
         # ru_maxrss may be what the parent had when it started this process.
         return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1e6
@@ -75,10 +77,10 @@ def peak() -> float:
 
 
 def compare(
-    kind: str, names: Sequence[str], folder: Path, repeats: int, threads: int
+    kind: str, names: Sequence[str], folder: Path, repeats: int, threads: int, device: str
 ) -> Iterator[tuple[str, list[dict], float]]:
     """Run the engines in turn; yield each one's name, times and peak memory."""
-    workers = {name: Worker(kind, name, folder, threads) for name in names}
+    workers = {name: Worker(kind, name, folder, threads, device) for name in names}
     times: dict[str, list[dict]] = {name: [] for name in names}
     for turn in range(repeats + 1):
         for name, worker in workers.items():
@@ -90,4 +92,4 @@ def compare(
 
 
 if __name__ == '__main__':
-    work(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    work(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])
