@@ -8,8 +8,9 @@ are medians, their ratio to ours, the peak memory of each process, the largest d
 the scores from plain PyTorch's, relative to the largest score, and the share of the machine's
 rate in matrix products that the net's arithmetic, counted as direct, comes to. With --gpu
 we and plain PyTorch compute on the first GPU, in each precision, and the rate and the memory are
-the GPU's. Engines
-that are not installed are left out: OpenCV (opencv-python-headless below 5), ONNX Runtime,
+the GPU's.
+
+Engines that are not installed are left out: OpenCV (opencv-python-headless below 5), ONNX Runtime,
 OpenVINO and pycaffe; so is a precision of 16 bits on a CPU without instructions for it, unless
 --only names it. `--forward` holds Net.forward against net.module instead.
 
