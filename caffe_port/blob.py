@@ -419,4 +419,4 @@ class ParamBlob(Blob):
         self.parameter.data = (
             values.reshape(shape) if keep else torch.zeros(shape, device=values.device)
         )
-        self.parameter.grad = None
+        self.parameter.grad = self._spare = None
