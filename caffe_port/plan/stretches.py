@@ -181,11 +181,13 @@ class Stretch:
             return steps.convolve(x, step.node.op, geometry, room)
 
     def _layout(self, shape: Shape) -> _Layout:
-        if shape not in self._layouts:
+        layout = self._layouts.get(shape)  # which another thread may forget
+        if layout is None:
+            layout = self._new_layout(shape)
             if len(self._layouts) > 64:
-                self._layouts.clear()
-            self._layouts[shape] = self._new_layout(shape)
-        return self._layouts[shape]
+                self._layouts = {}
+            self._layouts[shape] = layout
+        return layout
 
     def _new_layout(self, shape: Shape) -> _Layout:
         bottom = shape

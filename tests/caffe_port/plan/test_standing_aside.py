@@ -5,6 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 import caffe_port as caffe
+from caffe_port.plan import stretches
 from tests.caffe_port.plan.forced import assert_near, drawn, force, images
 
 
@@ -58,3 +59,23 @@ def test_callbacks_of_a_net_see_every_layer_computed(net):
     net.after_forward(lambda i: seen.append(net.blobs[net._nodes[i].tops[0]].is_postponed))
     net.forward()
     assert len(seen) == len(net.layers) and not any(seen)
+
+
+class Forgetting(dict):
+    """A dict that another thread empties whenever one has looked for a key, or set one."""
+
+    def __contains__(self, key):
+        found = super().__contains__(key)
+        self.clear()
+        return found
+
+    def __setitem__(self, key, value):
+        self.clear()
+
+
+def test_threads_may_share_a_stretch(net):
+    (stretch, *_) = stretches.find(net.module.nodes)
+    expected = stretch.inner_shapes((1, 3, 9, 20))
+    stretch._layouts = Forgetting(stretch._layouts)
+    for _ in range(2):
+        assert stretch.inner_shapes((1, 3, 9, 20)) == expected
