@@ -294,6 +294,8 @@ class Net(NetWeights, Aliases):
                 continue
             notify(self._before_backward, i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
+                if i not in self._tape:
+                    self._tape.update(self._training.traces(i))
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 if step is None or not tape.fits(node, step, self.blobs):
                     step = tape.retrace(node, self.blobs)

@@ -1,8 +1,8 @@
 """The layers of a stretch in training: convolutions with their ReLU, and poolings; channels last.
 
-A ReLU writes over the convolution's top, from which its gradient can be told. Where the next layer
-is one of these too, it sets the diff of its bottom to zero where the ReLU did, while that
-is in the cache; so no ReLU takes a pass over memory of its own.
+A ReLU writes over the convolution's top, from which its gradient can be told. The next layer
+sets the diff of its bottom to zero where the ReLU did, while that is in the cache; so no ReLU takes
+a pass over memory of its own, but for a last one (see Masked).
 
 Each gradient of a convolution is computed in the way that is fastest for its shape, by
 Winograd's method where there are many channels. The values are PyTorch's own everywhere: where
@@ -40,7 +40,7 @@ class Geometry(NamedTuple):
     """How a convolution slides, as F.conv2d takes it, and the ReLUs around it.
 
     relu: one follows, in place. masks: the bottom is the top of one, which leaves its gradient
-    to this layer. is_masked: the layer that reads the top masks its diff.
+    to this layer.
     """
 
     stride: tuple[int, int]
@@ -49,7 +49,6 @@ class Geometry(NamedTuple):
     group: int
     relu: bool = False
     masks: bool = False
-    is_masked: bool = False
 
     @classmethod
     def of(cls, op: Op, **relus: bool) -> Geometry:
@@ -209,7 +208,10 @@ def _weight_diff_of_few_inputs(bottom: Tensor, weight: Tensor, diff: Tensor, g: 
 
 
 class Convolution(torch.autograd.Function):
-    """A convolution, and the ReLU that follows it in place if its geometry says so."""
+    """A convolution, and the ReLU that follows it in place if its geometry says so.
+
+    The diff of a top of a ReLU must come with zeros where that has set the top to zero.
+    """
 
     @staticmethod
     def forward(
@@ -220,15 +222,12 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         bottom, weight, _, ctx.geometry, _, ctx.spare = inputs
-        needs_top = ctx.geometry.relu and not ctx.geometry.is_masked
-        ctx.save_for_backward(bottom, weight, *([output] if needs_top else []))
+        ctx.save_for_backward(bottom, weight)
 
     @staticmethod
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
-        (bottom, weight, *top), g = ctx.saved_tensors, ctx.geometry
+        (bottom, weight), g = ctx.saved_tensors, ctx.geometry
         diff = diff.contiguous(memory_format=torch.channels_last)
-        if top:
-            diff = diff * (top[0] > 0)
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (
             _bottom_diff(bottom, weight, diff, g) if to_bottom else None,
@@ -259,9 +258,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
-        (bottom, weight, *top), g = ctx.saved_tensors, ctx.geometry
-        if top:
-            diff = diff * (top[0] > 0)
+        (bottom, weight), g = ctx.saved_tensors, ctx.geometry
         if torch.is_grad_enabled():
             return (
                 _bottom_diff(bottom, weight, diff, g),
@@ -313,6 +310,26 @@ class MaxPooling(torch.autograd.Function):
             diff = diff * (top.detach() > 0)
         (found,) = torch.autograd.grad(top, leaf, diff, create_graph=again)
         return found, None, None, None, None
+
+
+class Masked(torch.autograd.Function):
+    """A stretch's top, contiguous; its diff becomes zero where a ReLU has set the top to zero.
+
+    The mask is in the memory of the blob, where users may write to it, as it is layer by layer.
+    """
+
+    @staticmethod
+    def forward(top: Tensor) -> Tensor:
+        return top.clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, diff: Tensor) -> Tensor:
+        (top,) = ctx.saved_tensors
+        return diff * (top > 0)
 
 
 def convolve(bottom: Tensor, op: Op, g: Geometry, room: Room) -> Tensor:

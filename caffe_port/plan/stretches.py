@@ -141,7 +141,7 @@ class Stretch:
             if made is not None and i < len(self.inner):
                 made.append(Made(step.node.tops[0], x.detach(), layout.tops[i]))
             x = _insert(x, layout.inserts[i])
-        return x.contiguous()
+        return self._finish(x)
 
     def _compute_sparingly(self, bottom: Tensor) -> Tensor:
         """Do as `compute`, but keep no blobs for the gradients: backward computes them again.
@@ -160,7 +160,7 @@ class Stretch:
             if last == len(self.steps) or any(window.stride > 1 for window in step.windows):
                 x = checkpoint(run, first, last, x, use_reentrant=False, preserve_rng_state=False)
                 first = last
-        return x.contiguous()
+        return self._finish(x)
 
     def _start(self, bottom: Tensor) -> tuple[_Layout, Tensor]:
         """Return the layout for a bottom, and the bottom with what is left of its padding."""
@@ -175,10 +175,13 @@ class Stretch:
         if pad is None:
             kernel, stride, _ = step.node.op.windows
             return steps.MaxPooling.apply(x, kernel, stride, step.node.op.ceil, masks)
-        relus = dict(relu=step.relu is not None, masks=masks, is_masked=i + 1 < len(self.steps))
-        geometry = steps.Geometry.of(step.node.op, **relus)._replace(pad=pad)
+        geometry = steps.Geometry.of(step.node.op, relu=step.relu is not None, masks=masks)
+        geometry = geometry._replace(pad=pad)
         with step.node.named_in_errors():
             return steps.convolve(x, step.node.op, geometry, room)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return steps.Masked.apply(x) if self.steps[-1].relu is not None else x.contiguous()
 
     def _layout(self, shape: Shape) -> _Layout:
         layout = self._layouts.get(shape)  # which another thread may forget

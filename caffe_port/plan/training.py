@@ -8,7 +8,7 @@ that was asked for once is whole from the next forward on: the stretch ends with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -31,12 +31,43 @@ class Run:
         self.stretch = stretch
         self.bottom = bottom.clone(memory_format=torch.channels_last)
         self.made: list[Made] = []
-        self.top = bottom
+        # The memory of blobs as they were then, to which users may have written since.
+        self.memory: dict[str, Tensor] = {stretch.bottom: bottom}
+        self.by_themselves: set[int] = set()  # layers that have run one by one since
         self.trace: tape.Trace | None = None
         self.diff: Tensor | None = None  # of the top, in the last backward
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, 'trace': None}  # PyTorch's graphs cannot be copied
+
+    @property
+    def top(self) -> Tensor:
+        return self.memory[self.stretch.top]
+
+    def is_seen(self) -> bool:
+        """Return whether blobs inside have been made whole."""
+        return any(name in self.memory for name in self.stretch.inner)
+
+    def made_whole(self, name: str) -> Tensor:
+        """Return the values that a blob inside had."""
+        (made,) = (made for made in self.made if made.name == name)
+        # PyTorch takes no gradients of what is made in inference mode.
+        with torch.inference_mode(False):
+            return made.whole()
+
+    def traces(self) -> Iterator[tuple[int, tape.Trace]]:
+        """Yield the traces that the layers would have, had they run one by one, by their numbers.
+
+        As there, a layer reads what users have written to its bottom's memory since, but a
+        maximum was picked before.
+        """
+        for number, node in zip(self.stretch.numbers, self.stretch.nodes):
+            if number in self.by_themselves or not node.need_backward:
+                continue
+            (name,) = node.bottoms
+            is_kept = name in self.memory and node.type != 'Pooling'
+            bottom = self.memory[name] if is_kept else self.made_whole(name)
+            yield number, tape.record(node, [bottom], node.run)[1]
 
 
 class PlannedTraining:
@@ -64,6 +95,7 @@ class PlannedTraining:
         """Forget the last forward, and let stretches end with the blobs that are asked for."""
         for run in self._runs.values():
             run.trace = None
+            del run.memory[run.stretch.bottom]
         self._runs = {}
         shown = {name for name in self._blobs if self._is_shown(name)}
         if self._apart != self._asked | shown:
@@ -100,7 +132,7 @@ class PlannedTraining:
         (top,), run.trace = tape.record(
             stretch, [run.bottom], lambda leaf: (stretch.compute(leaf, run.made, rooms),)
         )
-        self._blobs[stretch.top].tensor = run.top = top.detach()
+        self._blobs[stretch.top].tensor = run.memory[stretch.top] = top.detach()
         for name, shape in stretch.inner_shapes(tuple(bottom.shape)).items():
             self._blobs[name].postpone(shape, partial(self._show, run, name))
         self._runs[stretch.numbers[-1]] = run
@@ -110,32 +142,48 @@ class PlannedTraining:
         """Take no gradient through a stretch of whose layers one runs by itself."""
         for run in self._runs.values():
             if number in run.stretch.numbers:
+                run.by_themselves.add(number)
+
+    def traces(self, number: int) -> dict[int, tape.Trace]:
+        """Return the traces of the layers of a stretch, of which layer `number` is one.
+
+        There are none unless the backward of the stretch is yet to come; it will not come then.
+        """
+        for run in self._runs.values():
+            if number in run.stretch.numbers and run.trace is not None:
                 run.trace = None
+                self._make(run, next(iter(run.stretch.inner), ''))
+                return dict(run.traces())
+        return {}
+
+    def _make(self, run: Run, name: str) -> None:
+        """Have the values of the blobs inside a stretch, of which one has this name."""
+        if run.stretch.inner and not run.made:
+            self._compute_again(run, f'blob {name} was', 'forward', f"forward(blobs=['{name}'])")
 
     def _show(self, run: Run, name: str) -> None:
         """Make the values of a blob inside a stretch whole."""
         self._asked.add(name)
-        if not run.made:
-            self._compute_again(run, f'blob {name} was', 'forward', f"forward(blobs=['{name}'])")
-        (made,) = (made for made in run.made if made.name == name)
-        self._blobs[name].tensor = made.whole()
+        self._make(run, name)
+        self._blobs[name].tensor = run.memory[name] = run.made_whole(name)
 
     def ready(self, last: int, first: int) -> Run | None:
         """Return the run of the stretch that ends with layer `last`, if its backward may run.
 
         It may not where layers from `first` on are asked for, or where somebody has seen the
-        values of blobs inside or asks for their diffs, or has changed the bottom.
+        values of blobs inside or asks for their diffs, or has written to the bottom's memory.
         """
         run = self._runs.get(last)
         if run is None or run.trace is None or first > run.stretch.numbers[0]:
             return None
-        stretch, bottom = run.stretch, self._blobs[run.stretch.bottom].tensor
+        stretch = run.stretch
         unchanged = (
             self._is_unseen(stretch)
-            and all(self._blobs[name].is_postponed for name in stretch.inner)
+            and not run.is_seen()
+            and not run.by_themselves
             and stretch.is_untouched()
             and tape.fits(stretch, run.trace, self._blobs)
-            and _is_same(bottom, run.bottom)
+            and _is_same(run.memory[stretch.bottom], run.bottom)
         )
         return run if unchanged else None
 
