@@ -129,6 +129,8 @@ class PlannedTraining:
         if first in self._last:
             self._last[first].made.clear()  # it is overwritten now
         self._last[first] = run
+        if stretch.nodes[0].overwritten[0] and self._blobs[stretch.bottom].is_shown():
+            run.memory[stretch.bottom] = run.bottom
         (top,), run.trace = tape.record(
             stretch, [run.bottom], lambda leaf: (stretch.compute(leaf, run.made, rooms),)
         )
