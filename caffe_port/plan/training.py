@@ -4,6 +4,7 @@ The blobs inside a stretch have their shapes at once. Their values are made whol
 asks for them, their diffs are computed then, layer by layer: from the values of the last
 forward and the diff that its last backward met, while the weights are still the same. A blob
 that was asked for once is whole from the next forward on: the stretch ends with it.
+They are made outside inference mode, whoever asks: PyTorch takes no gradients of tensors of it.
 """
 
 from __future__ import annotations
@@ -48,12 +49,11 @@ class Run:
         """Return whether blobs inside have been made whole."""
         return any(name in self.memory for name in self.stretch.inner)
 
+    @torch.inference_mode(False)
     def made_whole(self, name: str) -> Tensor:
         """Return the values that a blob inside had."""
         (made,) = (made for made in self.made if made.name == name)
-        # PyTorch takes no gradients of what is made in inference mode.
-        with torch.inference_mode(False):
-            return made.whole()
+        return made.whole()
 
     def traces(self) -> Iterator[tuple[int, tape.Trace]]:
         """Yield the traces that the layers would have, had they run one by one, by their numbers.
@@ -201,6 +201,7 @@ class PlannedTraining:
         for name in run.stretch.inner_with_diffs:
             self._blobs[name].postpone_diff(partial(self._show_diff, run, name))
 
+    @torch.inference_mode(False)
     def _compute_again(self, run: Run, what: str, by: str, call: str) -> None:
         """Compute the blobs of a run once more.
 
@@ -217,6 +218,7 @@ class PlannedTraining:
             )
         run.made = made
 
+    @torch.inference_mode(False)
     def _show_diff(self, run: Run, asked: str) -> None:
         """Compute the diffs of the blobs inside a stretch, layer by layer."""
         stretch = run.stretch

@@ -5,8 +5,15 @@ import torch
 from torch.autograd import forward_ad
 
 import caffe_port as caffe
-from caffe_port.plan import stretches
+from caffe_port.plan import stretches, switch
 from tests.caffe_port.plan.forced import assert_near, drawn, force, images
+from tests.caffe_port.plan.trainers import (
+    assert_same_diffs,
+    by_layer,
+    filled,
+    forward_backward,
+    trainer,
+)
 
 
 @pytest.fixture
@@ -79,3 +86,34 @@ def test_threads_may_share_a_stretch(net):
     stretch._layouts = Forgetting(stretch._layouts)
     for _ in range(2):
         assert stretch.inner_shapes((1, 3, 9, 20)) == expected
+
+
+@pytest.mark.parametrize('recompute', [False, True])
+def test_blobs_looked_at_in_inference_mode_take_gradients(monkeypatch, net, recompute):
+    monkeypatch.setattr(switch, '_recompute', recompute)
+    net, expected = trainer(), by_layer(forward_backward)
+    net.forward()
+    with torch.inference_mode():
+        net.blobs['conv1_1'].data  # noqa: B018
+    net.backward()
+    assert_same_diffs(net, expected)
+    assert_near(net.blobs['conv1_1'].data, expected.blobs['conv1_1'].data)
+
+
+@pytest.mark.parametrize('recompute', [False, True])
+def test_diffs_looked_at_in_inference_mode_are_those_of_the_layers(monkeypatch, net, recompute):
+    monkeypatch.setattr(switch, '_recompute', recompute)
+    net, expected = forward_backward(trainer()), by_layer(forward_backward)
+    with torch.inference_mode():
+        diff = net.blobs['conv2_2'].diff
+    assert_near(diff, expected.blobs['conv2_2'].diff, 1e-4)
+    net.backward()
+
+
+def test_blobs_of_a_net_without_gradients_are_no_tensors_of_inference_mode(net):
+    filled(net)
+    with torch.no_grad():
+        net.forward()
+    with torch.inference_mode():
+        net.blobs['conv3_1'].data  # noqa: B018
+    assert not any(blob.tensor.is_inference() for blob in net.blobs.values())
