@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from caffe_port.blob import Shape
 from caffe_port.building import Node
@@ -146,19 +146,31 @@ class Stretch:
     def _compute_sparingly(self, bottom: Tensor) -> Tensor:
         """Do as `compute`, but keep no blobs for the gradients: backward computes them again.
 
-        Kept are the bottom and the tops of layers with a stride, which are small.
+        Kept are the bottom and the tops of layers with a stride, which are small. Backward raises
+        CaffeError if what it computes again is something else: the weights have changed.
         """
         layout, x = self._start(bottom)
+        sums: dict[int, int] = {}
 
         def run(first: int, last: int, x: Tensor) -> Tensor:
             for i in range(first, last):
                 x = _insert(self._run(i, x, layout, Room()), layout.inserts[i])
+            found = int(x.detach().view(torch.int32).sum(dtype=torch.int32))
+            if found != sums.setdefault(last, found):
+                raise CaffeError(
+                    f'{self.steps[first].node.name} to {self.steps[last - 1].node.name}: the '
+                    'weights have changed since forward, and backward computes blobs again: '
+                    'change them after backward, or call set_recompute(False)'
+                )
             return x
 
         first = 0
         for last, step in enumerate(self.steps, 1):
             if last == len(self.steps) or any(window.stride > 1 for window in step.windows):
-                x = checkpoint(run, first, last, x, use_reentrant=False, preserve_rng_state=False)
+                with set_checkpoint_early_stop(False):  # run to its end, to compare
+                    x = checkpoint(
+                        run, first, last, x, use_reentrant=False, preserve_rng_state=False
+                    )
                 first = last
         return self._finish(x)
 

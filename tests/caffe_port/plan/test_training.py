@@ -253,6 +253,19 @@ def test_recomputed_blobs_and_diffs_are_whole(monkeypatch):
     assert_near(net.blobs['conv3_3'].diff, expected.blobs['conv3_3'].diff, 1e-4)
 
 
+@pytest.mark.parametrize('layer', ['conv1_2', 'conv3_3', 'conv5_3'])
+def test_recomputing_refuses_weights_that_have_changed(monkeypatch, layer):
+    monkeypatch.setattr(switch, '_recompute', True)
+    net = trainer()
+    for weight in (net.params[layer][0].data, net.module.get_parameter(f'{layer}.weight').data):
+        net.forward()
+        weight *= 1.001
+        message = r'conv\d_1 to pool\d: the weights have changed since forward'
+        with pytest.raises(caffe.CaffeError, match=message):
+            net.backward()
+    forward_backward(net)
+
+
 def test_values_in_a_layer_that_learns_nothing_and_beneath_it():
     def frozen(net):
         for layer in ('conv1_1', 'conv1_2', 'conv2_1'):
