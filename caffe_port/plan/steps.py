@@ -8,7 +8,7 @@ Each gradient of a convolution is computed in the way that is fastest for its sh
 Winograd's method where there are many channels. The values are PyTorch's own everywhere: where
 two of them are all but equal, their rounding decides which one a maximum lets the gradient
 pass to. The gradients are linear in the top's diff, so that rounding stays rounding. They may be
-differentiated again: then PyTorch computes them.
+differentiated again, or vmap may hand down many diffs at a time: then PyTorch computes them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from caffe_port.ops.base import Op
 from caffe_port.plan import products, winograd
 from caffe_port.plan.lines import method_of
+from caffe_port.plan.switch import has_memory
 
 # From so many channels on, Winograd's diffs of the bottom and of the weight pay.
 LEAST_FOR_BOTTOM, LEAST_FOR_WEIGHT = 128, 64
@@ -91,6 +92,15 @@ Spare = Callable[[], Tensor | None]  # memory for the weight's gradient, if ther
 _NO_GRADIENTS = None, None, None  # of geometry, room and spare
 
 
+def _is_watched(diff: Tensor) -> bool:
+    """Return whether gradients of a diff are recorded, or vmap has made it."""
+    return torch.is_grad_enabled() or not has_memory(diff)
+
+
+def _channels_last(diff: Tensor) -> Tensor:
+    return diff.contiguous(memory_format=torch.channels_last) if has_memory(diff) else diff
+
+
 def _clear(diff: Tensor, bottom: Tensor) -> Tensor:
     """Set a diff to zero, in place, where the ReLU that made `bottom` did."""
     return diff.mul_(bottom > 0)
@@ -141,7 +151,7 @@ def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room:
 
 def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> Tensor:
     """Return the diff of the bottom, masked where that is this layer's to do."""
-    if torch.is_grad_enabled():
+    if _is_watched(diff):
         found = conv2d_input(tuple(bottom.shape), weight, diff, *g[:4])
         return found * (bottom > 0) if g.masks else found
     out = torch.empty_like(bottom, memory_format=torch.channels_last)
@@ -174,7 +184,7 @@ def _transform_shape(weight: Tensor) -> tuple[int, ...]:
 def _weight_diff(
     bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry, out: Tensor | None
 ) -> Tensor:
-    if torch.is_grad_enabled():
+    if _is_watched(diff):
         # A diff of the second order reaches the ReLU that made the bottom through this mask.
         seen = bottom * (bottom > 0) if g.masks else bottom
         return conv2d_weight(seen, tuple(weight.shape), diff, *g[:4])
@@ -227,7 +237,7 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
         (bottom, weight), g = ctx.saved_tensors, ctx.geometry
-        diff = diff.contiguous(memory_format=torch.channels_last)
+        diff = _channels_last(diff)
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (
             _bottom_diff(bottom, weight, diff, g) if to_bottom else None,
@@ -259,7 +269,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
         (bottom, weight), g = ctx.saved_tensors, ctx.geometry
-        if torch.is_grad_enabled():
+        if _is_watched(diff):
             return (
                 _bottom_diff(bottom, weight, diff, g),
                 _weight_diff(bottom, weight, diff, g, None),
@@ -305,7 +315,7 @@ class MaxPooling(torch.autograd.Function):
         with torch.enable_grad():
             leaf = bottom.detach().requires_grad_()
             top = F.max_pool2d(leaf, kernel, stride, ceil_mode=ceil)
-        diff = diff.contiguous(memory_format=torch.channels_last)
+        diff = _channels_last(diff)
         if masks:
             diff = diff * (top.detach() > 0)
         (found,) = torch.autograd.grad(top, leaf, diff, create_graph=again)

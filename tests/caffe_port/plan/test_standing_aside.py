@@ -53,6 +53,31 @@ def test_vmap_and_forward_mode_pass_through(net):
             assert forward_ad.unpack_dual(net.module(data=dual)['score']).tangent is not None
 
 
+@pytest.mark.parametrize('recompute', [False, True])
+def test_many_diffs_at_a_time_are_those_one_by_one(monkeypatch, net, recompute):
+    monkeypatch.setattr(switch, '_recompute', recompute)
+    net.module.eval()
+    data = images(net, (9, 20))['data']
+    leaves = [data.requires_grad_(), *(p for p in net.module.parameters() if p.requires_grad)]
+    top = net.module(data=data)['score'][0, :3, 4, 7]
+    found = torch.autograd.grad(top, leaves, torch.eye(3), is_grads_batched=True, retain_graph=True)
+    for i, value in enumerate(top):
+        one_by_one = torch.autograd.grad(value, leaves, retain_graph=True)
+        for many, one in zip(found, one_by_one):
+            assert_near(many[i], one, 1e-4)
+
+
+def test_a_jacobian_of_an_image_is_the_same_by_all_methods(net):
+    data = images(net, (3, 2))['data']
+
+    def score(data):
+        return net.module(data=data)['score'][0, :2, 1, 1]
+
+    expected = torch.autograd.functional.jacobian(score, data)
+    assert_near(torch.autograd.functional.jacobian(score, data, vectorize=True), expected, 1e-4)
+    assert_near(torch.func.jacrev(score)(data), expected, 1e-4)
+
+
 def test_dropout_draws_after_train(net):
     inputs = images(net, (9, 20))
     net.module.train()
