@@ -467,4 +467,4 @@ class ParamBlob(Blob):
         self.parameter.data = (
             values.reshape(shape) if keep else torch.zeros(shape, device=values.device)
         )
-        self.parameter.grad = self._grad_later = self.factors = None
+        self.parameter.grad = self._spare = self._grad_later = self.factors = None

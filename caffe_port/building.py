@@ -32,7 +32,8 @@ class Node:
     """A layer of a net: what it reads, what it writes, whether gradients pass.
 
     `reads` and `writes` number the values of blobs: an in-place layer gives its
-    blob a new value under the old name.
+    blob a new value under the old name. `overwritten` says for each bottom whether that happens
+    to it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Node:
     loss_weights: list[float]
     need_backward: bool = False
     propagate: list[bool] = field(default_factory=list)
+    overwritten: list[bool] = field(default_factory=list)
     # Computes the layer in a faster way, or returns None (see plan).
     faster: Callable[..., Tensor | None] | None = None
 
@@ -153,6 +155,7 @@ class BuiltNet:
                 f'net "{net.name}": no layers in phase {"TEST" if state.phase else "TRAIN"}'
             )
         _decide_backward(self.nodes, net.force_backward)
+        _find_overwritten(self.nodes)
 
     @property
     def inputs(self) -> list[str]:
@@ -306,6 +309,13 @@ def _loss_weights(layer: LayerParameter, op_type: type[Op]) -> list[float]:
             f'{layer.name}: {len(layer.loss_weight)} loss_weight for {len(layer.top)} tops'
         )
     return list(layer.loss_weight)
+
+
+def _find_overwritten(nodes: Sequence[Node]) -> None:
+    """Find the bottoms that an in-place layer replaces, for all that read them."""
+    gone = {value for n in nodes for value, name in zip(n.reads, n.bottoms) if name in n.tops}
+    for node in nodes:
+        node.overwritten = [value in gone for value in node.reads]
 
 
 def _decide_backward(nodes: Sequence[Node], force: bool) -> None:

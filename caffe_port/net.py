@@ -215,10 +215,10 @@ class Net(NetWeights, Aliases):
         self._training.forget(i)
         bottoms = [self.blobs[name].tensor for name in node.bottoms]
         if recording and node.need_backward:
-            # Keep the input of an in-place layer: its output overwrites the blob.
+            # Keep what an in-place layer, this or a later one, overwrites in the blob's memory.
             read = [
-                bottom.clone() if name in node.tops and self.blobs[name].is_shown() else bottom
-                for name, bottom in zip(node.bottoms, bottoms)
+                bottom.clone() if lost and self.blobs[name].is_shown() else bottom
+                for name, lost, bottom in zip(node.bottoms, node.overwritten, bottoms)
             ]
             tops, self._tape[i] = tape.record(node, read, node.run)
         else:
@@ -311,6 +311,8 @@ class Net(NetWeights, Aliases):
                 continue
             notify(self._before_backward, i)
             if node.need_backward and (node.bottoms or node.op.blob_names):
+                if i not in self._tape:
+                    self._tape.update(self._training.traces(i))
                 step = self._tape.get(i) if keep else self._tape.pop(i, None)
                 if step is None or not tape.fits(node, step, self.blobs):
                     step = tape.retrace(node, self.blobs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from caffe_port.blob import Blob, ParamBlob, Shape, check_shape
 from caffe_port.errors import CaffeError
-from caffe_port.mode import TRAIN
+from caffe_port.mode import LOW_DTYPES, TRAIN
 from caffe_port.ops import fillers
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
@@ -118,8 +118,12 @@ class Op(nn.Module):
         `tops` are the blobs' current values. What forward keeps, such as BatchNorm's
         statistics, does not change; Dropout draws a new mask.
         """
-        # Forward may write to these clones; gradients still reach the params.
-        clones = {name: getattr(self, name).clone() for name in self.blob_names}
+        # Forward may write to these clones; gradients still reach the params, in 16 bits too.
+        own = {name: getattr(self, name) for name in self.blob_names}
+        clones = {
+            name: blob.float() if blob.dtype in LOW_DTYPES else blob.clone()
+            for name, blob in own.items()
+        }
         return as_tuple(torch.func.functional_call(self, clones, tuple(bottoms)))
 
     def add_blob(

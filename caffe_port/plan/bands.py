@@ -131,9 +131,8 @@ def collapse(diff: Tensor, bands: Bands) -> Tensor:
     height, width = (
         size - sum(band.left_out for band in axis) for size, axis in zip(diff.shape[2:], bands)
     )
-    summed = torch.empty(
-        (*diff.shape[:2], height, width), memory_format=torch.channels_last, dtype=diff.dtype
-    )
+    # Of the diff's kind, which vmap may have made.
+    summed = diff.new_empty((len(diff), height, width, diff.shape[1])).permute(0, 3, 1, 2)
     for rows, of_rows in _parts(bands[0], height):
         for columns, of_columns in _parts(bands[1], width):
             part, to = diff[:, :, of_rows, of_columns], summed[:, :, rows, columns]

@@ -80,7 +80,8 @@ class PlannedForward:
         values = {name: tensor.to(device) for name, tensor in self._sources.items()}
         same = self._changes == self._planner.count_changes()
         # Plans compute in fp32; the precision may have been changed since.
-        with torch.no_grad(), mode.computing_in(mode.FP32):
+        # Of what is made in inference mode PyTorch takes no gradients.
+        with torch.inference_mode(False), torch.no_grad(), mode.computing_in(mode.FP32):
             for node in self._module.nodes:
                 if node.bottoms:
                     tops = node.run(*[values[name] for name in node.bottoms])

@@ -1,14 +1,14 @@
 """The layers of a stretch in training: convolutions with their ReLU, and poolings; channels last.
 
-A ReLU writes over the convolution's top, from which its gradient can be told. Where the next layer
-is one of these too, it sets the diff of its bottom to zero where the ReLU did, while that
-is in the cache; so no ReLU takes a pass over memory of its own.
+A ReLU writes over the convolution's top, from which its gradient can be told. The next layer
+sets the diff of its bottom to zero where the ReLU did, while that is in the cache; so no ReLU takes
+a pass over memory of its own, but for a last one (see Masked).
 
 Each gradient of a convolution is computed in the way that is fastest for its shape, by
 Winograd's method where there are many channels. The values are PyTorch's own everywhere: where
 two of them are all but equal, their rounding decides which one a maximum lets the gradient
 pass to. The gradients are linear in the top's diff, so that rounding stays rounding. They may be
-differentiated again: then PyTorch computes them.
+differentiated again, or vmap may hand down many diffs at a time: then PyTorch computes them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from caffe_port.blob import Factors, ParamBlob
 from caffe_port.ops.base import Op
 from caffe_port.plan import products, winograd
 from caffe_port.plan.lines import method_of
-from caffe_port.plan.switch import is_recomputing
+from caffe_port.plan.switch import has_memory, is_recomputing
 
 # From so many channels on, Winograd's diffs of the bottom and of the weight pay.
 LEAST_FOR_BOTTOM, LEAST_FOR_WEIGHT = 128, 64
@@ -42,7 +42,7 @@ class Geometry(NamedTuple):
     """How a convolution slides, as F.conv2d takes it, and the ReLUs around it.
 
     relu: one follows, in place. masks: the bottom is the top of one, which leaves its gradient
-    to this layer. is_masked: the layer that reads the top masks its diff.
+    to this layer.
     """
 
     stride: tuple[int, int]
@@ -51,7 +51,6 @@ class Geometry(NamedTuple):
     group: int
     relu: bool = False
     masks: bool = False
-    is_masked: bool = False
 
     @classmethod
     def of(cls, op: Op, **relus: bool) -> Geometry:
@@ -91,6 +90,15 @@ class Room(threading.local):
 
 _transforms = Room()  # not used while nets recompute
 _NO_GRADIENTS = None, None, None  # of geometry, room and blob
+
+
+def _is_watched(diff: Tensor) -> bool:
+    """Return whether gradients of a diff are recorded, or vmap has made it."""
+    return torch.is_grad_enabled() or not has_memory(diff)
+
+
+def _channels_last(diff: Tensor) -> Tensor:
+    return diff.contiguous(memory_format=torch.channels_last) if has_memory(diff) else diff
 
 
 def _clear(diff: Tensor, bottom: Tensor) -> Tensor:
@@ -143,7 +151,7 @@ def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room:
 
 def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> Tensor:
     """Return the diff of the bottom, masked where that is this layer's to do."""
-    if torch.is_grad_enabled():
+    if _is_watched(diff):
         found = conv2d_input(tuple(bottom.shape), weight, diff, *g[:4])
         return found * (bottom > 0) if g.masks else found
     out = torch.empty_like(bottom, memory_format=torch.channels_last)
@@ -178,7 +186,7 @@ def _transform_of(weight: Tensor) -> Tensor:
 def _weight_diff(
     bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry, out: Tensor | None
 ) -> Tensor:
-    if torch.is_grad_enabled():
+    if _is_watched(diff):
         # A diff of the second order reaches the ReLU that made the bottom through this mask.
         seen = bottom * (bottom > 0) if g.masks else bottom
         return conv2d_weight(seen, tuple(weight.shape), diff, *g[:4])
@@ -212,7 +220,10 @@ def _weight_diff_of_few_inputs(bottom: Tensor, weight: Tensor, diff: Tensor, g: 
 
 
 class Convolution(torch.autograd.Function):
-    """A convolution, and the ReLU that follows it in place if its geometry says so."""
+    """A convolution, and the ReLU that follows it in place if its geometry says so.
+
+    The diff of a top of a ReLU must come with zeros where that has set the top to zero.
+    """
 
     @staticmethod
     def forward(
@@ -228,15 +239,12 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         bottom, weight, _, ctx.geometry, _, ctx.blob = inputs
-        needs_top = ctx.geometry.relu and not ctx.geometry.is_masked
-        ctx.save_for_backward(bottom, weight, *([output] if needs_top else []))
+        ctx.save_for_backward(bottom, weight)
 
     @staticmethod
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
-        (bottom, weight, *top), g = ctx.saved_tensors, ctx.geometry
-        diff = diff.contiguous(memory_format=torch.channels_last)
-        if top:
-            diff = diff * (top[0] > 0)
+        (bottom, weight), g = ctx.saved_tensors, ctx.geometry
+        diff = _channels_last(diff)
         to_bottom, to_weight, to_bias = ctx.needs_input_grad[:3]
         return (
             _bottom_diff(bottom, weight, diff, g) if to_bottom else None,
@@ -272,10 +280,8 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, diff: Tensor) -> tuple[Tensor | None, ...]:
-        (bottom, weight, *top), g = ctx.saved_tensors, ctx.geometry
-        if top:
-            diff = diff * (top[0] > 0)
-        if torch.is_grad_enabled():
+        (bottom, weight), g = ctx.saved_tensors, ctx.geometry
+        if _is_watched(diff):
             return (
                 _bottom_diff(bottom, weight, diff, g),
                 _weight_diff(bottom, weight, diff, g, None),
@@ -324,11 +330,31 @@ class MaxPooling(torch.autograd.Function):
         with torch.enable_grad():
             leaf = bottom.detach().requires_grad_()
             top = F.max_pool2d(leaf, kernel, stride, ceil_mode=ceil)
-        diff = diff.contiguous(memory_format=torch.channels_last)
+        diff = _channels_last(diff)
         if masks:
             diff = diff * (top.detach() > 0)
         (found,) = torch.autograd.grad(top, leaf, diff, create_graph=again)
         return found, None, None, None, None
+
+
+class Masked(torch.autograd.Function):
+    """A stretch's top, contiguous; its diff becomes zero where a ReLU has set the top to zero.
+
+    The mask is in the memory of the blob, where users may write to it, as it is layer by layer.
+    """
+
+    @staticmethod
+    def forward(top: Tensor) -> Tensor:
+        return top.clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, diff: Tensor) -> Tensor:
+        (top,) = ctx.saved_tensors
+        return diff * (top > 0)
 
 
 def convolve(bottom: Tensor, op: Op, g: Geometry, room: Room) -> Tensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from caffe_port.blob import Shape
 from caffe_port.building import Node
@@ -144,26 +144,38 @@ class Stretch:
             if made is not None and i < len(self.inner):
                 made.append(Made(step.node.tops[0], x.detach(), layout.tops[i]))
             x = _insert(x, layout.inserts[i])
-        return x.contiguous()
+        return self._finish(x)
 
     def _compute_sparingly(self, bottom: Tensor) -> Tensor:
         """Do as `compute`, but keep no blobs for the gradients: backward computes them again.
 
-        Kept are the bottom and the tops of layers with a stride, which are small.
+        Kept are the bottom and the tops of layers with a stride, which are small. Backward raises
+        CaffeError if what it computes again is something else: the weights have changed.
         """
         layout, x = self._start(bottom)
+        sums: dict[int, int] = {}
 
         def run(first: int, last: int, x: Tensor) -> Tensor:
             for i in range(first, last):
                 x = _insert(self._run(i, x, layout, Room()), layout.inserts[i])
+            found = int(x.detach().view(torch.int32).sum(dtype=torch.int32))
+            if found != sums.setdefault(last, found):
+                raise CaffeError(
+                    f'{self.steps[first].node.name} to {self.steps[last - 1].node.name}: the '
+                    'weights have changed since forward, and backward computes blobs again: '
+                    'change them after backward, or call set_recompute(False)'
+                )
             return x
 
         first = 0
         for last, step in enumerate(self.steps, 1):
             if last == len(self.steps) or any(window.stride > 1 for window in step.windows):
-                x = checkpoint(run, first, last, x, use_reentrant=False, preserve_rng_state=False)
+                with set_checkpoint_early_stop(False):  # run to its end, to compare
+                    x = checkpoint(
+                        run, first, last, x, use_reentrant=False, preserve_rng_state=False
+                    )
                 first = last
-        return x.contiguous()
+        return self._finish(x)
 
     def _start(self, bottom: Tensor) -> tuple[_Layout, Tensor]:
         """Return the layout for a bottom, and the bottom with what is left of its padding."""
@@ -178,17 +190,22 @@ class Stretch:
         if pad is None:
             kernel, stride, _ = step.node.op.windows
             return steps.MaxPooling.apply(x, kernel, stride, step.node.op.ceil, masks)
-        relus = dict(relu=step.relu is not None, masks=masks, is_masked=i + 1 < len(self.steps))
-        geometry = steps.Geometry.of(step.node.op, **relus)._replace(pad=pad)
+        geometry = steps.Geometry.of(step.node.op, relu=step.relu is not None, masks=masks)
+        geometry = geometry._replace(pad=pad)
         with step.node.named_in_errors():
             return steps.convolve(x, step.node.op, geometry, room)
 
+    def _finish(self, x: Tensor) -> Tensor:
+        return steps.Masked.apply(x) if self.steps[-1].relu is not None else x.contiguous()
+
     def _layout(self, shape: Shape) -> _Layout:
-        if shape not in self._layouts:
+        layout = self._layouts.get(shape)  # which another thread may forget
+        if layout is None:
+            layout = self._new_layout(shape)
             if len(self._layouts) > 64:
-                self._layouts.clear()
-            self._layouts[shape] = self._new_layout(shape)
-        return self._layouts[shape]
+                self._layouts = {}
+            self._layouts[shape] = layout
+        return layout
 
     def _new_layout(self, shape: Shape) -> _Layout:
         bottom = shape

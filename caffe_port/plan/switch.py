@@ -68,9 +68,14 @@ def _is_plain(tensor: Tensor) -> bool:
         return False
     if tensor.layout != torch.strided or forward_ad.unpack_dual(tensor).tangent is not None:
         return False
+    return has_memory(tensor)
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor has memory, as those of torch.func's transforms have not."""
     try:
         tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):  # of torch.func's transforms
+    except (NotImplementedError, RuntimeError):
         return False
     return True
 

@@ -4,11 +4,12 @@ The blobs inside a stretch have their shapes at once. Their values are made whol
 asks for them, their diffs are computed then, layer by layer: from the values of the last
 forward and the diff that its last backward met, while the weights are still the same. A blob
 that was asked for once is whole from the next forward on: the stretch ends with it.
+They are made outside inference mode, whoever asks: PyTorch takes no gradients of tensors of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -32,12 +33,42 @@ class Run:
         self.stretch = stretch
         self.bottom = bottom.clone(memory_format=torch.channels_last)
         self.made: list[Made] = []
-        self.top = bottom
+        # The memory of blobs as they were then, to which users may have written since.
+        self.memory: dict[str, Tensor] = {stretch.bottom: bottom}
+        self.by_themselves: set[int] = set()  # layers that have run one by one since
         self.trace: tape.Trace | None = None
         self.diff: Tensor | None = None  # of the top, in the last backward
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, 'trace': None}  # PyTorch's graphs cannot be copied
+
+    @property
+    def top(self) -> Tensor:
+        return self.memory[self.stretch.top]
+
+    def is_seen(self) -> bool:
+        """Return whether blobs inside have been made whole."""
+        return any(name in self.memory for name in self.stretch.inner)
+
+    @torch.inference_mode(False)
+    def made_whole(self, name: str) -> Tensor:
+        """Return the values that a blob inside had."""
+        (made,) = (made for made in self.made if made.name == name)
+        return made.whole()
+
+    def traces(self) -> Iterator[tuple[int, tape.Trace]]:
+        """Yield the traces that the layers would have, had they run one by one, by their numbers.
+
+        As there, a layer reads what users have written to its bottom's memory since, but a
+        maximum was picked before.
+        """
+        for number, node in zip(self.stretch.numbers, self.stretch.nodes):
+            if number in self.by_themselves or not node.need_backward:
+                continue
+            (name,) = node.bottoms
+            is_kept = name in self.memory and node.type != 'Pooling'
+            bottom = self.memory[name] if is_kept else self.made_whole(name)
+            yield number, tape.record(node, [bottom], node.run)[1]
 
 
 class PlannedTraining:
@@ -65,6 +96,7 @@ class PlannedTraining:
         """Forget the last forward, and let stretches end with the blobs that are asked for."""
         for run in self._runs.values():
             run.trace = None
+            del run.memory[run.stretch.bottom]
         self._runs = {}
         shown = {name for name in self._blobs if self._is_shown(name)}
         found_for = self._asked | shown, is_recomputing()
@@ -99,10 +131,12 @@ class PlannedTraining:
         if first in self._last:
             self._last[first].made.clear()  # it is overwritten now
         self._last[first] = run
+        if stretch.nodes[0].overwritten[0] and self._blobs[stretch.bottom].is_shown():
+            run.memory[stretch.bottom] = run.bottom
         (top,), run.trace = tape.record(
             stretch, [run.bottom], lambda leaf: (stretch.compute(leaf, run.made, rooms),)
         )
-        self._blobs[stretch.top].tensor = run.top = top.detach()
+        self._blobs[stretch.top].tensor = run.memory[stretch.top] = top.detach()
         for name, shape in stretch.inner_shapes(tuple(bottom.shape)).items():
             self._blobs[name].postpone(shape, partial(self._show, run, name))
         self._runs[stretch.numbers[-1]] = run
@@ -112,32 +146,48 @@ class PlannedTraining:
         """Take no gradient through a stretch of whose layers one runs by itself."""
         for run in self._runs.values():
             if number in run.stretch.numbers:
+                run.by_themselves.add(number)
+
+    def traces(self, number: int) -> dict[int, tape.Trace]:
+        """Return the traces of the layers of a stretch, of which layer `number` is one.
+
+        There are none unless the backward of the stretch is yet to come; it will not come then.
+        """
+        for run in self._runs.values():
+            if number in run.stretch.numbers and run.trace is not None:
                 run.trace = None
+                self._make(run, next(iter(run.stretch.inner), ''))
+                return dict(run.traces())
+        return {}
+
+    def _make(self, run: Run, name: str) -> None:
+        """Have the values of the blobs inside a stretch, of which one has this name."""
+        if run.stretch.inner and not run.made:
+            self._compute_again(run, f'blob {name} was', 'forward', f"forward(blobs=['{name}'])")
 
     def _show(self, run: Run, name: str) -> None:
         """Make the values of a blob inside a stretch whole."""
         self._asked.add(name)
-        if not run.made:
-            self._compute_again(run, f'blob {name} was', 'forward', f"forward(blobs=['{name}'])")
-        (made,) = (made for made in run.made if made.name == name)
-        self._blobs[name].tensor = made.whole()
+        self._make(run, name)
+        self._blobs[name].tensor = run.memory[name] = run.made_whole(name)
 
     def ready(self, last: int, first: int) -> Run | None:
         """Return the run of the stretch that ends with layer `last`, if its backward may run.
 
         It may not where layers from `first` on are asked for, or where somebody has seen the
-        values of blobs inside or asks for their diffs, or has changed the bottom.
+        values of blobs inside or asks for their diffs, or has written to the bottom's memory.
         """
         run = self._runs.get(last)
         if run is None or run.trace is None or first > run.stretch.numbers[0]:
             return None
-        stretch, bottom = run.stretch, self._blobs[run.stretch.bottom].tensor
+        stretch = run.stretch
         unchanged = (
             self._is_unseen(stretch)
-            and all(self._blobs[name].is_postponed for name in stretch.inner)
+            and not run.is_seen()
+            and not run.by_themselves
             and stretch.is_untouched()
             and tape.fits(stretch, run.trace, self._blobs)
-            and _is_same(bottom, run.bottom)
+            and _is_same(run.memory[stretch.bottom], run.bottom)
         )
         return run if unchanged else None
 
@@ -153,6 +203,7 @@ class PlannedTraining:
         for name in run.stretch.inner_with_diffs:
             self._blobs[name].postpone_diff(partial(self._show_diff, run, name))
 
+    @torch.inference_mode(False)
     def _compute_again(self, run: Run, what: str, by: str, call: str) -> None:
         """Compute the blobs of a run once more.
 
@@ -169,6 +220,7 @@ class PlannedTraining:
             )
         run.made = made
 
+    @torch.inference_mode(False)
     def _show_diff(self, run: Run, asked: str) -> None:
         """Compute the diffs of the blobs inside a stretch, layer by layer."""
         stretch = run.stretch

@@ -31,9 +31,11 @@ def weights(tmp_path_factory):
     return str(save_random(voc_fcn8s.fcn('deploy', **NARROW), path, seed=8))
 
 
-def make(weights):
+def make(weights, force_backward=False):
     """Return a narrow FCN-8s with a picture in it."""
-    net = caffe.Net(voc_fcn8s.fcn('deploy', **NARROW), weights, caffe.TEST)
+    param = voc_fcn8s.fcn('deploy', **NARROW)
+    param.force_backward = force_backward
+    net = caffe.Net(param, weights, caffe.TEST)
     net.blobs['data'].reshape(1, 3, 41, 50)
     net.reshape()
     net.blobs['data'].data[...] = np.random.RandomState(0).uniform(-120, 130, (1, 3, 41, 50))
@@ -144,6 +146,28 @@ def test_weights_cast_once_compute_the_same_in_half_the_memory(precision, weight
     net.forward()
     assert (net.blobs['score_fr'].data == 3).all()
     net.reshape()  # shapes follow from weights of 16 bits too
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+def test_weights_cast_once_take_gradients_after_a_forward_without(precision, weights):
+    def diffs(cast):
+        net = make(weights, force_backward=True)
+        for blobs in net.params.values():
+            for blob in blobs:  # what casting makes of them
+                blob.data[...] = blob.parameter.detach().to(DTYPES[precision]).float()
+        if cast:
+            net.cast_weights()
+        with torch.no_grad():
+            net.forward()
+        net.blobs['score'].diff[...] = 2.0**-10  # fp16 has none above 65504
+        net.backward()
+        return {name: blobs[0].diff.copy() for name, blobs in net.params.items()}
+
+    caffe.set_precision(precision)
+    found, expected = diffs(True), diffs(False)
+    for name, diff in expected.items():
+        rounding = ROUNDING[precision] * np.abs(diff) + 1e-5 * np.abs(diff).max()
+        assert (np.abs(found[name] - diff) <= rounding).all(), name
 
 
 def test_a_weight_that_other_layers_share_is_not_cast():

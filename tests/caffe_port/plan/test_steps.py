@@ -47,7 +47,8 @@ def test_values_and_gradients_are_those_of_a_convolution_and_its_relu(case, func
     shape, stride, pad, dilation, group = case
     leaves, exact = problem(shape, group)
     geometry = Geometry(stride, pad, dilation, group, relu=True, masks=True)
-    top = function.apply(*leaves, geometry, Room(), ParamBlob(nn.Parameter(leaves[1].detach())))
+    blob = ParamBlob(nn.Parameter(leaves[1].detach()))
+    top = steps.Masked.apply(function.apply(*leaves, geometry, Room(), blob))
     plain = F.conv2d(*exact, stride, pad, dilation, group)
     expected = plain.relu()
     assert_near(top, expected.float())

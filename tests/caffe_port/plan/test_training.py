@@ -10,8 +10,15 @@ import caffe_port as caffe
 from caffe_port.plan import bands, steps, stretches, switch
 from caffe_port.plan.bands import Band
 from tests.caffe_port.plan.forced import assert_near, drawn, force, redraw
-
-SIZE = 23, 17
+from tests.caffe_port.plan.trainers import (
+    SIZE,
+    assert_same_diffs,
+    by_layer,
+    diffs_of,
+    filled,
+    forward_backward,
+    trainer,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,49 +38,6 @@ def runs(monkeypatch):
 
     monkeypatch.setattr(steps, 'convolve', convolve)
     return shapes
-
-
-def filled(net: caffe.Net, size=SIZE, seed=0) -> caffe.Net:
-    rng = np.random.RandomState(seed)
-    for name in net.inputs:
-        shape = 1, net.blobs[name].channels, *size
-        net.blobs[name].reshape(*shape)
-        label = name == 'label'
-        net.blobs[name].data[...] = rng.randint(0, 3, shape) if label else rng.randn(*shape) * 50
-    return net
-
-
-def trainer(name='voc_fcn32s', **widths) -> caffe.Net:
-    return filled(drawn(name, 'val', caffe.TRAIN, drop=0.0, **widths))
-
-
-def by_layer(act, *args):
-    """Return act(a net that computes layer by layer)."""
-    caffe.set_plan(False)
-    try:
-        return act(trainer(*args))
-    finally:
-        caffe.set_plan(True)
-
-
-def forward_backward(net: caffe.Net) -> caffe.Net:
-    net.clear_param_diffs()
-    net.forward()
-    net.backward()
-    return net
-
-
-def diffs_of(net: caffe.Net) -> dict[str, np.ndarray]:
-    return {
-        f'{layer} {i}': blob.diff.copy()
-        for layer, blobs in net.params.items()
-        for i, blob in enumerate(blobs)
-    }
-
-
-def assert_same_diffs(net: caffe.Net, expected: caffe.Net) -> None:
-    for what, diff in diffs_of(expected).items():
-        assert_near(diffs_of(net)[what], diff, 1e-4, what)
 
 
 def test_most_of_the_padding_is_not_computed(runs):
@@ -289,6 +253,19 @@ def test_recomputed_blobs_and_diffs_are_whole(monkeypatch):
     assert_near(net.blobs['conv3_3'].diff, expected.blobs['conv3_3'].diff, 1e-4)
 
 
+@pytest.mark.parametrize('layer', ['conv1_2', 'conv3_3', 'conv5_3'])
+def test_recomputing_refuses_weights_that_have_changed(monkeypatch, layer):
+    monkeypatch.setattr(switch, '_recompute', True)
+    net = trainer()
+    for weight in (net.params[layer][0].data, net.module.get_parameter(f'{layer}.weight').data):
+        net.forward()
+        weight *= 1.001
+        message = r'conv\d_1 to pool\d: the weights have changed since forward'
+        with pytest.raises(caffe.CaffeError, match=message):
+            net.backward()
+    forward_backward(net)
+
+
 def test_values_in_a_layer_that_learns_nothing_and_beneath_it():
     def frozen(net):
         for layer in ('conv1_1', 'conv1_2', 'conv2_1'):
@@ -318,6 +295,13 @@ def test_a_step_takes_the_memory_of_the_cleared_diffs():
     held = weight.diff
     forward_backward(net)
     assert np.shares_memory(weight.diff, held) and held.any()
+
+
+def test_a_param_that_is_reshaped_forgets_the_memory_of_its_diff():
+    (weight, _) = forward_backward(trainer()).params['conv3_2']
+    weight.clear_diff()
+    weight.reshape(*weight.shape[::-1])
+    assert weight.take_spare() is None
 
 
 def test_a_layer_takes_no_trace_of_a_forward_before_the_stretch_s():
