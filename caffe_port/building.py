@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import lowered, mode
-from caffe_port.blob import ParamBlob, Shape, check_shape
+from caffe_port.blob import Shape, check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.ops import LAYER_TYPES, Op, fillers
 from caffe_port.ops.base import as_tuple
+from caffe_port.param_blob import ParamBlob
 from caffe_port.proto.caffe_pb2 import (
     LayerParameter,
     NetParameter,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import lowered, mode
-from caffe_port.blob import ParamBlob, Shape
+from caffe_port.blob import Shape
 from caffe_port.building import BuiltNet
 from caffe_port.errors import CaffeError
 from caffe_port.outputs import Outputs
+from caffe_port.param_blob import ParamBlob
 from caffe_port.proto.caffe_pb2 import NetParameter, NetState
 
 

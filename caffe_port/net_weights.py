@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from caffe_port import lowered, mode
-from caffe_port.blob import ParamBlob
 from caffe_port.errors import CaffeError
 from caffe_port.files import caffemodel, hdf5, weights
 from caffe_port.files.stored import StoredBlob, StoredLayer, without_padding
 from caffe_port.module import NetModule
+from caffe_port.param_blob import ParamBlob
 
 LOG = logging.getLogger('caffe_port')
 

@@ -11,7 +11,7 @@ ORDER = """
 caffe_port/_checkout caffe_port/version caffe_port/errors caffe_port/command
 caffe_port/plugins caffe_port/mode caffe_port/timer
 caffe_port/proto caffe_port/parallel caffe_port/rng
-caffe_port/blob caffe_port/net_spec caffe_port/coord_map
+caffe_port/blob caffe_port/param_blob caffe_port/net_spec caffe_port/coord_map
 caffe_port/files caffe_port/prototxt
 caffe_port/ops caffe_port/lowered caffe_port/outputs caffe_port/building caffe_port/module
 caffe_port/tape caffe_port/plan caffe_port/debug caffe_port/aliases caffe_port/batches

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port.blob import Blob, ParamBlob, Shape, check_shape
+from caffe_port.blob import Blob, Shape, check_shape
 from caffe_port.errors import CaffeError
 from caffe_port.mode import LOW_DTYPES, TRAIN
 from caffe_port.ops import fillers
+from caffe_port.param_blob import ParamBlob
 from caffe_port.proto.caffe_pb2 import FillerParameter, LayerParameter
 
 LAYER_TYPES: dict[str, type[Op]] = {}

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from caffe_port.blob import Factors, ParamBlob
 from caffe_port.ops.base import Op
+from caffe_port.param_blob import Factors, ParamBlob
 from caffe_port.plan import products, winograd
 from caffe_port.plan.lines import method_of
 from caffe_port.plan.switch import has_memory, is_recomputing

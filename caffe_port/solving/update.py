@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from caffe_port import parallel
-from caffe_port.blob import ParamBlob
 from caffe_port.building import Learnable
 from caffe_port.errors import CaffeError
 from caffe_port.files.stored import StoredBlob
+from caffe_port.param_blob import ParamBlob
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from caffe_port.solving.rules import RULES, Step
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from caffe_port.blob import ParamBlob
+from caffe_port.param_blob import ParamBlob
 from caffe_port.plan import steps
 from caffe_port.plan.steps import Geometry, Room
 from tests.caffe_port.plan.forced import assert_near
