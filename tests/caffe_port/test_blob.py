@@ -19,13 +19,13 @@ from tests.vectors import assert_close
 @pytest.fixture
 def far_away(monkeypatch):
     """Pretend that tensors are on another device."""
-    here = blob_module._Store.__init__
+    here = blob_module.Store.__init__
 
     def far(store, tensor):
         here(store, tensor)
         store._in_place = False
 
-    monkeypatch.setattr(blob_module._Store, '__init__', far)
+    monkeypatch.setattr(blob_module.Store, '__init__', far)
     monkeypatch.setattr(torch.Tensor, 'cpu', torch.Tensor.clone)
 
 
