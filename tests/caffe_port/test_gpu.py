@@ -14,6 +14,7 @@ from caffe_port.ops.recurrent import LSTM
 from caffe_port.proto.caffe_pb2 import SolverParameter
 from nets import voc_fcn8s
 from solve.run.transfer import Download, Upload
+from tests.caffe_port.plan.forced import assert_near, drawn
 from tests.caffe_port.solving.test_solver import follow, solver_of
 from tests.solve.scored import save_random
 from tests.vectors import GOLDEN, assert_close, check_layer, load, net_of
@@ -386,3 +387,14 @@ def test_what_goes_up_and_down_by_other_streams_arrives_whole():
     downloads = {key: Download({key: upload.tensors()[key] * 2}) for key, upload in uploads.items()}
     for key, array in arrays.items():
         assert np.array_equal(downloads[key].arrays()[key], array * 2)
+
+
+def test_a_module_runs_as_cuda_graphs():
+    net = drawn('voc_fcn8s')
+    net.follow_device()
+    compiled = torch.compile(net.module, backend='cudagraphs')
+    with torch.no_grad():
+        for seed in range(3):  # the first runs record
+            data = torch.randn(1, 3, 20, 30, generator=torch.Generator().manual_seed(seed)).cuda()
+            expected = net.module(data=data)['score']
+            assert_near(compiled(data=data)['score'], expected)
