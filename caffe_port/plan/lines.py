@@ -15,7 +15,7 @@ from torch import Tensor
 from caffe_port.blob import Shape
 from caffe_port.building import Node
 from caffe_port.ops.base import Op
-from caffe_port.plan import products, upsampling, winograd
+from caffe_port.plan import products, strips, upsampling, winograd
 from caffe_port.plan.areas import Area, Window, common, intersection, shift, slices, union, whole
 from caffe_port.plan.kept import Kept
 
@@ -234,8 +234,9 @@ class Convolution(_Sliding):
         op, (rows, _) = self.node.op, self.windows
         weight, height = op.weight, out.shape[2]
         few = weight.numel() <= _FEW_WEIGHTS  # PyTorch lays out the weights anew for each strip
-        step = max(4, _STRIP // out[0, :, 0].numel()) if few else height
-        for first in range(0, height, step):
+        step = strips.step(height, max(4, _STRIP // out[0, :, 0].numel())) if few else height
+
+        def compute(first: int) -> None:
             strip = range(first, min(first + step, height))
             read = window[:, :, rows.stride * first :]
             read = read[:, :, : rows.stride * (len(strip) - 1) + rows.extent]
@@ -245,6 +246,8 @@ class Convolution(_Sliding):
                 torch.clamp_min(top, 0, out=to)
             else:
                 to.copy_(top)
+
+        strips.run(compute, range(0, height, step))
 
     def before(self) -> int:
         return _multiply_adds(self.node.op, self.top_shapes[0][0], self.top_shapes[0][2:])

@@ -25,7 +25,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from caffe_port.ops.base import Op
 from caffe_port.param_blob import Factors, ParamBlob
-from caffe_port.plan import products, winograd
+from caffe_port.plan import products, strips, winograd
 from caffe_port.plan.lines import method_of
 from caffe_port.plan.switch import has_memory, is_recomputing
 
@@ -114,8 +114,10 @@ def _convolve_in_strips(
     height = bottom.shape[2]
     rows = (height + 2 * g.pad[0] - extent) // g.stride[0] + 1
     strip_size = _LARGE_STRIP if weight.numel() >= _MANY_WEIGHTS else _STRIP
-    step = max(8, strip_size // (weight.shape[0] * max(bottom.shape[3] // g.stride[1], 1)))
-    for first in range(0, rows, step):
+    most = max(8, strip_size // (weight.shape[0] * max(bottom.shape[3] // g.stride[1], 1)))
+    step = strips.step(rows, most)
+
+    def compute(first: int) -> None:
         last = min(first + step, rows)
         start = g.stride[0] * first - g.pad[0]
         stop = g.stride[0] * (last - 1) - g.pad[0] + extent
@@ -127,6 +129,8 @@ def _convolve_in_strips(
             read = F.pad(read, (0, 0, above, below))
         strip = F.conv2d(read, weight, bias, g.stride, (0, g.pad[1]), g.dilation, g.group)
         put(strip, slice(first, last))
+
+    strips.run(compute, range(0, rows, step))
 
 
 def _top(bottom: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, room: Room) -> Tensor:

@@ -27,8 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffe_port.plan import strips
+
 IN, OUT, TAPS = 6, 4, 3
 POINTS = [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)]
+# Each thread has a sum of its own for the gradients of so many filters: 36 values for each.
+_SMALL = 2**16
 
 
 def _with_roots(roots: list[Fraction]) -> list[Fraction]:
@@ -105,8 +109,8 @@ def multiply_adds(height: int, width: int, inputs: int, outputs: int) -> int:
 
 def _strips(height: int, width: int, channels: int) -> range:
     """Return the first tile rows of strips that fit in the cache together with the filters."""
-    tiles = max(channels // 2, 32 * torch.get_num_threads())
-    return range(0, tiles_down(height), max(1, tiles // tiles_down(width)))
+    rows, across = tiles_down(height), tiles_down(width)
+    return range(0, rows, strips.step(rows, max(channels // 2, 32) // across))
 
 
 def _rows_of(image: Tensor, first: int, last: int, pad: int, width: int) -> Tensor:
@@ -148,9 +152,10 @@ def convolve(
     """
     (channels, height, width), outputs = (image.shape[0], *out.shape[1:]), out.shape[0]
     across, columns = tiles_down(width), reach(width)
-    to, strips = out.permute(1, 2, 0), _strips(height, width, channels)
-    for top in strips:
-        down = min(strips.step, tiles_down(height) - top)
+    to, tops = out.permute(1, 2, 0), _strips(height, width, channels)
+
+    def compute(top: int) -> None:
+        down = min(tops.step, tiles_down(height) - top)
         first, last = OUT * top, min(OUT * (top + down), height)
         rows = _rows_of(image, first, first + reach(OUT * down), pad, columns)
         points = torch.bmm(_transformed(rows, _B, IN), transform).view(IN * IN, -1)
@@ -165,6 +170,8 @@ def convolve(
         else:
             to[first:last].copy_(found)
 
+    strips.run(compute, tops)
+
 
 def correlate(image: Tensor, diff: Tensor, pad: int, total: Tensor | None = None) -> Tensor:
     """Return the gradient of the weight, O x I x 3 x 3, from one image and its top's diff.
@@ -175,14 +182,24 @@ def correlate(image: Tensor, diff: Tensor, pad: int, total: Tensor | None = None
     across = tiles_down(width)
     if total is None:
         total = image.new_empty(IN * IN, outputs, channels)
-    strips = _strips(height, width, channels)
-    for top in strips:
-        down = min(strips.step, tiles_down(height) - top)
-        first = OUT * top
-        rows = _rows_of(image, first, first + reach(OUT * down), pad, reach(width))
-        diffs = _rows_of(diff, first, first + OUT * down, 0, OUT * across)
-        points = _transformed(rows, _B, IN)
-        of_tops = _transformed(diffs, _A_BACK, OUT).transpose(1, 2)
-        torch.baddbmm(total, of_tops, points, beta=int(top > 0), out=total)
+    tops = _strips(height, width, channels)
+    small = outputs * channels <= _SMALL
+    groups = min(torch.get_num_threads(), len(tops)) if small else 1
+    totals = [total, *(torch.empty_like(total) for _ in range(1, groups))]
+
+    def add(group: int) -> None:
+        for top in tops[group::groups]:
+            down = min(tops.step, tiles_down(height) - top)
+            first = OUT * top
+            rows = _rows_of(image, first, first + reach(OUT * down), pad, reach(width))
+            diffs = _rows_of(diff, first, first + OUT * down, 0, OUT * across)
+            points = _transformed(rows, _B, IN)
+            of_tops = _transformed(diffs, _A_BACK, OUT).transpose(1, 2)
+            sum_ = totals[group]
+            torch.baddbmm(sum_, of_tops, points, beta=int(top > tops[group]), out=sum_)
+
+    strips.run(add, range(groups))
+    for other in totals[1:]:
+        total.add_(other)
     taps = _G_BACK @ total.view(IN * IN, -1)
     return taps.view(TAPS, TAPS, outputs, channels).permute(2, 3, 0, 1)
