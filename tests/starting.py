@@ -36,6 +36,7 @@ import gc, json, os, signal, socket, sys
 import caffe_port, nets, surgery
 from nets import voc_fcn32s
 from solve import launch, score
+from solve.run import figures
 
 gc.freeze()  # what is never collected stays one copy
 

@@ -22,7 +22,7 @@ from nets import voc_fcn32s as net_file
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
 from solve.datasets.layer import Order, SegDataLayer
-from solve.run import counting, pictures, retention
+from solve.run import counting, figures, retention
 from solve.run.job import Job
 from solve.samples import trees
 from tests import starting
@@ -93,7 +93,7 @@ def watched_feed():
 
 def act_as_rank(data: str, folder: str) -> None:
     data, folder = Path(data), Path(folder)
-    pictures.draw_panel = lambda *_: None  # takes longer than all else here
+    figures.draw_panel = lambda *_: None  # takes longer than all else here
     written, write = [], caffemodel.write_state
     caffemodel.write_state = lambda path, *rest: (written.append(path.name), write(path, *rest))
     parallel.join()

@@ -21,7 +21,7 @@ from nets import siftflow_fcn8s, voc_fcn8s, voc_fcn32s
 from solve import score
 from solve.datasets import siftflow, voc
 from solve.datasets.images import read_list
-from solve.run import counting, evaluation, pictures
+from solve.run import counting, evaluation, figures
 from solve.run.metrics import Scores
 from solve.samples import trees
 from tests.solve.scored import NARROW, call, save_random
@@ -53,8 +53,8 @@ def run(drawn, monkeypatch, tmp_path):
     def scored(*arguments, net='voc_fcn8s', weights=path, charts=False):
         with monkeypatch.context() as patch:
             if not charts:  # they take longer than all else
-                patch.setattr(pictures, 'draw_confusion', lambda hist, names, path: None)
-                patch.setattr(pictures, 'draw_class_scores', lambda scores, names, path: None)
+                patch.setattr(figures, 'draw_confusion', lambda hist, names, path: None)
+                patch.setattr(figures, 'draw_class_scores', lambda scores, names, path: None)
             return call(patch, score.main, net, weights, *given, *arguments)
 
     return scored
@@ -111,7 +111,7 @@ def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, r
     assert run('--predictions', charts=True) == 0
     out = tmp_path / 'out'
     for name in ('confusion.png', 'classes.png'):
-        assert pictures.is_drawing(out / name)
+        assert figures.is_drawing(out / name)
     assert not (out / 'errors.png').exists()
     assert sorted(file.stem for file in (out / 'predictions').iterdir()) == sorted(ids)
     labels = Path(places['voc_dir'], 'SegmentationClass')
@@ -501,7 +501,7 @@ def test_a_file_of_the_user_is_not_replaced_without_force(drawn, run, tmp_path, 
         )
     assert mine.read_text() == '{"mine": 1}'
     if name == 'classes.png':
-        assert run('--force', charts=True) == 0 and pictures.is_drawing(mine)
+        assert run('--force', charts=True) == 0 and figures.is_drawing(mine)
         (tmp_path / 'out/state.json').unlink()
         assert run() == 0, 'its own scores are a record too'
 
@@ -716,7 +716,7 @@ def test_rows_of_the_confusion_picture_are_shares_of_their_class(tmp_path):
         ('even', [[10, 0], [0, 10]]),
         ('half', [[5, 5], [0, 10]]),
     ):
-        pictures.draw_confusion(np.array(hist), ['a', 'b'], tmp_path / f'{name}.png')
+        figures.draw_confusion(np.array(hist), ['a', 'b'], tmp_path / f'{name}.png')
         picture = np.array(Image.open(tmp_path / f'{name}.png').convert('RGB'))
         full = (np.array(colormaps['Blues'](1.0)[:3]) * 255).round().astype(int)
         dark[name] = (abs(picture.astype(int) - full).max(2) <= 1).sum()
