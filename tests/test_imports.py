@@ -30,6 +30,8 @@ WHERE_NEEDED = {
     ('caffe_port/draw.py', '_drawn_by_matplotlib'): 'matplotlib.figure',
     ('caffe_port/pyio.py', 'resize_image'): 'scipy',
     ('solve/datasets/labels.py', 'read_mat'): 'scipy.io',
+    ('solve/samples/scenes.py', 'borders'): 'scipy.ndimage',
+    ('solve/samples/trees.py', 'write_mat'): 'scipy.io',
     ('solve/run/evaluation.py', 'Evaluation'): 'solve.run.figures',
     ('solve/run/job.py', 'Job'): 'solve.run.figures',
     ('solve/run/overlays.py', '_draw_legend'): 'matplotlib',
