@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,8 +23,9 @@ _SETUP = Path(__file__).resolve().parents[1] / 'setup.cfg'
 _registered_only = ContextVar('registered_only', default=False)
 
 
-def find_entry_points(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of a group by name; `.load()` imports one.
+@functools.cache
+def find_entry_points(group: str) -> Mapping[str, EntryPoint]:
+    """Return the entry points of a group by name, as first found; `.load()` imports one.
 
     They come from the installed packages, and from setup.cfg in a checkout that is not
     installed.

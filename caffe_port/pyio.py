@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
-from scipy import ndimage
 
 from caffe_port.errors import CaffeError
 from caffe_port.proto import caffe_pb2
@@ -58,6 +57,8 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1)
     their outer edges in place; an image of other channels keeps their centres in place.
     Returns float32.
     """
+    from scipy import ndimage  # a third of a second that `import caffe_port` need not take
+
     factors = (new_dims[0] / im.shape[0], new_dims[1] / im.shape[1], 1)
     order: Any = interp_order
     if im.shape[-1] not in (1, 3):

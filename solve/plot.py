@@ -6,7 +6,7 @@ from pathlib import Path
 
 from caffe_port.errors import CaffeError
 from solve.run import options
-from solve.run.pictures import KINDS, draw_curve, is_drawing
+from solve.run.figures import KINDS, draw_curve, is_drawing
 
 DESCRIPTION = """examples:
   plot.py output/voc_fcn32s

@@ -23,8 +23,8 @@ from nets.data import SEED
 from solve import launch
 from solve.datasets import voc
 from solve.run import variants
+from solve.run.figures import save_figure
 from solve.run.job import Job
-from solve.run.pictures import save_figure
 
 KEEP = (1, 0.5, 0.25)
 # CVPR 2015, section 4.3, for FCN-VGG16; the loss is a mean over pixels.

@@ -21,11 +21,22 @@ from collections.abc import Mapping
 from typing import IO
 
 ROOT = pathlib.Path(__file__).parents[1]
+# A script's folder comes first on the path, as where Python runs it itself.
+SCRIPT = """
+import runpy, sys
+del sys.argv[0]
+if sys.argv[0] == '-m':
+    runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
+else:
+    sys.path.insert(0, sys.argv[0].rpartition('/')[0])
+    runpy.run_path(sys.argv[0], run_name='__main__')
+"""
 SERVER = """
 import gc, json, os, signal, socket, sys
 import caffe_port, nets, surgery
 from nets import voc_fcn32s
 from solve import launch, score
+from solve.run import figures
 
 gc.freeze()  # what is never collected stays one copy
 
@@ -175,3 +186,20 @@ def start(
             raise RuntimeError('the server of tests/starting.py has died; see standard error')
         pid += byte
     return Started(int(pid), pipe, *reads)
+
+
+def start_script(*words, **settings) -> Started:
+    """Run `python WORDS`: a script of the checkout, or -m and a module, and its arguments."""
+    first = words[0] if words[0] == '-m' else ROOT / words[0]
+    return start(SCRIPT, first, *words[1:], **settings)
+
+
+def read_first_line(*words) -> tuple[str, str]:
+    """Run `python WORDS`, and close its output after one line, as head -1 does.
+
+    Returns this line, and what the process writes to standard error.
+    """
+    run = start_script(*words)
+    first = run.stdout.readline()
+    run.stdout.close()
+    return first, run.communicate()[1]

@@ -24,10 +24,17 @@ nets surgery
 solve/_checkout solve/datasets solve/run solve/samples solve/launch solve/score solve/*
 """.split()
 PACKAGES = ('caffe_port', 'nets', 'surgery', 'solve')
-# What may be imported where it is needed: optional packages, and one that takes half a second.
+# What may be imported where it is needed: optional packages, and what a start need not wait for.
 # What may be imported by its name: what prototxts and entry points name, optional packages.
 WHERE_NEEDED = {
     ('caffe_port/draw.py', '_drawn_by_matplotlib'): 'matplotlib.figure',
+    ('caffe_port/pyio.py', 'resize_image'): 'scipy',
+    ('solve/datasets/labels.py', 'read_mat'): 'scipy.io',
+    ('solve/samples/scenes.py', 'borders'): 'scipy.ndimage',
+    ('solve/samples/trees.py', 'write_mat'): 'scipy.io',
+    ('solve/run/evaluation.py', 'Evaluation'): 'solve.run.figures',
+    ('solve/run/job.py', 'Job'): 'solve.run.figures',
+    ('solve/run/overlays.py', '_draw_legend'): 'matplotlib',
     ('caffe_port/ops/hdf5_data.py', '_h5py'): 'h5py',
     ('caffe_port/ops/databases.py', '_Lmdb'): 'lmdb',
     ('caffe_port/ops/databases.py', '_LevelDb'): 'plyvel',

@@ -230,6 +230,7 @@ class Embed(Op):
     the bias, as embed_layer.cpp. The top has one axis more than the bottom."""
 
     forceable = (False,)
+    itemwise = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.embed_param

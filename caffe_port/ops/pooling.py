@@ -167,6 +167,7 @@ class Pooling(_Pool):
             self.require(
                 pad == (0, 0) and stride == (1, 1), 'global_pooling goes with pad 0 and stride 1'
             )
+            self.itemwise = not self.is_stochastic
             return
         kernel = height_width(p, 'kernel', None, plain('kernel_size'))
         self.require(

@@ -25,6 +25,7 @@ class _Broadcast(Op, abstract=True):
         shape = shapes[0]
         scalar = len(shapes) == 2 and not shapes[1]
         self.axis = 0 if scalar or not shape else axis_of(p.axis, len(shape))
+        self.itemwise = self.axis > 0 and len(shapes) == 1
         if len(shapes) == 2:
             return
         if p.num_axes == -1:
@@ -99,6 +100,16 @@ class BatchNorm(Op):
         for name, size in (('mean', channels), ('variance', channels), ('scale_factor', 1)):
             self.add_blob(name, (size,), learned=False)
 
+    def top_shapes(self, shape: Shape) -> list[Shape]:
+        if not shape or not all(shape):
+            return self._shapes_by_forward(shape)
+        # Not by forward: PyTorch's kernels without memory of a mean take seconds to import.
+        channels = shape[1] if len(shape) > 1 else 1
+        self.require(
+            channels == len(self.mean), f'bottom {shape} must have {len(self.mean)} channels'
+        )
+        return [shape]
+
     def _channels(self) -> Shape:
         return tuple(self.mean.shape)
 
@@ -139,6 +150,8 @@ class MVN(Op):
     The gradient is Caffe's: it differentiates the divisor s = deviation + eps as if s were
     the root of variance plus a constant, ds = d variance / (2 s).
     """
+
+    itemwise = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.mvn_param

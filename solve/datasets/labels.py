@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from caffe_port.blob import format_shape
 from caffe_port.errors import CaffeError
@@ -23,6 +22,8 @@ def read_mat(path: str | os.PathLike, variable: str, field: str | None = None) -
     Raises CaffeError if the file is missing, broken or of version 7.3 (HDF5), or holds
     something else.
     """
+    import scipy.io  # a tenth of a second that pictures without .mat files need not take
+
     path = check_exists(path)
     where = f'{path}: .mat file'
     try:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from scipy.ndimage import distance_transform_edt, zoom
 
 from solve.datasets.images import VOID
+from solve.run.figures import save_figure
 from solve.run.metrics import Scores, fast_hist
-from solve.run.pictures import save_figure
 
 FACTORS = (128, 64, 32, 16, 8, 4)
 # arXiv 1411.4038, appendix A: mean IU on a subset of PASCAL VOC 2011's val, in percent.

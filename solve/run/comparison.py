@@ -10,7 +10,8 @@ import torch
 
 from caffe_port import Net
 from solve.run.counting import predict
-from solve.run.pictures import Labelled, draw_panel, to_picture
+from solve.run.figures import draw_panel
+from solve.run.pictures import Labelled, to_picture
 
 
 def draw_comparison(

@@ -273,6 +273,9 @@ class Evaluation:
                     'are NaN or infinite, and the classes found there mean nothing',
                     file=sys.stderr,
                 )
+        # Half a second that a start need not take, nor what is printed.
+        from solve.run.figures import draw_class_scores, draw_confusion
+
         for number, task, scores, names in found:
             suffix = self.suffix(task)
             path = self.folder / f'confusion{suffix}.npy'
@@ -281,8 +284,8 @@ class Evaluation:
             with replacing(self.folder / f'scores{suffix}.json') as temporary:
                 content = {'of': self.of, **to_json(scores, names)}
                 temporary.write_text(json.dumps(content, indent=1))
-            pictures.draw_confusion(scores.hist, names, self.folder / f'confusion{suffix}.png')
-            pictures.draw_class_scores(scores, names, self.folder / f'classes{suffix}.png')
+            draw_confusion(scores.hist, names, self.folder / f'confusion{suffix}.png')
+            draw_class_scores(scores, names, self.folder / f'classes{suffix}.png')
             if errors:
                 self._draw_errors(state, number, task, names)
             if page:
@@ -299,13 +302,15 @@ class Evaluation:
     def _draw_errors(
         self, state: EvaluationState, number: int, task: Task, names: Sequence[str]
     ) -> None:
+        from solve.run.figures import draw_panel
+
         rows: list[list[np.ndarray | pictures.Labelled]] = []
         for _, image, label, best in self._run_again(task, _rank_images(state, number)[:SHOWN]):
             predicted = pictures.Labelled(best, names, label)
             rows.append([image, pictures.Labelled(label, names), predicted])
             rows[-1].append(replace(predicted, errors=True))
         path = self.folder / f'errors{self.suffix(task)}.png'
-        pictures.draw_panel(['image', task.gt, 'prediction', 'errors'], rows, path)
+        draw_panel(['image', task.gt, 'prediction', 'errors'], rows, path)
 
     def _find_extremes(
         self, state: EvaluationState, number: int, task: Task

@@ -255,13 +255,16 @@ class Job:
         parallel.call_on_first(lambda: self._draw(solver, means))
 
     def _draw(self, solver: caffe.SGDSolver, means: Mapping[str, Sequence[float]]) -> None:
+        # Half a second that a start need not take.
+        from solve.run.figures import draw_curve, draw_panel
+
         net = solver.test_nets[0]
         net.share_with(solver.net)  # as nothing may have been scored
         names = ['curve.png', 'panel.png']
         try:
-            pictures.draw_curve([self.folder], self.folder / 'curve.png')
+            draw_curve([self.folder], self.folder / 'curve.png')
             titles, rows, scored = show_images(net, means, self.prefix)
-            pictures.draw_panel(titles, rows, self.folder / 'panel.png')
+            draw_panel(titles, rows, self.folder / 'panel.png')
             for (suffix, (scores, classes)), extremes in zip(self._scored.items(), scored):
                 names.append(f'report{suffix}.html')
                 write_report(

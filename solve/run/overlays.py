@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -70,6 +69,8 @@ def _draw_legend(
 
     It is as wide as the picture, or as the widest of its texts.
     """
+    import matplotlib  # for its font; a picture without legend need not wait for it
+
     size = int(np.clip(min(width, height) / 24, 11, 80))
     font = ImageFont.truetype(
         str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), size

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from solve.samples.drawings import (
     BACKGROUNDS,
@@ -115,6 +114,8 @@ def draw_series(
 
 def borders(labels: np.ndarray, width: int) -> np.ndarray:
     """Return where different labels meet, `width` pixels wide: H x W bool."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
     return maximum_filter(labels, width) != minimum_filter(labels, width)
 
 

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import scipy.io
 from PIL import Image
 
 from caffe_port.errors import CaffeError
@@ -221,6 +220,8 @@ def write_list(path: Path, ids: Iterable[str]) -> None:
 
 def write_mat(path: Path, content: dict[str, Any]) -> None:
     """Write a compressed .mat file that does not contain the date."""
+    import scipy.io
+
     scipy.io.savemat(path, content, do_compression=True)
     with open(path, 'r+b') as file:  # the first 116 bytes are free text
         file.write(b'MATLAB 5.0 MAT-file'.ljust(116))

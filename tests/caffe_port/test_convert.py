@@ -20,6 +20,7 @@ from caffe_port.files.weights import fit
 from caffe_port.proto.caffe_pb2 import NetParameter
 from caffe_port.verify import verify
 from nets import voc_fcn8s
+from tests import starting
 from tests.conversion import (
     KINDS,
     ODD,
@@ -402,30 +403,29 @@ def test_a_bare_checkout_run_in_any_folder_ends_in_one_line_with_status_2(tmp_pa
     (tmp_path / 'folder.pth').mkdir()
     before = sorted(tmp_path.iterdir())
     bare = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
-    little_room = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (600, 600))
-    running = [
-        (
-            words,
-            subprocess.Popen(
-                [sys.executable, convert.__file__, *arguments.split()],
-                cwd=tmp_path,
-                env=bare,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                preexec_fn=limit,
-            ),
-        )
-        for arguments, words, limit in (
-            ('tiny.caffemodel b.pth --net googlenet', 'does not fit the net: 58 layers', None),
-            ('tiny.caffemodel b.pth', 'b.pth: not written: File too large', little_room),
-        )
-    ]
-    for words, process in running:
-        told, errors = process.communicate()
-        assert process.returncode == 2 and words in errors
-        assert errors.startswith('error: ') and errors.count('\n') == 1
-        assert ('missing: conv1/7x7_s2: 64 x 3 x 7 x 7, 64' in told) == ('fit the net' in words)
+    unfit = subprocess.run(
+        [sys.executable, convert.__file__, *'tiny.caffemodel b.pth --net googlenet'.split()],
+        cwd=tmp_path,
+        env=bare,
+        text=True,
+        capture_output=True,
+    )
+    assert unfit.returncode == 2 and 'does not fit the net: 58 layers' in unfit.stderr
+    assert unfit.stderr.startswith('error: ') and unfit.stderr.count('\n') == 1
+    assert 'missing: conv1/7x7_s2: 64 x 3 x 7 x 7, 64' in unfit.stdout
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_command_without_room_ends_in_one_line_with_status_2(tmp_path, tiny):
+    code = (
+        'import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); '
+        'from caffe_port import convert; sys.exit(convert.main())'
+    )
+    before = sorted(tmp_path.iterdir())
+    little = starting.start(code, 'tiny.caffemodel', 'b.pth', cwd=tmp_path)
+    told, errors = little.communicate()
+    assert little.returncode == 2 and 'b.pth: not written: File too large' in errors
+    assert errors.startswith('error: ') and errors.count('\n') == 1 and 'missing: ' not in told
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -1,5 +1,8 @@
 """convert.py to .onnx and .pt2: the net for other engines, at any size."""
 
+import functools
+import io
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,6 +19,7 @@ from tests.conversion import refused, run
 from tests.vectors import net_of
 
 KINDS = '.onnx', '.pt2'
+NARROW = dict(width=2, fc=4)
 
 
 def need(kind: str) -> None:
@@ -32,19 +36,37 @@ def filled(param) -> caffe.Net:
     return net
 
 
+@pytest.fixture(scope='module', autouse=True)
+def loaded_once():
+    """Load each .pt2 once, which takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, 'load', functools.cache(torch.export.load))
+        yield
+
+
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """Where the FCN that a.caffemodel fills is exported."""
-    return tmp_path_factory.mktemp('exported')
+def converted(tmp_path_factory):
+    """Return a function that converts an FCN-8s, once for each kind.
+
+    It returns the net, the file and what the command says.
+    """
+    folder, net = tmp_path_factory.mktemp('exported'), filled(voc_fcn8s.fcn('deploy', **NARROW))
+    net.save(folder / 'a.caffemodel')
+
+    @functools.cache
+    def convert(kind: str):
+        need(kind)
+        target, said = folder / f'b{kind}', io.StringIO()
+        with redirect_stdout(said):
+            assert run(folder / 'a.caffemodel', target, '--net', 'voc_fcn8s', '--verify') == 0
+        return net, target, said.getvalue()
+
+    return convert
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_an_fcn_computes_the_same_at_every_size(folder, capsys, kind):
-    need(kind)
-    net, target = filled(voc_fcn8s.fcn('deploy', width=2, fc=4)), folder / f'b{kind}'
-    net.save(folder / 'a.caffemodel')
-    assert run(folder / 'a.caffemodel', target, '--net', 'voc_fcn8s', '--verify') == 0
-    out = capsys.readouterr().out
+def test_an_fcn_computes_the_same_at_every_size(converted, kind):
+    net, target, out = converted(kind)
     assert 'images from 32 x 32 on' in out
     for size in ('32 x 32', '41 x 73', '500 x 500'):
         assert f'verify: {size}: largest difference of score ' in out
@@ -78,19 +100,18 @@ def run_in_openvino(path, x):
 
 
 @pytest.fixture(scope='module')
-def exported(tmp_path_factory):
+def exported(converted, tmp_path_factory):
     """A narrow FCN-8s as .onnx, a picture of the sample as it sees it, and its scores."""
     need('.onnx')
     if not (find_spec('cv2') or find_spec('openvino')):
         pytest.skip('needs OpenCV or OpenVINO, which open .onnx')
-    folder = tmp_path_factory.mktemp('exported')
-    net = filled(voc_fcn8s.fcn('deploy', width=4, fc=8))
-    export.export(net, folder / 'a.onnx')
+    net, path, _ = converted('.onnx')
+    folder = tmp_path_factory.mktemp('sample')
     trees.draw_dataset('voc', folder / 'data', train=1, val=1)
     picture = next(folder.rglob('*.jpg'))
     x = bgr_blob(read_rgb(picture), voc.MEAN)
     with torch.no_grad():
-        return folder / 'a.onnx', x, net.module(torch.from_numpy(x)).score.numpy()
+        return path, x, net.module(torch.from_numpy(x)).score.numpy()
 
 
 @pytest.mark.parametrize('run_it', [run_in_opencv, run_in_openvino])
@@ -110,7 +131,7 @@ def test_other_engines_label_the_sample_s_picture_alike(exported, run_it):
 )
 def test_many_inputs_and_outputs_keep_their_names(tmp_path, module, kind):
     need(kind)
-    net = filled(module.fcn('deploy', width=2, fc=4))
+    net = filled(module.fcn('deploy', **NARROW))
     least = export.export(net, tmp_path / f'a{kind}')
     lines = list(export.verify_export(net, tmp_path / f'a{kind}', least))
     assert least == 32 and len(lines) == 6 * len(net.outputs)
@@ -127,17 +148,15 @@ def test_a_classifier_keeps_its_size(tmp_path, kind):
     )
 
 
-def test_another_net_s_outputs_are_told_apart(folder):
-    net = filled(voc_fcn8s.fcn('deploy', width=2, fc=4))
-    if not (folder / 'b.pt2').exists():  # no other test has written it
-        export.export(net, folder / 'b.pt2')
+def test_another_net_s_outputs_are_told_apart(converted):
+    net = filled(voc_fcn8s.fcn('deploy', **NARROW))
     net.params['score_fr'][1].data[3] += 1
     with pytest.raises(caffe.CaffeError, match='score: 32 x 32: .* apart, expected at most'):
-        list(export.verify_export(net, folder / 'b.pt2', 32))
+        list(export.verify_export(net, converted('.pt2')[1], 32))
 
 
 def test_what_cannot_be_exported_leaves_no_file(tmp_path, capsys):
-    net = filled(voc_fcn8s.fcn('deploy', width=2, fc=4))
+    net = filled(voc_fcn8s.fcn('deploy', **NARROW))
     net.save(tmp_path / 'a.caffemodel')
     line = refused(capsys, tmp_path / 'a.caffemodel', tmp_path / 'b.pt2')
     assert 'b.pt2 needs the net: --prototxt FILE or --net NAME' in line

@@ -1,9 +1,5 @@
 """The summary of a net against counts by hand, coordinate maps and measured fields."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,8 +10,7 @@ from caffe_port.net_spec import NetSpec
 from caffe_port.net_spec import layers as L
 from caffe_port.proto.caffe_pb2 import NetState
 from nets import caffenet, voc_fcn8s, voc_fcn32s, voc_fcn_alexnet
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import starting
 
 
 def rows_of(param, size=None) -> dict[str, summary.Row]:
@@ -127,9 +122,8 @@ def test_a_prototxt_is_read_and_errors_are_one_line(tmp_path, capsys):
 
 
 def test_a_reader_that_leaves_ends_it_without_a_traceback():
-    command = f'{sys.executable} -m caffe_port.summary vgg16 | head -1'
-    run = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout.startswith('layer') and not run.stderr
+    first, errors = starting.read_first_line('-m', 'caffe_port.summary', 'vgg16')
+    assert first.startswith('layer') and not errors
 
 
 def test_the_plan_counts_arithmetic_before_and_after(capsys):

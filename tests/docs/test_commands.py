@@ -22,7 +22,7 @@ from solve import finetune
 from solve.samples import trees
 from tests.docs.materials import STAND_INS, write_materials, write_what_the_tools_need
 from tests.docs.pages import PAGES, ROOT, list_commands
-from tests.solve.small import shrink_samples
+from tests.solve.small import blank_figures, shrink_samples
 
 # Commands that are named to speak of them, those that measure for minutes, and those that other
 # tests run in the same way: exports tests/caffe_port/test_export.py, studies
@@ -58,6 +58,7 @@ def materials(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     shrink_samples(monkeypatch)
+    blank_figures(monkeypatch)
     monkeypatch.setattr(finetune, 'SAMPLE_IMAGES', 5)
     few = dict(train=2, val=1, size=(80, 80))
     monkeypatch.setattr(trees, 'draw_dataset', functools.partial(trees.draw_dataset, **few))

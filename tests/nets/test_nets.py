@@ -138,11 +138,7 @@ def test_a_script_writes_the_files_the_official_solver_names(experiment, tmp_pat
 
 def run_script(name, *arguments, **settings):
     """Run a script of nets/ in a process that has imported the packages; status and errors."""
-    code = (
-        'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); '
-        'runpy.run_path(sys.argv.pop(1), run_name="__main__")'
-    )
-    run = starting.start(code, ROOT / 'nets', ROOT / 'nets' / name, *arguments, **settings)
+    run = starting.start_script(f'nets/{name}', *arguments, **settings)
     errors = run.communicate()[1]
     return run.returncode, errors
 

@@ -4,9 +4,10 @@ import functools
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from nets import caffenet, googlenet, vgg16
-from solve.run import job
+from solve.run import figures, job
 from solve.samples import classifiers, recipes
 
 
@@ -33,3 +34,14 @@ def shrink_samples(monkeypatch: pytest.MonkeyPatch) -> None:
                 entry, draw=functools.partial(entry.draw, **few), constants=constants, before=1
             ),
         )
+
+
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make figures as ever, but write an empty one: rendering takes half of a small run's time.
+
+    tests/solve/run/test_pictures.py renders each kind, tests/solve/test_experiments.py those of
+    each data set.
+    """
+    save = figures.save_figure
+    empty = Figure(figsize=(1, 1))
+    monkeypatch.setattr(figures, 'save_figure', lambda figure, path: save(empty, path))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from solve import launch, voc_chain
-from solve.run import job, loading, log, pictures
+from solve.run import figures, job, loading, log
 from solve.samples import recipes
 from tests.solve.small import shrink_samples
 from tests.vectors import FACTS
@@ -51,7 +51,7 @@ def small(monkeypatch, tmp_path):
     """Shrink the samples to few small images, hardly any channels and two iterations."""
     monkeypatch.chdir(tmp_path)
     shrink_samples(monkeypatch)
-    monkeypatch.setattr(pictures, 'draw_curve', lambda *_: None)  # tested with FCN-32s
+    monkeypatch.setattr(figures, 'draw_curve', lambda *_: None)  # tested with FCN-32s
     return tmp_path
 
 
@@ -222,7 +222,7 @@ def test_the_chain_hands_over_its_snapshots_and_prints_three_scores(small, monke
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2].split() == list(voc_chain.STAGES)
     picture = small / printed[-4].removeprefix('The three on the same images: ')
-    assert pictures.is_drawing(picture) and picture.name == 'comparison.png'
+    assert figures.is_drawing(picture) and picture.name == 'comparison.png'
     mean_iu = re.findall(r'Iteration \d mean IU (\S+)', '\n'.join(printed))
     assert printed[-1].split()[3:] == [f'{100 * float(value):.2f}' for value in mean_iu[1:]]
     classifier = weights('output/voc_chain-sample/vgg16-narrow.caffemodel')

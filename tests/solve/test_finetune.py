@@ -13,9 +13,10 @@ from caffe_port import prototxt
 from nets import vgg16, voc_fcn8s, voc_fcn8s_atonce, voc_fcn16s, voc_fcn32s, voc_fcn_alexnet
 from solve import finetune, infer, score
 from solve import voc_fcn32s as script
-from solve.run import experiments, log, pictures, preflight
+from solve.run import experiments, figures, log, preflight
 from solve.run.adaptation import find_class_layers, scale_constants, start_from
 from solve.samples import classifiers
+from tests.solve.small import blank_figures
 
 CLASSES = ('sky', 'tree', 'car')
 WIDTHS = dict(width=2, fc=4)
@@ -318,14 +319,14 @@ def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
         '--images', 'images', '--labels', 'labels', '--classes', 'classes.txt', '--net',
         'voc_fcn32s', '--weights', 'start.caffemodel', '--output', 'run',
     ]  # fmt: skip
-    named, panels, draw = [], [], pictures.draw_panel
+    named, panels, draw = [], [], figures.draw_panel
 
     def draw_panel(titles, rows, path):
         named.extend(rows[0][-1].names)
         panels.append(len(rows))
         draw(titles, rows, path)
 
-    monkeypatch.setattr(pictures, 'draw_panel', draw_panel)
+    monkeypatch.setattr(figures, 'draw_panel', draw_panel)
     assert run(monkeypatch, *own, '--iterations', '20', '--base-lr', '1e-6') == 0
     assert named == [*CLASSES]
     assert panels == [len((data / 'run/lists/val.txt').read_text().splitlines())]
@@ -367,6 +368,7 @@ def test_a_whole_run_stops_resumes_scores_and_labels(data, monkeypatch, capsys):
 def test_without_pictures_it_draws_its_own_and_trains(tmp_path, monkeypatch, capsys):
     """An earlier sample's classifier is taken; here one with random weights, for the way's sake."""
     monkeypatch.chdir(tmp_path)
+    blank_figures(monkeypatch)
     monkeypatch.setattr(finetune, 'SAMPLE_IMAGES', 8)
     (tmp_path / 'output/other-sample').mkdir(parents=True)
     narrow = {**WIDTHS, **classifiers.make_net_arguments('vgg16')}

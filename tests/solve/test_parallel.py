@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +18,18 @@ from caffe_port import parallel
 from caffe_port.files import caffemodel
 from caffe_port.solving import resume
 from nets import voc_fcn32s as net_file
-from solve import launch, voc_fcn32s
-from solve.datasets import voc
+from solve import voc_fcn32s
 from solve.datasets.layer import Order, SegDataLayer
-from solve.run import counting, pictures, retention
+from solve.run import counting, figures, retention
 from solve.run.job import Job
 from solve.samples import trees
 from tests import starting
 from tests.caffe_port.test_parallel import ROOT, ends, start
 from tests.solve.feeding import random_classifier
+from tests.solve.ranks import job_in, places
 from tests.vectors import assert_close
 
-TRAIN, VAL, SEED = 4, 3, 5
+TRAIN, VAL = 4, 3
 
 
 @pytest.fixture(scope='module')
@@ -40,26 +39,6 @@ def data(tmp_path_factory) -> Path:
     trees.draw_dataset('voc', folder / 'sample', train=TRAIN, val=VAL, size=(80, 80))
     random_classifier(folder / 'vgg.caffemodel')
     return folder
-
-
-def places(data: Path) -> dict[str, str]:
-    return dict(
-        sbdd_dir=str(data / 'sample/sbdd/dataset'), voc_dir=str(data / 'sample/pascal/VOC2011')
-    )
-
-
-def job_in(folder: Path, data: Path, drop: float = 0.5, passes: int = 1, **changes) -> Job:
-    folder.mkdir(exist_ok=True)
-    return Job(
-        'ranks',
-        folder,
-        [data / 'vgg.caffemodel'],
-        iterations=4,
-        step=4,
-        net=dict(places(data), width=2, fc=8, drop=drop),
-        constants=dict(snapshot=2, random_seed=SEED, display=1, iter_size=passes),
-        **changes,
-    )
 
 
 def images(data: Path) -> list[str]:
@@ -93,7 +72,7 @@ def watched_feed():
 
 def act_as_rank(data: str, folder: str) -> None:
     data, folder = Path(data), Path(folder)
-    pictures.draw_panel = lambda *_: None  # takes longer than all else here
+    figures.draw_panel = lambda *_: None  # takes longer than all else here
     written, write = [], caffemodel.write_state
     caffemodel.write_state = lambda path, *rest: (written.append(path.name), write(path, *rest))
     parallel.join()
@@ -264,34 +243,6 @@ def test_the_order_is_shared_out_without_a_gap():
 # Ranks that end.
 
 
-def run_command(data: str, folder: str) -> None:
-    """Run the script with a narrow net; rank 1 is killed in iteration 3 unless it was restarted."""
-    update = caffe.SGDSolver.apply_update
-
-    def apply_update(solver):
-        if solver.iter == 3 and (os.environ['RANK'], parallel.is_restarted()) == ('1', False):
-            os.kill(os.getpid(), signal.SIGKILL)
-        update(solver)
-
-    caffe.SGDSolver.apply_update = apply_update
-
-    def solve(job):
-        shown = job_in(job.folder, Path(data))
-        job.net.update(width=2, fc=8, drop=0.5)
-        job.constants, job.step = shown.constants, 4
-        voc_fcn32s.solve(job)
-
-    trees = [f'--{name.replace("_", "-")}={path}' for name, path in places(Path(data)).items()]
-    sys.argv = [
-        'voc_fcn32s.py',
-        *trees,
-        f'--weights={data}/vgg.caffemodel',
-        '--iterations=4',
-        f'--output={folder}',
-    ]
-    launch.run(solve, '', voc, 'none.caffemodel')
-
-
 def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_path):
     shutil.copytree(data, tmp_path / 'data')
     order = official_order(data, 8)
@@ -299,7 +250,7 @@ def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_pat
     (tmp_path / f'data/sample/sbdd/dataset/img/{broken}.jpg').write_bytes(b'')
     began = time.monotonic()
     (status, printed), (own_status, own) = ends(
-        start('tests.solve.test_parallel.run_command', 2, tmp_path / 'data', tmp_path / 'out')
+        start('tests.solve.ranks.run_command', 2, tmp_path / 'data', tmp_path / 'out')
     )
     assert time.monotonic() - began < 60
     assert status == own_status == 2
@@ -311,8 +262,7 @@ def test_an_image_that_cannot_be_read_ends_all_ranks_with_its_name(data, tmp_pat
 def test_killed_and_restarted_by_torchrun_the_end_is_the_same_to_the_bit(data, ranks, tmp_path):
     script = tmp_path / 'script.py'
     script.write_text(
-        'import sys\nfrom tests.solve.test_parallel import run_command\n'
-        'run_command(*sys.argv[1:])\n'
+        'import sys\nfrom tests.solve.ranks import run_command\nrun_command(*sys.argv[1:])\n'
     )
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/log.jsonl').write_text('')  # of an earlier run

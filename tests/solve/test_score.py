@@ -21,7 +21,7 @@ from nets import siftflow_fcn8s, voc_fcn8s, voc_fcn32s
 from solve import score
 from solve.datasets import siftflow, voc
 from solve.datasets.images import read_list
-from solve.run import counting, evaluation, pictures
+from solve.run import counting, evaluation, figures
 from solve.run.metrics import Scores
 from solve.samples import trees
 from tests.solve.scored import NARROW, call, save_random
@@ -50,10 +50,12 @@ def run(drawn, monkeypatch, tmp_path):
         tmp_path / 'out',
     ]
 
-    def scored(*arguments, net='voc_fcn8s', weights=path, picture=False):
-        if not picture:  # it takes longer than all else
-            monkeypatch.setattr(pictures, 'draw_confusion', lambda hist, names, path: None)
-        return call(monkeypatch, score.main, net, weights, *given, *arguments)
+    def scored(*arguments, net='voc_fcn8s', weights=path, charts=False):
+        with monkeypatch.context() as patch:
+            if not charts:  # they take longer than all else
+                patch.setattr(figures, 'draw_confusion', lambda hist, names, path: None)
+                patch.setattr(figures, 'draw_class_scores', lambda scores, names, path: None)
+            return call(patch, score.main, net, weights, *given, *arguments)
 
     return scored
 
@@ -106,10 +108,10 @@ def mean_loss(net, count, layer, gt):
 
 def test_figures_are_those_counted_from_the_predictions_and_label_files(drawn, run, tmp_path):
     places, path, ids = drawn
-    assert run('--predictions', picture=True) == 0
+    assert run('--predictions', charts=True) == 0
     out = tmp_path / 'out'
     for name in ('confusion.png', 'classes.png'):
-        assert pictures.is_drawing(out / name)
+        assert figures.is_drawing(out / name)
     assert not (out / 'errors.png').exists()
     assert sorted(file.stem for file in (out / 'predictions').iterdir()) == sorted(ids)
     labels = Path(places['voc_dir'], 'SegmentationClass')
@@ -234,7 +236,8 @@ def test_stopped_and_resumed_it_ends_digit_for_digit_the_same(
     images, behind, drawn, run, tmp_path, monkeypatch, capsys
 ):
     ids, loaded, load = drawn[2], [], voc.VOCSegDataLayer.load
-    assert run('--predictions') == 0
+    charts = images == 1
+    assert run('--predictions', charts=charts) == 0
     straight = {
         file.relative_to(tmp_path / 'out'): file.read_bytes()
         for file in (tmp_path / 'out').rglob('*')
@@ -251,7 +254,7 @@ def test_stopped_and_resumed_it_ends_digit_for_digit_the_same(
     monkeypatch.setattr(
         voc.VOCSegDataLayer, 'load', lambda layer, name: (loaded.append(name), load(layer, name))[1]
     )
-    assert run('--predictions') == 0
+    assert run('--predictions', charts=charts) == 0
     # The first is read when the net is made; after the last the first comes again.
     assert set(loaded) == {ids[0], *ids[images:]} and len(loaded) <= len(ids) - images + 2
     assert f'goes on after {images} of {len(ids)}' in capsys.readouterr().out
@@ -498,7 +501,7 @@ def test_a_file_of_the_user_is_not_replaced_without_force(drawn, run, tmp_path, 
         )
     assert mine.read_text() == '{"mine": 1}'
     if name == 'classes.png':
-        assert run('--force') == 0 and pictures.is_drawing(mine)
+        assert run('--force', charts=True) == 0 and figures.is_drawing(mine)
         (tmp_path / 'out/state.json').unlink()
         assert run() == 0, 'its own scores are a record too'
 
@@ -713,7 +716,7 @@ def test_rows_of_the_confusion_picture_are_shares_of_their_class(tmp_path):
         ('even', [[10, 0], [0, 10]]),
         ('half', [[5, 5], [0, 10]]),
     ):
-        pictures.draw_confusion(np.array(hist), ['a', 'b'], tmp_path / f'{name}.png')
+        figures.draw_confusion(np.array(hist), ['a', 'b'], tmp_path / f'{name}.png')
         picture = np.array(Image.open(tmp_path / f'{name}.png').convert('RGB'))
         full = (np.array(colormaps['Blues'](1.0)[:3]) * 255).round().astype(int)
         dark[name] = (abs(picture.astype(int) - full).max(2) <= 1).sum()

@@ -10,9 +10,10 @@ import pytest
 from nets import vgg16, voc_fcn8s_atonce, voc_fcn32s, voc_fcn32s_sampled
 from solve import balancing, heavy, launch, masking, sampling, upsampling
 from solve.datasets import voc
-from solve.run import pictures, variants
+from solve.run import figures, variants
 from solve.samples import classifiers, recipes, trees
 from tests.solve.scored import save_random
+from tests.solve.small import blank_figures
 
 STUDIES = {
     'balancing': (balancing, ['plain', 'weights', 'ratio-3']),
@@ -29,6 +30,7 @@ def small(tmp_path, monkeypatch):
     """Shrink nets, data, classifier and iterations, of the samples and of the real runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, 'ROOT', tmp_path)
+    blank_figures(monkeypatch)
     tiny = {'vgg16': (vgg16.classifier, 193, NARROW, 1)}
     monkeypatch.setattr(classifiers, 'CLASSIFIER_NETS', tiny)
     few = dict(train=2, val=1, size=(80, 80))
@@ -78,7 +80,7 @@ def test_without_data_a_study_runs_a_sample(small, monkeypatch, capsys):
     assert status == 0 and all(len(lines) == 1 for lines in rows.values()), printed
     assert [line[0].split()[0] for line in rows.values()] == ['1', '2', '4']  # images
     assert 'so this runs a small sample of sampling' in printed and 'nan' not in printed
-    assert pictures.is_drawing(small / 'output/sampling-sample/sampling.png')
+    assert figures.is_drawing(small / 'output/sampling-sample/sampling.png')
 
 
 @pytest.mark.parametrize('name', ['balancing', 'sampling', 'upsampling'])

@@ -23,9 +23,22 @@ from solve.run.job import LATEST, Job
 from solve.samples import trees
 from tests.caffe_logs import parse_log
 from tests.solve.feeding import random_classifier
+from tests.solve.small import blank_figures
 from tests.starting import start
 
 WIDTH, FC = 2, 8
+
+
+@pytest.fixture(autouse=True)
+def blank(request, monkeypatch):
+    """Render no figures where a test does not look at them."""
+    if 'rendered' not in request.fixturenames:
+        blank_figures(monkeypatch)
+
+
+@pytest.fixture
+def rendered():
+    """Render figures at the end of a run."""
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +46,7 @@ def places(tmp_path_factory):
     """Draw six images to disk, and make a narrow classifier of random weights."""
     folder = tmp_path_factory.mktemp('places')
     return (
-        trees.draw_dataset('voc', folder / 'data', train=4, val=2),
+        trees.draw_dataset('voc', folder / 'data', train=4, val=2, size=(80, 80)),
         random_classifier(folder / 'vgg.caffemodel', WIDTH, FC),
     )
 
@@ -54,7 +67,7 @@ def job_in(folder, places, **changes) -> Job:
     )
 
 
-def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, tmp_path, capsys):
+def test_the_whole_job_leaves_snapshots_scores_and_pictures(places, rendered, tmp_path, capsys):
     job = job_in(tmp_path, places)
     voc_fcn32s.solve(job)
     printed = capsys.readouterr().out

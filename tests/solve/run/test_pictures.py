@@ -11,7 +11,7 @@ from PIL import Image
 from caffe_port.errors import CaffeError
 from solve import plot
 from solve.datasets import siftflow, voc
-from solve.run import overlays, pictures
+from solve.run import figures, overlays, pictures
 from solve.run.metrics import Scores, fast_hist
 from tests.solve.feeding import noise
 from tests.solve.scored import call
@@ -122,7 +122,7 @@ def test_a_panel_names_classes_and_says_the_iu_of_each_picture(tmp_path, drawn):
     shown = pictures.Labelled(prediction, voc.CLASSES, label)
     wrong = pictures.Labelled(prediction, voc.CLASSES, label, errors=True)
     row = [PICTURE, pictures.Labelled(label, voc.CLASSES), shown, wrong]
-    pictures.draw_panel(['image', 'label', 'prediction', 'errors'], [row, row], tmp_path / 'p.png')
+    figures.draw_panel(['image', 'label', 'prediction', 'errors'], [row, row], tmp_path / 'p.png')
     said = texts(drawn[0])
     known = label != 255
     hist = fast_hist(label[known].astype(int), prediction[known], 21)
@@ -136,7 +136,7 @@ def test_a_panel_names_classes_and_says_the_iu_of_each_picture(tmp_path, drawn):
 def test_bars_stand_for_the_iu_of_each_class_the_best_first(tmp_path, drawn):
     hist = np.array([[8, 2, 0, 0], [0, 9, 1, 0], [0, 0, 0, 0], [9, 0, 0, 1]])
     scores = Scores(np.pad(hist, (0, 1)))
-    pictures.draw_class_scores(scores, ['a', 'b', 'c', 'd', 'e'], tmp_path / 'bars.svg')
+    figures.draw_class_scores(scores, ['a', 'b', 'c', 'd', 'e'], tmp_path / 'bars.svg')
     axes = drawn[0].axes[0]
     order = [text.get_text() for text in axes.get_yticklabels()]
     assert order == ['b', 'a', 'd', 'c', 'e']
@@ -207,7 +207,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(arguments, message, chain, mon
 def test_a_file_of_another_is_replaced_on_request(chain, monkeypatch):
     Image.new('RGB', (3, 2)).save('mine.png')
     assert call(monkeypatch, plot.main, 'chain', '--out', 'mine.png', '--force') == 0
-    assert pictures.is_drawing(chain.parent / 'mine.png')
+    assert figures.is_drawing(chain.parent / 'mine.png')
 
 
 def test_the_help_begins_with_an_example_and_names_the_exit_statuses(monkeypatch, capsys):
@@ -219,7 +219,7 @@ def test_the_help_begins_with_an_example_and_names_the_exit_statuses(monkeypatch
 
 def test_curves_without_a_usable_value_are_empty_and_no_error(tmp_path):
     (tmp_path / 'log.jsonl').write_text('{"iteration": 20, "loss": NaN}')
-    pictures.draw_curve([tmp_path], tmp_path / 'curve.png')
+    figures.draw_curve([tmp_path], tmp_path / 'curve.png')
     with pytest.raises(CaffeError, match='not a run'):
         (tmp_path / 'log.jsonl').write_text('nothing\n')
-        pictures.draw_curve([tmp_path], tmp_path / 'curve.png')
+        figures.draw_curve([tmp_path], tmp_path / 'curve.png')
