@@ -264,6 +264,10 @@ class Blob:
         """Take a gradient when it is first needed: `later` sets `diff_tensor`."""
         self._diff, self._diff_later = None, later
 
+    @property
+    def is_diff_postponed(self) -> bool:
+        return self._diff_later is not None
+
     def is_shown(self) -> bool:
         """Say whether a user holds an array into which new values are copied."""
         return self._data is not None and self._data.is_shown()

@@ -222,21 +222,28 @@ class PlannedTraining:
 
     @torch.inference_mode(False)
     def _show_diff(self, run: Run, asked: str) -> None:
-        """Compute the diffs of the blobs inside a stretch, layer by layer."""
+        """Compute the diffs of the blobs inside a stretch, layer by layer.
+
+        ReLUs and maxima let them pass where they did in the stretch: they read its values.
+        """
         stretch = run.stretch
         self._asked.add(asked)
         what = f'the diff of blob {asked} was'
         self._compute_again(run, what, 'backward', f"backward(diffs=['{asked}'])")
-        values: dict[str, Tensor] = {}
-        with torch.enable_grad():
-            x = run.bottom.contiguous().requires_grad_()
-            for node in stretch.nodes:
-                (x,) = as_tuple(node.op(x))
-                values.setdefault(node.tops[0], x)
-        names = stretch.inner_with_diffs
-        found = torch.autograd.grad(x, [values[name] for name in names], run.diff)
-        for name, diff in zip(names, found):
-            self._blobs[name].diff_tensor = diff
+        diff, found = run.diff, {}
+        for node in reversed(stretch.nodes):
+            (name,) = node.bottoms
+            if name == stretch.bottom or not node.propagate[0]:
+                break
+            x = run.top if name == stretch.top else run.made_whole(name)
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (top,) = as_tuple(node.op(x))
+            (diff,) = torch.autograd.grad(top, x, diff)
+            found[name] = diff
+        for name, diff in found.items():
+            if name in stretch.inner and self._blobs[name].is_diff_postponed:
+                self._blobs[name].diff_tensor = diff
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

@@ -30,6 +30,10 @@ NETS = [
 ]
 
 
+# Fewer scores may all be small, so that their rounding is large beside the largest.
+CLASSES = 16
+
+
 def force(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn plans on for one test, and let every line apply whatever it saves."""
     monkeypatch.setattr(switch, '_on', True)
@@ -44,9 +48,16 @@ def force(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drawn(name: str, split: str = 'deploy', phase: int = caffe.TEST, **widths: int) -> caffe.Net:
-    """Return a narrow net of an experiment, its weights drawn, its upsampling bilinear."""
+    """Return a narrow net of an experiment, of few classes, its weights drawn.
+
+    Its upsampling is bilinear.
+    """
     widths = {'width': 4, 'fc': 16, **widths}
     param = importlib.import_module(f'nets.{name}').fcn(split, **widths)
+    for layer in param.layer:
+        if 'score' in layer.name and layer.HasField('convolution_param'):
+            classes = min(layer.convolution_param.num_output, CLASSES)
+            layer.convolution_param.num_output = classes
     if split != 'deploy':
         data = param.layer[0]
         data.type = 'Input'

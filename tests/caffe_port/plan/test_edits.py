@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import caffe_port as caffe
+from caffe_port.ops.vision import Convolution
 from tests.caffe_port.plan.forced import assert_near, force
 from tests.caffe_port.plan.small import conv, in_place, layer, net_of
 
@@ -159,3 +160,32 @@ def test_the_next_batch_may_be_put_in_before_backward():
     found, expected = act(True), act(False)
     for what, diff in expected.items():
         assert np.array_equal(found[what], diff), what
+
+
+def test_diffs_inside_pass_where_the_stretch_let_them_pass(monkeypatch):
+    def diff_of_a(noise):
+        net = net_of(LAYERS, caffe.TRAIN)
+        net.blobs['data'].data[...] = 1  # so that maxima are picked among equal values
+        forward(net)
+        backward(net)
+        plain = Convolution._filter
+        with monkeypatch.context() as patch:
+            patch.setattr(Convolution, '_filter', lambda *args: noise(plain(*args)))
+            return net.blobs['a'].diff.copy()
+
+    expected = diff_of_a(lambda top: top)
+    found = diff_of_a(lambda top: top + 1e-5 * torch.rand(top.shape))
+    assert expected.any() and np.array_equal(found, expected)
+
+
+def test_a_diff_that_is_newer_than_the_backward_of_its_stretch_stays():
+    def act(net):
+        forward(net)
+        backward(net)
+        net.blobs['pool'].diff_tensor = torch.ones(net.blobs['pool'].shape)
+        net.backward(start='Pooling pool', end='Pooling pool')
+        return {'a': net.blobs['a'].diff.copy(), 'b': net.blobs['b'].diff.copy()}
+
+    found, expected = both(act)
+    assert_near(found['b'], expected['b'])
+    assert_near(found['a'], expected['a'], 1e-4)
