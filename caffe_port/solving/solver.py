@@ -129,11 +129,12 @@ class SGDSolver:
     def _reset_functions(self) -> None:
         """Have no callbacks, and ask for no action."""
         self._callbacks: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        self._gradients_are_seen = False  # by a callback
         self.requested_action: Callable[[], str | None] = _no_action
         self.check_notes: Callable[[dict], None] = _any_notes
 
     def __getstate__(self) -> dict[str, Any]:
-        functions = ('_callbacks', 'requested_action', 'check_notes')
+        functions = ('_callbacks', '_gradients_are_seen', 'requested_action', 'check_notes')
         return {name: value for name, value in self.__dict__.items() if name not in functions}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,14 +144,20 @@ class SGDSolver:
     # Stepping.
 
     def add_callback(
-        self, before: Callable[[], None] | StepCallback, after: Callable[[], None] | None = None
+        self,
+        before: Callable[[], None] | StepCallback,
+        after: Callable[[], None] | None = None,
+        *,
+        sees_gradients: bool = True,
     ) -> None:
         """Call `before` ahead of each iteration's forward, `after` once gradients are there.
 
         A single object, such as NCCL, has both as its methods on_start and on_gradients_ready.
+        An `after` that sees neither gradients nor params may say so: they need not wait for it.
 
         Raises CaffeError if it has not.
         """
+        self._gradients_are_seen |= sees_gradients
         if after is not None:
             assert callable(before)
             self._callbacks.append((before, after))
@@ -249,7 +256,8 @@ class SGDSolver:
             and self._update.may_apply_early()
             and loss.device.type == 'cpu'
             and math.isfinite(loss)
-            and not (self._callbacks or self.net.debug_info or parallel.solver_count() > 1)
+            and not self._gradients_are_seen
+            and not (self.net.debug_info or parallel.solver_count() > 1)
         )
 
     def _move_early(self, node: Node) -> None:

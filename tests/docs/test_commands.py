@@ -32,7 +32,7 @@ NOT_RUN = re.compile(
     r'|python -m caffe_port\.summary|python -m caffe_port\.tools\.parse_log'
     r'|python caffe_port/convert\.py \S+ \S+\.(onnx|pt2) .*'
     r'|python solve/(sampling|balancing|upsampling|heavy|masking)\.py'
-    r'|torchrun .*|python tests/bench_\w+\.py'
+    r'|torchrun .*|python tests/bench_\w+\.py.*'
 )
 # What a page takes for granted: where data lies, how long one has.
 ADDED = {

@@ -14,7 +14,8 @@ import caffe_port as caffe
 import surgery
 from caffe_port import rng
 from caffe_port.files import caffemodel
-from caffe_port.solving import resume
+from caffe_port.plan import switch
+from caffe_port.solving import resume, update
 from nets import voc_fcn32s as net_file
 from solve import launch, voc_fcn32s
 from solve.datasets import voc
@@ -157,6 +158,24 @@ def test_stopped_by_a_signal_and_resumed_the_run_ends_as_if_it_had_not(places, t
         for run in ('straight', 'resumed')
     ]
     assert ends[0] == ends[1]
+
+
+def test_a_run_that_recomputes_moves_params_early_and_ends_as_without(
+    places, tmp_path, monkeypatch
+):
+    voc_fcn32s.solve(job_in(tmp_path / 'plain', places))
+    early = []
+    plain = update.Update.apply_early
+    monkeypatch.setattr(update.Update, 'apply_early', lambda *x: early.append(1) or plain(*x))
+    monkeypatch.setattr(switch, '_recompute', True)
+    voc_fcn32s.solve(job_in(tmp_path / 'recomputed', places))
+    assert early
+    one, other = (tmp_path / run / 'snapshot/train_iter_4' for run in ('plain', 'recomputed'))
+    weights = [path.with_suffix('.caffemodel').read_bytes() for path in (one, other)]
+    assert weights[0] == weights[1]
+    states = [caffemodel.read_state(path.with_suffix('.solverstate')) for path in (one, other)]
+    histories = [[blob.array() for blob in state.history] for state in states]
+    assert all(map(np.array_equal, *histories))
 
 
 def solver_in(job):

@@ -162,6 +162,11 @@ def test_who_looks_between_sees_all_gradients(early):
     stepped(solver, 1)
     assert seen[0].any() and not early
     solver = solver_of()
+    solver.add_callback(seen.clear, lambda: seen.append(1), sees_gradients=False)
+    stepped(solver, 1)
+    assert seen == [1] and early
+    early.clear()
+    solver = solver_of()
     solver.net.after_backward(lambda number: seen.append(number))
     stepped(solver, 1)
     assert len(seen) > 1 and not early
