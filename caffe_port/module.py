@@ -39,6 +39,9 @@ class Planner(Protocol):
     def stretch(self, first: int, blobs: Mapping[str, Tensor]) -> Stretch | None:
         """Return the layers from number `first` on that may be computed as one, if any."""
 
+    def free(self) -> None:
+        """Free memory; the parameters have changed."""
+
 
 class NetModule(nn.Module):
     """The layers of a net, in order, as one module.

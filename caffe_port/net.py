@@ -286,8 +286,7 @@ class Net(NetWeights, Aliases):
         and their diffs; it is not called where somebody watches the layers.
         """
         self.follow_device()
-        watched = self.debug_info or self._before_backward or self._after_backward
-        if watched:
+        if self.debug_info or self._before_backward or self._after_backward:
             learned = None
         readers = Counter(id(p) for node in self._nodes for p in node.op.blobs())
         for blob in self.module.param_blobs():
@@ -295,6 +294,18 @@ class Net(NetWeights, Aliases):
             blob.may_be_early = learned is not None and readers[id(blob.parameter)] == 1
         end = len(self._nodes) - 1
         first = end if first is None else first
+        try:
+            self._run_back(first, last, keep, learned)
+        finally:
+            for blob in self.module.param_blobs():
+                blob.may_be_early = False
+        if self.debug_info and (first, last) == (end, 0):
+            debug.log_params([item.parameter for item in self.module.learnable])
+
+    def _run_back(
+        self, first: int, last: int, keep: bool, learned: Callable[[Node], None] | None
+    ) -> None:
+        watched = self.debug_info or self._before_backward or self._after_backward
         arrived: dict[int, Tensor] = {}
         done: set[int] = set()
         for i in range(first, last - 1, -1):
@@ -322,8 +333,6 @@ class Net(NetWeights, Aliases):
             notify(self._after_backward, i)
             if learned is not None:
                 learned(node)
-        if self.debug_info and (first, last) == (end, 0):
-            debug.log_params([item.parameter for item in self.module.learnable])
 
     def _step_back(
         self, node: Node | plan.Stretch, step: tape.Trace, arrived: dict[int, Tensor], keep: bool
@@ -370,6 +379,11 @@ class Net(NetWeights, Aliases):
         """Mark host copies of the parameters stale, after the device has written them."""
         for blob in self.module.param_blobs():
             blob.mark_stale()
+
+    def free_plans(self) -> None:
+        """Free the memory of what plans have derived from the params, after these have changed."""
+        if self.module.planner is not None:
+            self.module.planner.free()
 
     def loss(self) -> Tensor:
         """Return the weighted sum of the losses after a forward, a scalar tensor."""

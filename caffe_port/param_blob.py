@@ -36,7 +36,7 @@ def _references() -> int:
 class Factors(NamedTuple):
     """The gradient of a matrix of weights, O x I, as a product: outputs times inputs transposed.
 
-    With fewer pixels than weights in a row, the factors are the smaller.
+    With few pixels the factors are smaller than the gradient.
     """
 
     outputs: Tensor  # O x pixels
@@ -148,7 +148,11 @@ class ParamBlob(Blob):
 
     def take_factors(self, factors: Factors) -> bool:
         """Take the factors of a gradient in its place, if an early update follows."""
-        if not self.may_be_early or self.parameter.grad is not None:
+        parameter = self.parameter
+        small = sum(factor.numel() for factor in factors) < parameter.numel()
+        if not small or not self.may_be_early or parameter.grad is not None:
+            return False
+        if parameter._backward_hooks:  # they want a gradient
             return False
         shape = self.parameter.shape
         self.postpone_grad(lambda: factors.diff(slice(None)).view(shape))
@@ -159,7 +163,9 @@ class ParamBlob(Blob):
         """Make a gradient that was postponed."""
         make, self._grad_later, self.factors = self._grad_later, None, None
         if make is not None and self.parameter.grad is None:
-            self.parameter.grad = make()
+            # Whoever asks, and wherever the parameter is now.
+            with torch.inference_mode(False), torch.no_grad():
+                self.parameter.grad = make().to(self.parameter)
 
     def take_spare(self) -> Tensor | None:
         """Return the memory of the gradient that was cleared, once, to be overwritten."""

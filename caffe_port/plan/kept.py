@@ -45,6 +45,12 @@ class Kept:
                 key: result for key, result in self._results.items() if key[0] not in changed
             }
 
+    def forget(self) -> None:
+        """Forget all that was derived, and count a change."""
+        for kept in (self._parameters, self._copies, self._results):
+            kept.clear()
+        self.changes += 1
+
     def of(self, name: str, what: str, derive: Callable[[Tensor], Any]) -> Any:
         """Return derive(parameter), kept under the name of its parameter and its own."""
         key = name, what

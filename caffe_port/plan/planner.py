@@ -125,6 +125,12 @@ class Planner:
                 self._arena = torch.empty(layout.size)
             return layout.run(sources, self._arena, self._kept)
 
+    def free(self) -> None:
+        """Free the memory of blobs, and of what follows from the parameters, which have changed."""
+        with self._lock:
+            self._arena = torch.empty(0)
+            self._kept.forget()
+
     def count_changes(self) -> int:
         """Return how often the parameters have changed, as far as layouts watch them."""
         with self._lock, torch.inference_mode(False):

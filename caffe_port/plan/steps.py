@@ -113,9 +113,10 @@ def _convolve_in_strips(
     extent = g.dilation[0] * (weight.shape[2] - 1) + 1
     height = bottom.shape[2]
     rows = (height + 2 * g.pad[0] - extent) // g.stride[0] + 1
-    strip_size = _LARGE_STRIP if weight.numel() >= _MANY_WEIGHTS else _STRIP
+    many = weight.numel() >= _MANY_WEIGHTS
+    strip_size = _LARGE_STRIP if many else _STRIP
     most = max(8, strip_size // (weight.shape[0] * max(bottom.shape[3] // g.stride[1], 1)))
-    step = strips.step(rows, most)
+    step = most if many else strips.step(rows, most)  # each strip has a copy of the weights
 
     def compute(first: int) -> None:
         last = min(first + step, rows)

@@ -1,8 +1,7 @@
 """Strips of a blob, computed side by side: each by one thread, so that it stays in its cache.
 
-PyTorch's own way, all threads at each operation, makes them wait for each other at the end of
-each. Strips of milliseconds come to thousands of such ends in a training step, where a core that
-other work holds up holds up all.
+PyTorch's own way lets all threads share each operation, and wait for each other at its end. In a
+training step that happens thousands of times, and other work on one core holds up all of them.
 """
 
 from __future__ import annotations
@@ -10,49 +9,65 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
 T = TypeVar('T')
 _lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_threads = 0  # of the pool
+_pools: dict[int, ThreadPoolExecutor] = {}  # by their number of threads
 
 
-def _compute_alone() -> None:
-    torch.get_num_threads()  # else the thread would take PyTorch's number at its first operation
-    torch.set_num_threads(1)
+def _in_new_thread(act: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as one:
+        return one.submit(act).result()
+
+
+def _start_pool(threads: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads have started, each with PyTorch's number of threads at 1."""
+    before = _in_new_thread(torch.get_num_threads)  # that of all threads to come
+    barrier = threading.Barrier(threads)
+
+    def begin(_: int) -> None:
+        torch.get_num_threads()  # else the thread would take PyTorch's number later
+        torch.set_num_threads(1)
+        barrier.wait()
+
+    pool = ThreadPoolExecutor(threads, 'strips')
+    try:
+        list(pool.map(begin, range(threads)))
+    except BaseException:
+        barrier.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    finally:
+        _in_new_thread(lambda: torch.set_num_threads(before))
+    return pool
 
 
 def _pool_of(threads: int) -> ThreadPoolExecutor:
-    global _pool, _threads
     with _lock:
-        if _pool is None or _threads != threads:
-            if _pool is not None:
-                _pool.shutdown(wait=False)  # what was handed in is still computed
-            _pool, _threads = ThreadPoolExecutor(threads, 'strips', _compute_alone), threads
-            barrier = threading.Barrier(threads)
-            list(_pool.map(lambda _: barrier.wait(), range(threads)))  # all have started
-            torch.set_num_threads(threads)  # for threads to come, as it was
-        return _pool
+        if threads not in _pools:
+            _pools[threads] = _start_pool(threads)
+        return _pools[threads]
 
 
-def _forget_pool() -> None:
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()  # a fork has no threads
+def _forget_pools() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()  # a fork has no threads
 
 
 if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_pools)
 
 
 def step(count: int, most: int) -> int:
     """Return the size of strips of `count` rows: about `most`, and even work for all threads.
 
-    Where these are many for the rows, strips are not cut much smaller: `run` then lets all threads
-    compute each.
+    Where there are many threads for few rows, strips stay about as large: `run` then lets all
+    threads compute each.
     """
     threads, most = torch.get_num_threads(), max(most, 1)
     rounds = -(-count // (threads * most)) or 1
@@ -64,20 +79,31 @@ def run(compute: Callable[[T], None], strips: Sequence[T]) -> None:
     """Call compute(strip) for each strip, without gradients.
 
     Strips are computed side by side where there are enough for PyTorch's threads, else one after
-    the other, by all threads. They may write to different parts of one tensor.
+    the other, by all threads. They may write to different parts of one tensor. Of PyTorch's modes
+    that belong to a thread, only inference mode follows into the others: no profiler does.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or len(strips) < threads:
-        with torch.no_grad():
-            for strip in strips:
-                compute(strip)
-        return
     inference = torch.is_inference_mode_enabled()
 
     def compute_alone(strip: T) -> None:
-        # Modes are those of a thread.
         with torch.inference_mode(inference), torch.no_grad():
             compute(strip)
 
-    for _ in _pool_of(threads).map(compute_alone, strips):
-        pass
+    futures = []
+    done = 0
+    if threads > 1 and len(strips) >= threads:
+        try:
+            for strip in strips:
+                futures.append(_pool_of(threads).submit(compute_alone, strip))
+        except RuntimeError:  # the interpreter is about to exit, and takes no more
+            pass
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)  # none may write later to memory that is used again
+        done = len(futures)
+    for strip in strips[done:]:
+        compute_alone(strip)

@@ -32,10 +32,11 @@ def is_on() -> bool:
 def set_recompute(on: bool) -> None:
     """Let nets in training keep fewer blobs and diffs (where a process starts), or all they need.
 
-    Backward then computes the blobs again, to the same bit: less memory, more time. A solver
-    moves each param as soon as its own diff is there, where nobody can look in between, and frees
-    that; the param's diff, asked for after the step, holds the update as ever, but its Parameter
-    has no grad. With glibc, memory that is freed goes back to the system at once from then on.
+    Backward then computes the blobs again, to the same bit: less memory, more time. On the CPU an
+    SGD solver moves each param as soon as its own diff is there, where nobody can look in between,
+    and frees that. The diff of such a param, asked for after the step, holds the update as ever, but
+    its Parameter has no grad; a step that is cut short may have moved some params. With glibc,
+    memory that is freed goes back to the system at once from then on.
     """
     global _recompute
     _recompute = bool(on)

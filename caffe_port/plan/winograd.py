@@ -184,7 +184,8 @@ def correlate(image: Tensor, diff: Tensor, pad: int, total: Tensor | None = None
         total = image.new_empty(IN * IN, outputs, channels)
     tops = _strips(height, width, channels)
     small = outputs * channels <= _SMALL
-    groups = min(torch.get_num_threads(), len(tops)) if small else 1
+    threads = torch.get_num_threads()
+    groups = threads if small and len(tops) >= threads else 1
     totals = [total, *(torch.empty_like(total) for _ in range(1, groups))]
 
     def add(group: int) -> None:

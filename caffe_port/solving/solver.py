@@ -157,7 +157,6 @@ class SGDSolver:
 
         Raises CaffeError if it has not.
         """
-        self._gradients_are_seen |= sees_gradients
         if after is not None:
             assert callable(before)
             self._callbacks.append((before, after))
@@ -168,6 +167,7 @@ class SGDSolver:
                 'add_callback: expected two functions, or one object with on_start and '
                 f'on_gradients_ready, found one {type(before).__name__}'
             )
+        self._gradients_are_seen |= sees_gradients
 
     def solve(self, resume: str | os.PathLike | None = None) -> None:
         """Step until max_iter, from a .solverstate if given; then snapshot and test as set."""
@@ -201,8 +201,11 @@ class SGDSolver:
             for before, _ in self._callbacks:
                 before()
             self.net.debug_info = bool(p.debug_info and p.display and self.iter % p.display == 0)
-            self._moved = set()  # a step before may have been interrupted
-            passes = self._forward_backward()
+            try:
+                passes = self._forward_backward()
+            except BaseException:
+                self._moved = set()
+                raise
             loss = reduce(add, (one.loss for one in passes)) / len(passes)
             parallel.average([loss])
             self.losses.append(loss)
@@ -257,6 +260,7 @@ class SGDSolver:
             and loss.device.type == 'cpu'
             and math.isfinite(loss)
             and not self._gradients_are_seen
+            and getattr(self.apply_update, '__func__', None) is SGDSolver.apply_update
             and not (self.net.debug_info or parallel.solver_count() > 1)
         )
 
@@ -298,6 +302,8 @@ class SGDSolver:
         self.net.module.flush()
         self._update.apply(self.rate(), self.iter, moved)
         self.net.mark_params_stale()
+        for net in (self.net, *self.test_nets):  # which have the same weights
+            net.free_plans()
 
     # Losses, display and tests.
 

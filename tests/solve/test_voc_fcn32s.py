@@ -164,12 +164,18 @@ def test_a_run_that_recomputes_moves_params_early_and_ends_as_without(
     places, tmp_path, monkeypatch
 ):
     voc_fcn32s.solve(job_in(tmp_path / 'plain', places))
-    early = []
+    early = set()
     plain = update.Update.apply_early
-    monkeypatch.setattr(update.Update, 'apply_early', lambda *x: early.append(1) or plain(*x))
+
+    def apply_early(*args):
+        moved = plain(*args)
+        early.update(moved)
+        return moved
+
+    monkeypatch.setattr(update.Update, 'apply_early', apply_early)
     monkeypatch.setattr(switch, '_recompute', True)
     voc_fcn32s.solve(job_in(tmp_path / 'recomputed', places))
-    assert early
+    assert len(early) == 32  # weights and biases of 16 layers
     one, other = (tmp_path / run / 'snapshot/train_iter_4' for run in ('plain', 'recomputed'))
     weights = [path.with_suffix('.caffemodel').read_bytes() for path in (one, other)]
     assert weights[0] == weights[1]

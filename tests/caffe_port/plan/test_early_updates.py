@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 
 import caffe_port as caffe
@@ -64,7 +65,10 @@ def solver_of(type='SGD', width=8, outputs=64, **settings) -> caffe.SGDSolver:
     settings = {'momentum': 0.9, 'base_lr': 0.01, 'weight_decay': 0.01, **settings}
     param = SolverParameter(type=type, lr_policy='fixed', random_seed=3, **settings)
     text_format.Parse(NET % dict(width=width, outputs=outputs), param.net_param)
-    solver = caffe.get_solver(param)
+    return filled(caffe.get_solver(param))
+
+
+def filled(solver: caffe.SGDSolver) -> caffe.SGDSolver:
     redraw(solver.net)
     rng = np.random.RandomState(0)
     solver.net.blobs['data'].data[...] = rng.randn(*solver.net.blobs['data'].shape)
@@ -138,7 +142,67 @@ def test_an_update_by_hand_takes_the_diffs_that_a_step_has_left(monkeypatch):
 def test_a_copy_has_the_diffs_too():
     solver = stepped(solver_of(), 1)
     other = copy.deepcopy(solver)
+    assert_same(other, solver)
     assert_same(stepped(other), stepped(solver))
+
+
+def test_the_module_s_own_gradients_and_hooks_are_as_ever():
+    solver = stepped(solver_of(), 1)
+    weight = solver.net.params['fc'][0].parameter
+    solver.net.module.zero_grad()
+    inputs = {name: torch.from_numpy(solver.net.blobs[name].data) for name in ('data', 'label')}
+    solver.net.module(**inputs)['loss'].backward()
+    assert weight.grad is not None and weight.grad.any()
+    before = weight.detach().clone()
+    history = solver._update.arrays()[2].copy()
+    weight.register_hook(torch.zeros_like)
+    solver.step(1)
+    apart = before - 0.9 * torch.from_numpy(history) - 0.01 * 0.01 * before - weight.detach()
+    assert apart.abs().max() < 1e-6
+
+
+def test_after_an_interrupted_step_an_update_by_hand_moves_all(monkeypatch):
+    solver = stepped(solver_of(), 1)
+    plain = type(solver.net)._step_back
+
+    def step_back(net, part, *args):
+        if 'conv' in part.tops:
+            raise KeyboardInterrupt
+        return plain(net, part, *args)
+
+    monkeypatch.setattr(type(solver.net), '_step_back', step_back)
+    with pytest.raises(KeyboardInterrupt):
+        solver.step(1)
+    monkeypatch.undo()
+    params = [blob for blobs in solver.net.params.values() for blob in blobs]
+    before = [blob.data.copy() for blob in params]
+    solver.net.clear_param_diffs()
+    solver.net.forward()
+    solver.net.backward()
+    solver.apply_update()
+    assert not any(np.array_equal(blob.data, old) for blob, old in zip(params, before))
+
+
+def test_who_updates_otherwise_sees_gradients(early):
+    class Other(caffe.SGDSolver):
+        def apply_update(self):
+            self.seen = float(np.abs(self.net.params['fc'][0].diff).sum())
+            super().apply_update()
+
+    solver = stepped(filled(Other(solver_of().param)), 1)
+    assert solver.seen and not early
+
+
+def test_diffs_are_made_in_inference_mode_and_for_other_types():
+    solver = stepped(solver_of(), 1)
+    with torch.inference_mode():
+        assert solver.net.params['fc'][0].diff.any()
+    solver.net.forward()
+    solver.net.backward()
+    solver.apply_update()
+    solver = stepped(solver_of(), 1)
+    solver.net.module.double()
+    assert solver.net.params['fc'][0].diff.any()
 
 
 @pytest.mark.parametrize(
@@ -187,3 +251,18 @@ def test_a_step_takes_no_memory_for_the_diff_of_many_weights(monkeypatch):
     solver = stepped(solver_of(width=128, outputs=2048), 1)  # fc has 51 MB, same 17
     with memory.at_most(17 + 20):
         stepped(solver, 1)
+
+
+def test_a_step_frees_what_the_plans_of_test_nets_have_derived():
+    solver = solver_of(test_interval=1000, test_iter=[1], test_initialization=False)
+    (net,) = solver.test_nets
+    found = []
+    for _ in range(2):
+        net.share_with(solver.net)
+        net.blobs['data'].data[...] = 1
+        with torch.no_grad():
+            found.append(net.forward()['loss'].copy())
+        assert net.module.planner._kept._copies and len(net.module.planner._arena)
+        stepped(solver, 1)
+        assert not net.module.planner._kept._copies and not len(net.module.planner._arena)
+    assert found[0] != found[1]

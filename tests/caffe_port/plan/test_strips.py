@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_each_strip_is_computed_once_by_one_thread_alone(threads):
     strips.run(compute, range(12))
     assert sorted(done) == list(range(12))
     assert len({thread for thread, *_ in seen}) == threads
-    assert {rest for _, *rest in map(tuple, seen) for rest in [tuple(rest)]} == {(1, False)}
+    assert {(number, grad) for _, number, grad in seen} == {(1, False)}
     assert torch.get_num_threads() == threads
 
 
@@ -54,8 +55,42 @@ def test_an_error_in_a_strip_is_the_caller_s(threads):
     def compute(strip):
         raise ValueError(strip)
 
-    with pytest.raises(ValueError, match='0'):
+    with pytest.raises(ValueError, match='^0$'):
         strips.run(compute, range(9))
+
+
+def test_after_an_error_no_strip_writes_any_more(threads):
+    values = torch.zeros(20)
+
+    def fail(strip):
+        if not strip:
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        values[strip] = -1
+
+    with pytest.raises(KeyboardInterrupt):
+        strips.run(fail, range(20))
+    values.zero_()
+    time.sleep(0.2)
+    assert not values.any()
+
+
+def test_threads_that_compute_with_other_numbers_of_threads(threads):
+    answers = []
+
+    def compute(number):
+        torch.set_num_threads(number)
+        done = []
+        for _ in range(20):
+            strips.run(done.append, range(6))
+        answers.append(sorted(done) == sorted([*range(6)] * 20) and torch.get_num_threads())
+
+    users = [threading.Thread(target=compute, args=(2 + i % 2,)) for i in range(4)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert sorted(answers) == [2, 2, 3, 3]
 
 
 @pytest.mark.parametrize('count, most, expected', [(23, 4, 4), (13, 14, 5), (0, 4, 1), (2, 64, 1)])
