@@ -34,8 +34,8 @@ def set_recompute(on: bool) -> None:
 
     Backward then computes the blobs again, to the same bit: less memory, more time. On the CPU an
     SGD solver moves each param as soon as its own diff is there, where nobody can look in between,
-    and frees that. The diff of such a param, asked for after the step, holds the update as ever, but
-    its Parameter has no grad; a step that is cut short may have moved some params. With glibc,
+    and frees that. The diff of such a param, asked for after the step, holds the update as ever,
+    but its Parameter has no grad; a step that is cut short may have moved some params. With glibc,
     memory that is freed goes back to the system at once from then on.
     """
     global _recompute
