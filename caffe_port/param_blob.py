@@ -42,9 +42,9 @@ class Factors(NamedTuple):
     outputs: Tensor  # O x pixels
     inputs: Tensor  # I x pixels
 
-    def diff(self, rows: slice) -> Tensor:
-        """Return rows of the gradient."""
-        return self.outputs[rows] @ self.inputs.t()
+    def diff(self, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Return rows of the gradient; in memory of their size if it is given."""
+        return torch.mm(self.outputs[rows], self.inputs.t(), out=out)
 
 
 class ParamBlob(Blob):

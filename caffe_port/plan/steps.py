@@ -27,7 +27,7 @@ from caffe_port.ops.base import Op
 from caffe_port.param_blob import Factors, ParamBlob
 from caffe_port.plan import products, strips, winograd
 from caffe_port.plan.lines import method_of
-from caffe_port.plan.switch import has_memory, is_recomputing
+from caffe_port.plan.switch import has_memory
 
 # From so many channels on, Winograd's diffs of the bottom and of the weight pay.
 LEAST_FOR_BOTTOM, LEAST_FOR_WEIGHT = 128, 64
@@ -88,7 +88,7 @@ class Room(threading.local):
         return values.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
-_transforms = Room()  # not used while nets recompute
+_transforms = Room()
 _NO_GRADIENTS = None, None, None  # of geometry, room and blob
 
 
@@ -184,8 +184,7 @@ def _bottom_diff(bottom: Tensor, weight: Tensor, diff: Tensor, g: Geometry) -> T
 
 def _transform_of(weight: Tensor) -> Tensor:
     """Return memory for the transform of a weight, O x I x 3 x 3."""
-    room = Room() if is_recomputing() else _transforms
-    return room.take((winograd.IN * winograd.IN, *weight.shape[:2]))
+    return _transforms.take((winograd.IN * winograd.IN, *weight.shape[:2]))
 
 
 def _weight_diff(

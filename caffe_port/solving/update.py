@@ -74,8 +74,10 @@ class Update:
             i = numbers[id(blob.parameter)]
             if blob.factors is not None:
                 weights, history = blob.parameter.detach(), self._history_of(i)
+                memory = torch.empty(0)  # used again: the system takes long to give out more
                 for part in _parts(len(weights), weights[0].numel()):
-                    diff = blob.factors.diff(part).view_as(weights[part])
+                    memory = memory.resize_(len(weights[part]), weights[0].numel())
+                    diff = blob.factors.diff(part, memory).view_as(weights[part])
                     row = (weights[part], diff, *(kept[part] for kept in history))
                     self._move([(i, row)], [], rate, iteration)
             elif blob.is_grad_free():
