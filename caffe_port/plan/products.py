@@ -10,10 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffe_port.plan import strips
+
 # A product pays while the pixels that share the weights are not many more than the outputs:
 # then the bottom's unfolded windows would take more memory than the weights laid out anew.
 # What Winograd's way can compute as well, it computes faster unless pixels are few.
 LEAST_WEIGHTS, OUTPUTS_PER_PIXEL, OUTPUTS_PER_PIXEL_OF_3X3 = 2**20, 1, 8
+# Rows of a strip of the top.
+_ROWS = 512
 
 
 def pays(weight: Tensor, pixels: int) -> bool:
@@ -63,7 +67,24 @@ def _is_pointwise(kernel: tuple[int, ...], stride: tuple[int, int], pad: tuple[i
 def multiply(columns: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the product: O x (N h w)."""
     matrix = weight.flatten(1)
+    if not torch.is_grad_enabled():
+        return _multiply_in_strips(columns, matrix, bias)
     return matrix @ columns if bias is None else torch.addmm(bias[:, None], matrix, columns)
+
+
+def _multiply_in_strips(columns: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    out = columns.new_empty(len(matrix), columns.shape[1])
+    step = strips.step(len(matrix), _ROWS)
+
+    def compute(first: int) -> None:
+        rows = slice(first, first + step)
+        if bias is None:
+            torch.mm(matrix[rows], columns, out=out[rows])
+        else:
+            torch.addmm(bias[rows, None], matrix[rows], columns, out=out[rows])
+
+    strips.run(compute, range(0, len(matrix), step))
+    return out
 
 
 def convolve(
