@@ -144,16 +144,11 @@ class SGDSolver:
     # Stepping.
 
     def add_callback(
-        self,
-        before: Callable[[], None] | StepCallback,
-        after: Callable[[], None] | None = None,
-        *,
-        sees_gradients: bool = True,
+        self, before: Callable[[], None] | StepCallback, after: Callable[[], None] | None = None
     ) -> None:
         """Call `before` ahead of each iteration's forward, `after` once gradients are there.
 
         A single object, such as NCCL, has both as its methods on_start and on_gradients_ready.
-        An `after` that sees neither gradients nor params may say so: they need not wait for it.
 
         Raises CaffeError if it has not.
         """
@@ -167,7 +162,14 @@ class SGDSolver:
                 'add_callback: expected two functions, or one object with on_start and '
                 f'on_gradients_ready, found one {type(before).__name__}'
             )
-        self._gradients_are_seen |= sees_gradients
+        self._gradients_are_seen = True
+
+    def add_watch(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+        """Do as add_callback, for an `after` that sees neither gradients nor params.
+
+        These need not wait for it then (see set_recompute).
+        """
+        self._callbacks.append((before, after))
 
     def solve(self, resume: str | os.PathLike | None = None) -> None:
         """Step until max_iter, from a .solverstate if given; then snapshot and test as set."""

@@ -105,7 +105,7 @@ class Watch:
         # Caffe's log tools count seconds from this line.
         LOG.info('Solving %s', solver.net.name)
         solver.requested_action = self._take_action
-        solver.add_callback(self._begin_iteration, self._end_iteration, sees_gradients=False)
+        solver.add_watch(self._begin_iteration, self._end_iteration)
         handlers = {
             signal.SIGINT: self._stop,
             signal.SIGTERM: self._stop,

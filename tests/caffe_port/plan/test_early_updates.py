@@ -226,7 +226,7 @@ def test_who_looks_between_sees_all_gradients(early):
     stepped(solver, 1)
     assert seen[0].any() and not early
     solver = solver_of()
-    solver.add_callback(seen.clear, lambda: seen.append(1), sees_gradients=False)
+    solver.add_watch(seen.clear, lambda: seen.append(1))
     stepped(solver, 1)
     assert seen == [1] and early
     early.clear()
