@@ -204,21 +204,9 @@ class SGDSolver:
                 before()
             self.net.debug_info = bool(p.debug_info and p.display and self.iter % p.display == 0)
             try:
-                passes = self._forward_backward()
-            except BaseException:
-                self._moved = set()
-                raise
-            loss = reduce(add, (one.loss for one in passes)) / len(passes)
-            parallel.average([loss])
-            self.losses.append(loss)
-            self._unchecked.add(self.iter, passes, loss)
-            if loss.device.type == 'cpu' or len(self._unchecked) >= _MAX_UNCHECKED:
-                self.check_losses()
-            if p.display and self.iter % p.display == 0:
-                self._display()
-            for _, after in self._callbacks:
-                after()
-            self.apply_update()
+                self._learn()
+            finally:
+                self._moved = set()  # also where it was cut short
             self.iter += 1
             action = self._agreed_action()
             if action == 'stop':
@@ -226,6 +214,22 @@ class SGDSolver:
                 raise KeyboardInterrupt(f'stopped at iteration {self.iter}')
             if action == 'snapshot' or p.snapshot and self.iter % p.snapshot == 0:
                 self._try_snapshot()
+
+    def _learn(self) -> None:
+        """Run forward and backward, check and show the losses, and move the parameters."""
+        p = self.param
+        passes = self._forward_backward()
+        loss = reduce(add, (one.loss for one in passes)) / len(passes)
+        parallel.average([loss])
+        self.losses.append(loss)
+        self._unchecked.add(self.iter, passes, loss)
+        if loss.device.type == 'cpu' or len(self._unchecked) >= _MAX_UNCHECKED:
+            self.check_losses()
+        if p.display and self.iter % p.display == 0:
+            self._display()
+        for _, after in self._callbacks:
+            after()
+        self.apply_update()
 
     def _get_in_step(self) -> None:
         """Copy rank 0's parameters to every rank, before the first step: random fillers differ."""

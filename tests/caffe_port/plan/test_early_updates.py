@@ -161,7 +161,8 @@ def test_the_module_s_own_gradients_and_hooks_are_as_ever():
     assert apart.abs().max() < 1e-6
 
 
-def test_after_an_interrupted_step_an_update_by_hand_moves_all(monkeypatch):
+@pytest.mark.parametrize('where', ['backward', 'watch'])
+def test_after_an_interrupted_step_an_update_by_hand_moves_all(monkeypatch, where):
     solver = stepped(solver_of(), 1)
     plain = type(solver.net)._step_back
 
@@ -170,7 +171,13 @@ def test_after_an_interrupted_step_an_update_by_hand_moves_all(monkeypatch):
             raise KeyboardInterrupt
         return plain(net, part, *args)
 
-    monkeypatch.setattr(type(solver.net), '_step_back', step_back)
+    def watch():
+        raise KeyboardInterrupt
+
+    if where == 'backward':
+        monkeypatch.setattr(type(solver.net), '_step_back', step_back)
+    else:
+        solver.add_watch(lambda: None, watch)
     with pytest.raises(KeyboardInterrupt):
         solver.step(1)
     monkeypatch.undo()
