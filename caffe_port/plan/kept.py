@@ -8,6 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffe_port.plan import strips
+
+# Values that are compared at a time.
+_STRIP = 2**20
+
+
+def _in_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    rows = tensor if tensor.dim() else tensor[None]
+    return rows.split(max(1, _STRIP * len(rows) // max(rows.numel(), 1)))
+
 
 class Kept:
     """Results of functions of parameters.
@@ -33,11 +43,21 @@ class Kept:
 
     def refresh(self) -> None:
         """Forget what was derived from parameters that have changed, and count a change."""
-        changed = {
-            name
-            for name, parameter in self._parameters.items()
-            if not torch.equal(parameter, self._copies[name])
-        }
+        pairs = {name: (each, self._copies[name]) for name, each in self._parameters.items()}
+        changed = {name for name, (now, copy) in pairs.items() if now.shape != copy.shape}
+        parts = [
+            (name, *part)
+            for name, pair in pairs.items()
+            if name not in changed
+            for part in zip(*map(_in_parts, pair))
+        ]
+
+        def compare(part: tuple[str, Tensor, Tensor]) -> None:
+            name, now, copy = part
+            if not torch.equal(now, copy):
+                changed.add(name)
+
+        strips.run(compare, parts)
         if changed:
             self.changes += 1
             self._copies.update((name, self._parameters[name].clone()) for name in changed)

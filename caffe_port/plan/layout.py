@@ -58,6 +58,7 @@ class Layout:
         self.work = sum(line.before() for line in self.lines)
         self._decide_places()
         self._frames: dict[int, Frame] = {}
+        self._parts: dict[tuple[int, Area], Tensor] = {}  # of frames, as they lie around areas
         self._frames_of = -1  # how often the weights had changed when these were made
 
     # Lines and shapes.
@@ -214,7 +215,7 @@ class Layout:
         self.watch(kept)
         kept.refresh()
         if self._frames_of != kept.changes:
-            self._frames, self._frames_of = {}, kept.changes
+            self._frames, self._parts, self._frames_of = {}, {}, kept.changes
         values: dict[int, Tensor] = {}
         for name, value in self.sources.items():
             if value in self._place:
@@ -252,10 +253,7 @@ class Layout:
         place = place.view(batch, len(held.rows), len(held.columns), channels).permute(0, 3, 1, 2)
         framed = self._is_framed(value)
         for part in around(held, made):
-            if framed:
-                place[slices(part, held)] = self._frame(value, kept).crop(part)
-            else:
-                place[slices(part, held)] = 0
+            place[slices(part, held)] = self._part(value, part, kept) if framed else 0
         values[value] = place
         return place[slices(made, held)]
 
@@ -282,6 +280,12 @@ class Layout:
         if value in self._place or not tensor.is_contiguous():
             return tensor.clone(memory_format=torch.contiguous_format)
         return tensor
+
+    def _part(self, value: int, area: Area, kept: Kept) -> Tensor:
+        """Return an area of a blob's frame."""
+        if (value, area) not in self._parts:
+            self._parts[value, area] = self._frame(value, kept).crop(area)
+        return self._parts[value, area]
 
     def _frame(self, value: int, kept: Kept) -> Frame:
         """Return the frame of a blob, computed from the frames of the blobs that its line reads."""

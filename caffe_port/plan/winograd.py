@@ -31,6 +31,8 @@ from caffe_port.plan import strips
 
 IN, OUT, TAPS = 6, 4, 3
 POINTS = [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)]
+# So many tiles make an operation long enough for its own call, whatever their channels.
+_LEAST_TILES = 80
 # Each thread has a sum of its own for the gradients of so many filters: 36 values for each.
 _SMALL = 2**16
 
@@ -110,17 +112,17 @@ def multiply_adds(height: int, width: int, inputs: int, outputs: int) -> int:
 def _strips(height: int, width: int, channels: int) -> range:
     """Return the first tile rows of strips that fit in the cache together with the filters."""
     rows, across = tiles_down(height), tiles_down(width)
-    return range(0, rows, strips.step(rows, max(channels // 2, 32) // across))
+    return range(0, rows, strips.step(rows, max(channels // 2, _LEAST_TILES) // across))
 
 
 def _rows_of(image: Tensor, first: int, last: int, pad: int, width: int) -> Tensor:
-    """Return rows first to last of the padded C x H x W, `width` columns of them: h x width x C.
+    """Return rows first to last of the padded H x W x C, `width` columns of them: h x width x C.
 
     Beyond the image and its padding there are zeros.
     """
-    height = image.shape[1]
+    height = image.shape[0]
     start, stop = max(first - pad, 0), min(last - pad, height)
-    rows = image[:, start : max(start, stop)].permute(1, 2, 0)
+    rows = image[start : max(start, stop)]
     above, right = max(pad - first, 0), max(width - pad - rows.shape[1], 0)
     below = last - first - above - rows.shape[0]
     if pad or above or right or below:
@@ -128,11 +130,34 @@ def _rows_of(image: Tensor, first: int, last: int, pad: int, width: int) -> Tens
     return rows[:, :width]
 
 
-def _transformed(rows: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Return the transforms of the size x size tiles, 4 apart, of h x w x C: 36 x tiles x C."""
-    tiles = rows.unfold(0, size, OUT).unfold(1, size, OUT).permute(3, 4, 0, 1, 2)
-    channels = rows.shape[2]
-    return (matrix @ tiles.reshape(size * size, -1)).view(IN * IN, -1, channels)
+def _tiles_of(rows: Tensor, size: int) -> Tensor:
+    """Return the size x size tiles, 4 apart, of h x w x C: size x size x down x across x C."""
+    return rows.unfold(0, size, OUT).unfold(1, size, OUT).permute(3, 4, 0, 1, 2)
+
+
+class _Tiles:
+    """The size x size tiles, 4 apart, of a padded image, C x H x W, that cover height x width."""
+
+    def __init__(self, image: Tensor, size: int, pad: int, height: int, width: int):
+        self._image, self._size, self._pad = image.permute(1, 2, 0), size, pad
+        self._more = size - OUT  # rows that a tile shares with the next one
+        self._columns = OUT * tiles_down(width) + self._more
+        rows = OUT * tiles_down(height) + self._more
+        self._all: Tensor | None = None
+        if not pad and rows <= image.shape[1] and self._columns <= image.shape[2]:
+            # Views are made once: each call in a strip makes threads wait for each other.
+            self._all = _tiles_of(self._image[:rows, : self._columns], size)
+
+    def transformed(self, matrix: Tensor, top: int, down: int) -> Tensor:
+        """Return the transforms of `down` rows of tiles from row `top` on: 36 x tiles x C."""
+        if self._all is None:
+            first, last = OUT * top, OUT * (top + down) + self._more
+            rows = _rows_of(self._image, first, last, self._pad, self._columns)
+            tiles = _tiles_of(rows, self._size)
+        else:
+            tiles = self._all[:, :, top : top + down]
+        found = matrix @ tiles.reshape(self._size * self._size, -1)
+        return found.view(IN * IN, -1, tiles.shape[-1])
 
 
 def convolve(
@@ -150,19 +175,18 @@ def convolve(
     The columns read, reach(w), may end in the padding or beyond the image. With a mask, of out's
     shape, the values are 0 where it is not positive.
     """
-    (channels, height, width), outputs = (image.shape[0], *out.shape[1:]), out.shape[0]
-    across, columns = tiles_down(width), reach(width)
-    to, tops = out.permute(1, 2, 0), _strips(height, width, channels)
+    outputs, height, width = out.shape
+    across, tops = tiles_down(width), _strips(height, width, len(image))
+    tiles, to = _Tiles(image, IN, pad, height, width), out.permute(1, 2, 0)
+    biases = image.new_zeros(1) if bias is None else bias.repeat(tops.step * across)
 
     def compute(top: int) -> None:
         down = min(tops.step, tiles_down(height) - top)
+        points = torch.bmm(tiles.transformed(_B, top, down), transform).view(IN * IN, -1)
+        found = torch.addmm(biases[: points.shape[1]], _A, points)
+        found = found.view(OUT, OUT, down, across, outputs).permute(2, 0, 3, 1, 4)
         first, last = OUT * top, min(OUT * (top + down), height)
-        rows = _rows_of(image, first, first + reach(OUT * down), pad, columns)
-        points = torch.bmm(_transformed(rows, _B, IN), transform).view(IN * IN, -1)
-        biases = points.new_zeros(1) if bias is None else bias.repeat(down * across)
-        tiles = torch.addmm(biases, _A, points)
-        tiles = tiles.view(OUT, OUT, down, across, outputs).permute(2, 0, 3, 1, 4)
-        found = tiles.reshape(OUT * down, OUT * across, outputs)[: last - first, :width]
+        found = found.reshape(OUT * down, OUT * across, outputs)[: last - first, :width]
         if relu:
             torch.clamp_min(found, 0, out=to[first:last])
         elif mask is not None:
@@ -179,9 +203,10 @@ def correlate(image: Tensor, diff: Tensor, pad: int, total: Tensor | None = None
     total: memory for 36 x O x I values, to be overwritten.
     """
     (channels, height, width), outputs = (image.shape[0], *diff.shape[1:]), diff.shape[0]
-    across = tiles_down(width)
     if total is None:
         total = image.new_empty(IN * IN, outputs, channels)
+    tiles = _Tiles(image, IN, pad, height, width)
+    diffs = _Tiles(diff, OUT, 0, height, width)
     tops = _strips(height, width, channels)
     small = outputs * channels <= _SMALL
     threads = torch.get_num_threads()
@@ -191,11 +216,8 @@ def correlate(image: Tensor, diff: Tensor, pad: int, total: Tensor | None = None
     def add(group: int) -> None:
         for top in tops[group::groups]:
             down = min(tops.step, tiles_down(height) - top)
-            first = OUT * top
-            rows = _rows_of(image, first, first + reach(OUT * down), pad, reach(width))
-            diffs = _rows_of(diff, first, first + OUT * down, 0, OUT * across)
-            points = _transformed(rows, _B, IN)
-            of_tops = _transformed(diffs, _A_BACK, OUT).transpose(1, 2)
+            points = tiles.transformed(_B, top, down)
+            of_tops = diffs.transformed(_A_BACK, top, down).transpose(1, 2)
             sum_ = totals[group]
             torch.baddbmm(sum_, of_tops, points, beta=int(top > tops[group]), out=sum_)
 
