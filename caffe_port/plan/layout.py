@@ -19,7 +19,7 @@ from torch import Tensor
 from caffe_port.blob import Shape
 from caffe_port.building import Node
 from caffe_port.module import NetModule
-from caffe_port.plan import lines
+from caffe_port.plan import lines, strips
 from caffe_port.plan.areas import Area, around, intersection, slices, union, whole
 from caffe_port.plan.frames import Frame
 from caffe_port.plan.kept import Kept
@@ -220,7 +220,8 @@ class Layout:
         for name, value in self.sources.items():
             if value in self._place:
                 place = self._memory(value, arena, values, kept)
-                place.copy_(sources[name][slices(self._made[value], whole(self.shapes[value]))])
+                made = slices(self._made[value], whole(self.shapes[value]))
+                strips.copy(sources[name][made], place)
             else:
                 values[value] = sources[name]
         for i, line in enumerate(self.lines):
@@ -252,8 +253,14 @@ class Layout:
         place = arena[start : start + self._length(value)]
         place = place.view(batch, len(held.rows), len(held.columns), channels).permute(0, 3, 1, 2)
         framed = self._is_framed(value)
-        for part in around(held, made):
-            place[slices(part, held)] = self._part(value, part, kept) if framed else 0
+
+        def fill(part: Area) -> None:
+            place[slices(part, held)] = self._parts[value, part] if framed else 0
+
+        parts = list(around(held, made))
+        if framed:
+            self._make_parts(value, parts, kept)
+        strips.run(fill, parts)
         values[value] = place
         return place[slices(made, held)]
 
@@ -281,11 +288,11 @@ class Layout:
             return tensor.clone(memory_format=torch.contiguous_format)
         return tensor
 
-    def _part(self, value: int, area: Area, kept: Kept) -> Tensor:
-        """Return an area of a blob's frame."""
-        if (value, area) not in self._parts:
-            self._parts[value, area] = self._frame(value, kept).crop(area)
-        return self._parts[value, area]
+    def _make_parts(self, value: int, areas: Iterable[Area], kept: Kept) -> None:
+        """Crop areas of a blob's frame, unless they are there."""
+        for area in areas:
+            if (value, area) not in self._parts:
+                self._parts[value, area] = self._frame(value, kept).crop(area)
 
     def _frame(self, value: int, kept: Kept) -> Frame:
         """Return the frame of a blob, computed from the frames of the blobs that its line reads."""

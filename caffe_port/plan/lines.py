@@ -218,8 +218,8 @@ class Convolution(_Sliding):
     def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
         (window,), op, method = windows, self.node.op, self.method_for(area)
         if method == 'product':
-            top = products.convolve(window, op.weight, op.bias, op.stride, (0, 0))
-            return _put(top.relu_() if self.relu else top, out)
+            top = products.convolve(window, op.weight, op.bias, op.stride, (0, 0), self.relu)
+            return _put(top, out)
         if method == 'winograd':
             transform = kept.of(f'{self.node.name}.weight', 'filters', winograd.filters)
             for image, top in zip(window, out):
@@ -279,8 +279,21 @@ class Pooling(_Sliding):
         return [Area(*(common(w.read_for(s), i) for w, s, i in zip(self.windows, area, inside)))]
 
     def compute(self, area, windows, out, kept) -> tuple[Tensor, ...]:
-        kernel, stride, _ = self.node.op.windows
-        return _put(F.max_pool2d(windows[0], kernel, stride, ceil_mode=True), out)
+        (window,), (kernel, stride, _) = windows, self.node.op.windows
+        if out is None:
+            shape = *window.shape[:2], len(area.rows), len(area.columns)
+            out = torch.empty(shape, memory_format=torch.channels_last)
+        height = out.shape[2]
+        step = strips.step(height, max(4, _STRIP // out[0, :, 0].numel()))
+
+        def compute(first: int) -> None:
+            count = min(step, height - first)
+            read = window[:, :, stride[0] * first :][:, :, : stride[0] * (count - 1) + kernel[0]]
+            top = F.max_pool2d(read, kernel, stride, ceil_mode=True)
+            out[:, :, first : first + count].copy_(top)
+
+        strips.run(compute, range(0, height, step))
+        return (out,)
 
 
 class Deconvolution(Line):

@@ -44,9 +44,28 @@ def columns(
     kernel = weight.shape[2:]
     if _is_pointwise(kernel, stride, pad):
         found = bottom.flatten(2)
-    else:
+    elif torch.is_grad_enabled():
         found = F.unfold(bottom, kernel, padding=pad, stride=stride)
+    else:
+        found = _unfold_in_strips(bottom, weight, stride, pad)
     return found.transpose(0, 1).reshape(found.shape[1], -1)
+
+
+def _unfold_in_strips(
+    bottom: Tensor, weight: Tensor, stride: tuple[int, int], pad: tuple[int, int]
+) -> Tensor:
+    """Return F.unfold of the bottom, some channels at a time: N x (I kh kw) x (h w)."""
+    kernel, channels = weight.shape[2:], bottom.shape[1]
+    height, width = size_of(bottom, weight, stride, pad)
+    out = bottom.new_empty(len(bottom), weight[0].numel(), height * width)
+    step, taps = strips.step(channels, channels), kernel.numel()
+
+    def compute(first: int) -> None:
+        found = F.unfold(bottom[:, first : first + step], kernel, padding=pad, stride=stride)
+        out[:, taps * first : taps * (first + step)] = found
+
+    strips.run(compute, range(0, channels, step))
+    return out
 
 
 def fold(
@@ -64,15 +83,16 @@ def _is_pointwise(kernel: tuple[int, ...], stride: tuple[int, int], pad: tuple[i
     return tuple(kernel) == stride == (1, 1) and pad == (0, 0)
 
 
-def multiply(columns: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the product: O x (N h w)."""
+def multiply(columns: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    """Return the product, O x (N h w), and its ReLU."""
     matrix = weight.flatten(1)
     if not torch.is_grad_enabled():
-        return _multiply_in_strips(columns, matrix, bias)
-    return matrix @ columns if bias is None else torch.addmm(bias[:, None], matrix, columns)
+        return _multiply_in_strips(columns, matrix, bias, relu)
+    top = matrix @ columns if bias is None else torch.addmm(bias[:, None], matrix, columns)
+    return top.relu() if relu else top
 
 
-def _multiply_in_strips(columns: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply_in_strips(columns: Tensor, matrix: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     out = columns.new_empty(len(matrix), columns.shape[1])
     step = strips.step(len(matrix), _ROWS)
 
@@ -82,6 +102,8 @@ def _multiply_in_strips(columns: Tensor, matrix: Tensor, bias: Tensor | None) ->
             torch.mm(matrix[rows], columns, out=out[rows])
         else:
             torch.addmm(bias[rows, None], matrix[rows], columns, out=out[rows])
+        if relu:
+            out[rows].relu_()
 
     strips.run(compute, range(0, len(matrix), step))
     return out
@@ -93,8 +115,9 @@ def convolve(
     bias: Tensor | None,
     stride: tuple[int, int],
     pad: tuple[int, int],
+    relu: bool = False,
 ) -> Tensor:
-    """Return conv2d(bottom, weight, bias, stride, pad), differentiable."""
-    top = multiply(columns(bottom, weight, stride, pad), weight, bias)
+    """Return conv2d(bottom, weight, bias, stride, pad), and its ReLU, differentiable."""
+    top = multiply(columns(bottom, weight, stride, pad), weight, bias, relu)
     size = size_of(bottom, weight, stride, pad)
     return top.view(-1, bottom.shape[0], *size).transpose(0, 1)

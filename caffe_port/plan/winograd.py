@@ -178,12 +178,12 @@ def convolve(
     outputs, height, width = out.shape
     across, tops = tiles_down(width), _strips(height, width, len(image))
     tiles, to = _Tiles(image, IN, pad, height, width), out.permute(1, 2, 0)
-    biases = image.new_zeros(1) if bias is None else bias.repeat(tops.step * across)
+    bias = image.new_zeros(outputs) if bias is None else bias
 
     def compute(top: int) -> None:
         down = min(tops.step, tiles_down(height) - top)
         points = torch.bmm(tiles.transformed(_B, top, down), transform).view(IN * IN, -1)
-        found = torch.addmm(biases[: points.shape[1]], _A, points)
+        found = torch.addmm(bias.repeat(down * across), _A, points)
         found = found.view(OUT, OUT, down, across, outputs).permute(2, 0, 3, 1, 4)
         first, last = OUT * top, min(OUT * (top + down), height)
         found = found.reshape(OUT * down, OUT * across, outputs)[: last - first, :width]
