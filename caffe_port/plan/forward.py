@@ -71,7 +71,7 @@ class PlannedForward:
             self._outputs = {
                 name: _sampled(found[name]) for name in self._module.outputs if name in found
             }
-            self._changes = self._planner.count_changes()
+            self._changes = self._planner.changes
         return True
 
     def _compute_unkept(self, asked: str) -> None:

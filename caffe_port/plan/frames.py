@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.plan.areas import Area
+from caffe_port.plan.areas import Area, common
 
 _EVERYWHERE = range(-(2**40), 2**40)
 
@@ -26,10 +25,12 @@ class Frame:
     """
 
     def __init__(self, channels: int, size: tuple[int, ...], constant: Area):
-        self.size, self.constant = size, constant
+        self.size = size
+        # Where no rows are equal, all count as rows before them.
+        self.constant = Area(*(c or range(n, n) for c, n in zip(constant, size)))
         # Rows before the constant ones, one of these, rows behind them, and one of zeros.
         shape = (sum(map(len, self._parts(axis))) + 1 for axis in (0, 1))
-        self._values = torch.zeros(1, channels, *shape).contiguous(
+        self._values = torch.zeros(1, channels, *shape, dtype=torch.float32).contiguous(
             memory_format=torch.channels_last
         )
 
@@ -57,18 +58,37 @@ class Frame:
 
     def crop(self, area: Area) -> Tensor:
         """Return the pixels of an area, zeros outside the blob: 1 x C x H x W."""
-        found = self._values
-        for axis, span in enumerate(area):
-            found = found.index_select(2 + axis, torch.from_numpy(self._places(axis, span)))
-        return found
+        shape = *self._values.shape[:2], *map(len, area)
+        out = self._values.new_empty(shape).contiguous(memory_format=torch.channels_last)
+        self.write(area, out)
+        return out
 
-    def _places(self, axis: int, span: range) -> np.ndarray:
-        """Return where the rows (or columns) of a stretch are kept."""
+    def write(self, area: Area, out: Tensor) -> None:
+        """Write the pixels of an area, zeros outside the blob, to N x C x H x W."""
+        for rows, kept_rows in self._pieces(0, area.rows):
+            for columns, kept_columns in self._pieces(1, area.columns):
+                out[:, :, rows, columns] = self._values[:, :, kept_rows, kept_columns]
+
+    def _pieces(self, axis: int, span: range) -> Iterator[tuple[slice, slice]]:
+        """Yield where pieces of a stretch of rows (or columns) lie in it, and where they are kept.
+
+        Equal rows are kept as one.
+        """
         constant, size = self.constant[axis], self.size[axis]
-        at = np.arange(span.start, span.stop)
-        one = max(constant.start, 0)
-        places = np.select(
-            [at < constant.start, at < constant.stop], [at, one], one + 1 + at - constant.stop
+        one, zeros = max(constant.start, 0), self._values.shape[2 + axis] - 1
+        low, high = min(constant.start, 0), max(constant.stop, size)
+        pieces = (
+            (range(span.start, low), zeros, 0),
+            (range(low, constant.start), low, 1),
+            (constant, one, 0),
+            (range(constant.stop, high), one + 1, 1),
+            (range(high, span.stop), zeros, 0),
         )
-        inside = (at >= 0) & (at < size) | (constant.start <= at) & (at < constant.stop)
-        return np.where(inside, places, self._values.shape[2 + axis] - 1)
+        for piece, kept, stride in pieces:
+            part = common(piece, span)
+            if part:
+                first = kept + stride * (part.start - piece.start)
+                yield (
+                    slice(part.start - span.start, part.stop - span.start),
+                    slice(first, first + (stride * (len(part) - 1) + 1)),
+                )

@@ -58,7 +58,6 @@ class Layout:
         self.work = sum(line.before() for line in self.lines)
         self._decide_places()
         self._frames: dict[int, Frame] = {}
-        self._parts: dict[tuple[int, Area], Tensor] = {}  # of frames, as they lie around areas
         self._frames_of = -1  # how often the weights had changed when these were made
 
     # Lines and shapes.
@@ -124,8 +123,10 @@ class Layout:
                 if area is not None:
                     self.held[value] = union(self.held.get(value, area), area)
         self.lines = kept[::-1]
-        self._made = {v: whole(self.shapes[v]) for v in self.held}
-        self._made.update((line.tops[0], line.area) for line in self.lines if not line.is_whole)
+        self._made = {line.tops[0]: line.area for line in self.lines if not line.is_whole}
+        for value in self.held.keys() - self._made.keys():  # made whole, so held whole
+            self._made[value] = whole(self.shapes[value])
+            self.held[value] = union(self.held[value], self._made[value])
 
     def _reads(self, line: lines.Line) -> list[Area | None]:
         """Return what a line reads of each bottom; None for a blob that is not an image."""
@@ -215,7 +216,7 @@ class Layout:
         self.watch(kept)
         kept.refresh()
         if self._frames_of != kept.changes:
-            self._frames, self._parts, self._frames_of = {}, {}, kept.changes
+            self._frames, self._frames_of = {}, kept.changes
         values: dict[int, Tensor] = {}
         for name, value in self.sources.items():
             if value in self._place:
@@ -225,9 +226,9 @@ class Layout:
             else:
                 values[value] = sources[name]
         for i, line in enumerate(self.lines):
-            windows = self._windows(line, values)
             if line.is_whole:
-                for value, top in zip(line.tops, line.compute(line.area, windows, None, kept)):
+                tops = line.compute(line.area, self._windows(line, values), None, kept)
+                for value, top in zip(line.tops, tops):
                     if value in self._place:
                         self._memory(value, arena, values, kept).copy_(top)
                     else:
@@ -237,7 +238,7 @@ class Layout:
                 placed = value in self._place
                 out = self._memory(value, arena, values, kept) if placed else None
                 if line.area.pixels:
-                    (top,) = line.compute(line.area, windows, out, kept)
+                    (top,) = line.compute(line.area, self._windows(line, values), out, kept)
                     values.setdefault(value, top)
             for gone in self._frees[i]:
                 values.pop(gone, None)
@@ -252,15 +253,15 @@ class Layout:
         batch, channels = self.shapes[value][:2]
         place = arena[start : start + self._length(value)]
         place = place.view(batch, len(held.rows), len(held.columns), channels).permute(0, 3, 1, 2)
-        framed = self._is_framed(value)
+        frame = self._frame(value, kept) if self._is_framed(value) else None
 
         def fill(part: Area) -> None:
-            place[slices(part, held)] = self._parts[value, part] if framed else 0
+            if frame is None:
+                place[slices(part, held)] = 0
+            else:
+                frame.write(part, place[slices(part, held)])
 
-        parts = list(around(held, made))
-        if framed:
-            self._make_parts(value, parts, kept)
-        strips.run(fill, parts)
+        strips.run(fill, list(around(held, made)), short=True)
         values[value] = place
         return place[slices(made, held)]
 
@@ -287,12 +288,6 @@ class Layout:
         if value in self._place or not tensor.is_contiguous():
             return tensor.clone(memory_format=torch.contiguous_format)
         return tensor
-
-    def _make_parts(self, value: int, areas: Iterable[Area], kept: Kept) -> None:
-        """Crop areas of a blob's frame, unless they are there."""
-        for area in areas:
-            if (value, area) not in self._parts:
-                self._parts[value, area] = self._frame(value, kept).crop(area)
 
     def _frame(self, value: int, kept: Kept) -> Frame:
         """Return the frame of a blob, computed from the frames of the blobs that its line reads."""

@@ -25,7 +25,7 @@ _POINTWISE = frozenset(
 )
 # With fewer channels, Winograd's convolution does not pay.
 LEAST_CHANNELS = 64
-# Values in a strip of a convolution's top: it stays in the cache until its ReLU.
+# Values in a strip of a top: it stays in the cache until its ReLU, or is written to its place.
 _STRIP, _FEW_WEIGHTS = 2**19, 2**17
 
 
@@ -282,17 +282,20 @@ class Pooling(_Sliding):
         (window,), (kernel, stride, _) = windows, self.node.op.windows
         if out is None:
             shape = *window.shape[:2], len(area.rows), len(area.columns)
-            out = torch.empty(shape, memory_format=torch.channels_last)
+            out = torch.empty(
+                shape, dtype=window.dtype, device=window.device, memory_format=torch.channels_last
+            )
         height = out.shape[2]
         step = strips.step(height, max(4, _STRIP // out[0, :, 0].numel()))
 
         def compute(first: int) -> None:
             count = min(step, height - first)
-            read = window[:, :, stride[0] * first :][:, :, : stride[0] * (count - 1) + kernel[0]]
+            start = stride[0] * first
+            read = window[:, :, start : start + stride[0] * (count - 1) + kernel[0]]
             top = F.max_pool2d(read, kernel, stride, ceil_mode=True)
             out[:, :, first : first + count].copy_(top)
 
-        strips.run(compute, range(0, height, step))
+        strips.run(compute, range(0, height, step), short=True)
         return (out,)
 
 

@@ -122,7 +122,7 @@ class Planner:
             if layout is None or layout.work < LEAST:
                 return None
             if len(self._arena) < layout.size:
-                self._arena = torch.empty(layout.size)
+                self._arena = torch.empty(layout.size, dtype=torch.float32)
             return layout.run(sources, self._arena, self._kept)
 
     def free(self) -> None:
@@ -130,6 +130,11 @@ class Planner:
         with self._lock:
             self._arena = torch.empty(0)
             self._kept.forget()
+
+    @property
+    def changes(self) -> int:
+        """How often the parameters had changed when they were last looked at."""
+        return self._kept.changes
 
     def count_changes(self) -> int:
         """Return how often the parameters have changed, as far as layouts watch them."""

@@ -44,28 +44,28 @@ def columns(
     kernel = weight.shape[2:]
     if _is_pointwise(kernel, stride, pad):
         found = bottom.flatten(2)
-    elif torch.is_grad_enabled():
-        found = F.unfold(bottom, kernel, padding=pad, stride=stride)
+    elif not torch.is_grad_enabled():
+        return _columns_in_strips(bottom, weight, stride, pad)
     else:
-        found = _unfold_in_strips(bottom, weight, stride, pad)
+        found = F.unfold(bottom, kernel, padding=pad, stride=stride)
     return found.transpose(0, 1).reshape(found.shape[1], -1)
 
 
-def _unfold_in_strips(
+def _columns_in_strips(
     bottom: Tensor, weight: Tensor, stride: tuple[int, int], pad: tuple[int, int]
 ) -> Tensor:
-    """Return F.unfold of the bottom, some channels at a time: N x (I kh kw) x (h w)."""
-    kernel, channels = weight.shape[2:], bottom.shape[1]
-    height, width = size_of(bottom, weight, stride, pad)
-    out = bottom.new_empty(len(bottom), weight[0].numel(), height * width)
-    step, taps = strips.step(channels, channels), kernel.numel()
+    channels, kernel = bottom.shape[1], weight.shape[2:]
+    size = size_of(bottom, weight, stride, pad)
+    out = bottom.new_empty(channels, *kernel, len(bottom), *size)
+    step = strips.share(channels)
 
     def compute(first: int) -> None:
-        found = F.unfold(bottom[:, first : first + step], kernel, padding=pad, stride=stride)
-        out[:, taps * first : taps * (first + step)] = found
+        part = F.pad(bottom[:, first : first + step], (pad[1], pad[1], pad[0], pad[0]))
+        windows = part.contiguous().unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
+        out[first : first + step].copy_(windows.permute(1, 4, 5, 0, 2, 3))
 
-    strips.run(compute, range(0, channels, step))
-    return out
+    strips.run(compute, range(0, channels, step), short=True)
+    return out.view(weight[0].numel(), -1)
 
 
 def fold(
@@ -84,7 +84,7 @@ def _is_pointwise(kernel: tuple[int, ...], stride: tuple[int, int], pad: tuple[i
 
 
 def multiply(columns: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """Return the product, O x (N h w), and its ReLU."""
+    """Return the product, O x (N h w), or the ReLU of it."""
     matrix = weight.flatten(1)
     if not torch.is_grad_enabled():
         return _multiply_in_strips(columns, matrix, bias, relu)
@@ -117,7 +117,7 @@ def convolve(
     pad: tuple[int, int],
     relu: bool = False,
 ) -> Tensor:
-    """Return conv2d(bottom, weight, bias, stride, pad), and its ReLU, differentiable."""
+    """Return conv2d(bottom, weight, bias, stride, pad), or the ReLU of it; differentiable."""
     top = multiply(columns(bottom, weight, stride, pad), weight, bias, relu)
     size = size_of(bottom, weight, stride, pad)
     return top.view(-1, bottom.shape[0], *size).transpose(0, 1)

@@ -274,9 +274,7 @@ class Product(torch.autograd.Function):
         blob: ParamBlob,
     ) -> Tensor:
         columns = products.columns(bottom, weight, g.stride, g.pad)
-        top = products.multiply(columns, weight, bias)
-        if g.relu:
-            top.relu_()
+        top = products.multiply(columns, weight, bias, g.relu)
         size = products.size_of(bottom, weight, g.stride, g.pad)
         return top.view(-1, bottom.shape[0], *size).transpose(0, 1).contiguous()
 

@@ -78,12 +78,18 @@ def step(count: int, most: int) -> int:
     return even if 4 * even >= min(count, most) else most
 
 
-def run(compute: Callable[[T], None], strips: Sequence[T]) -> None:
+def share(count: int) -> int:
+    """Return the size of strips of `count` rows, one for each thread."""
+    return max(1, -(-count // torch.get_num_threads()))
+
+
+def run(compute: Callable[[T], None], strips: Sequence[T], short: bool = False) -> None:
     """Call compute(strip) for each strip, without gradients.
 
-    Strips are computed side by side where there are enough for PyTorch's threads, else one after
-    the other, by all threads. They may write to different parts of one tensor. Of PyTorch's modes
-    that belong to a thread, only inference mode follows into the others: no profiler does.
+    Strips are computed side by side where there are enough for PyTorch's threads, or all of them
+    are `short`, else one after the other, by all threads. They may write to different parts of one
+    tensor. Of PyTorch's modes that belong to a thread, only inference mode follows into the
+    others: no profiler does.
     """
     threads = torch.get_num_threads()
     inference = torch.is_inference_mode_enabled()
@@ -94,7 +100,7 @@ def run(compute: Callable[[T], None], strips: Sequence[T]) -> None:
 
     futures = []
     done = 0
-    if threads > 1 and len(strips) >= threads:
+    if threads > 1 and (short or len(strips) >= threads):
         try:
             for strip in strips:
                 futures.append(_pool_of(threads).submit(compute_alone, strip))
@@ -113,10 +119,10 @@ def run(compute: Callable[[T], None], strips: Sequence[T]) -> None:
 
 
 def copy(image: Tensor, to: Tensor) -> None:
-    """Copy N x C x H x W to memory of the same shape, rows by rows."""
-    size = step(to.shape[2], to.shape[2])
+    """Copy N x C x H x W to memory of the same shape, some rows by each thread."""
+    size = share(to.shape[2])
 
     def compute(first: int) -> None:
         to[:, :, first : first + size].copy_(image[:, :, first : first + size])
 
-    run(compute, range(0, to.shape[2], size))
+    run(compute, range(0, to.shape[2], size), short=True)

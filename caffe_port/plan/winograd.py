@@ -140,9 +140,8 @@ class _Tiles:
 
     def __init__(self, image: Tensor, size: int, pad: int, height: int, width: int):
         self._image, self._size, self._pad = image.permute(1, 2, 0), size, pad
-        self._more = size - OUT  # rows that a tile shares with the next one
-        self._columns = OUT * tiles_down(width) + self._more
-        rows = OUT * tiles_down(height) + self._more
+        self._shared = size - OUT  # rows that a tile has in common with the next one
+        rows, self._columns = (OUT * tiles_down(n) + self._shared for n in (height, width))
         self._all: Tensor | None = None
         if not pad and rows <= image.shape[1] and self._columns <= image.shape[2]:
             # Views are made once: each call in a strip makes threads wait for each other.
@@ -151,7 +150,7 @@ class _Tiles:
     def transformed(self, matrix: Tensor, top: int, down: int) -> Tensor:
         """Return the transforms of `down` rows of tiles from row `top` on: 36 x tiles x C."""
         if self._all is None:
-            first, last = OUT * top, OUT * (top + down) + self._more
+            first, last = OUT * top, OUT * (top + down) + self._shared
             rows = _rows_of(self._image, first, last, self._pad, self._columns)
             tiles = _tiles_of(rows, self._size)
         else:

@@ -11,7 +11,12 @@ import torch
 
 import caffe_port as caffe
 from caffe_port import export
-from nets import nyud_fcn32s_color_hha, siftflow_fcn32s, vgg16, voc_fcn8s
+from caffe_port.coord_map import crop
+from caffe_port.net_spec import NetSpec
+from caffe_port.net_spec import layers as L
+from caffe_port.net_spec import params as P
+from nets import data, vgg16, voc_fcn8s
+from nets.atoms import conv_relu, max_pool, score, upsample
 from solve.datasets import voc
 from solve.datasets.images import bgr_blob, read_rgb
 from solve.samples import trees
@@ -125,13 +130,26 @@ def test_other_engines_label_the_sample_s_picture_alike(exported, run_it):
     assert (found.argmax(1) == expected.argmax(1))[best - second > 2 * bound].all()
 
 
-@pytest.mark.parametrize(
-    'module, kind',
-    [(siftflow_fcn32s, '.onnx'), (siftflow_fcn32s, '.pt2'), (nyud_fcn32s_color_hha, '.pt2')],
-)
-def test_many_inputs_and_outputs_keep_their_names(tmp_path, module, kind):
+def two_by_two():
+    """Return a small FCN of two images and two tasks, each task's scores cropped to an image."""
+    n = NetSpec()
+    n.color, n.hha = data.image(), data.image()
+    n.conv_color, n.relu_color = conv_relu(n.color, 3, pad=20)
+    n.conv_hha, n.relu_hha = conv_relu(n.hha, 3, pad=20)
+    n.fused = L.Eltwise(n.relu_color, n.relu_hha, operation=P.Eltwise.SUM, coeff=[0.5, 0.25])
+    n.pool = max_pool(n.fused)
+    for task, image, classes in ('sem', n.color, 4), ('geo', n.hha, 3):
+        n[f'score_{task}'] = score(n.pool, classes)
+        n[f'upscore_{task}'] = upsample(n[f'score_{task}'], classes, ks=4, stride=2)
+        n[task] = crop(n[f'upscore_{task}'], image)
+    return n.to_proto()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_many_inputs_and_outputs_keep_their_names(tmp_path, kind):
     need(kind)
-    net = filled(module.fcn('deploy', **NARROW))
+    net = filled(two_by_two())
+    assert (net.inputs, net.outputs) == (['color', 'hha'], ['sem', 'geo'])
     least = export.export(net, tmp_path / f'a{kind}')
     lines = list(export.verify_export(net, tmp_path / f'a{kind}', least))
     assert least == 32 and len(lines) == 6 * len(net.outputs)

@@ -51,6 +51,28 @@ def test_few_strips_are_computed_by_all_threads(threads):
     assert found == [(0, threads), (1, threads)]
 
 
+def test_few_short_strips_are_computed_by_one_thread_each(threads):
+    found = []
+    strips.run(lambda strip: found.append(torch.get_num_threads()), [0], short=True)
+    assert found == [1]
+
+
+@pytest.mark.parametrize('number', [1, 3, 8])
+@pytest.mark.parametrize('rows', [1, 5, 500])
+def test_a_copy_is_whole_and_shared_by_all_threads(threads, monkeypatch, number, rows):
+    torch.set_num_threads(number)
+    run, sizes = strips.run, []
+
+    def counted(compute, all_strips, short):
+        sizes.append(len(all_strips))
+        run(compute, all_strips, short)
+
+    monkeypatch.setattr(strips, 'run', counted)
+    image, to = torch.rand(2, 3, rows, 4), torch.zeros(2, 3, rows, 4)
+    strips.copy(image, to)
+    assert torch.equal(image, to) and sizes == [min(number, rows)]
+
+
 def test_an_error_in_a_strip_is_the_caller_s(threads):
     def compute(strip):
         raise ValueError(strip)

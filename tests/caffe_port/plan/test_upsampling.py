@@ -1,10 +1,10 @@
-"""Fixed deconvolutions: when a weight is one, and the products against PyTorch's own."""
+"""Fixed deconvolutions: when a weight is one, and what it makes."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from caffe_port.plan import products, upsampling
+from caffe_port.plan import upsampling
 from caffe_port.plan.areas import Area, Window
 from tests.caffe_port.plan.forced import assert_near, bilinear
 
@@ -50,16 +50,3 @@ def test_only_one_separable_kernel_on_the_diagonal_counts():
     assert upsampling.separate(diagonal(3, ring), 1) is None
     assert upsampling.separate(torch.randn(3, 2, 4, 4), 1) is None
     assert upsampling.separate(torch.zeros(3, 3, 4, 4), 1) is not None
-
-
-@pytest.mark.parametrize('batch', [1, 3])
-@pytest.mark.parametrize('kernel, stride, pad', [((1, 1), 1, 0), ((3, 5), 1, 0), ((4, 2), 2, 1)])
-def test_a_convolution_is_one_product(batch, kernel, stride, pad):
-    x = torch.randn(batch, 6, 9, 11, requires_grad=True)
-    w, b = torch.randn(8, 6, *kernel, requires_grad=True), torch.randn(8, requires_grad=True)
-    expected = F.conv2d(x, w, b, stride, pad)
-    found = products.convolve(x, w, b, (stride, stride), (pad, pad))
-    assert_near(found, expected)
-    diff = torch.randn(expected.shape)
-    for one, other in zip(*(torch.autograd.grad(t, (x, w, b), diff) for t in (found, expected))):
-        assert_near(one, other)

@@ -14,6 +14,7 @@ CASES = [
     (3, 4, 6, 13, 4, 1),
     (2, 6, 6, 11, 1, 1),
     (1, 3, 4, 20, 22, 0),
+    (1, 4, 4, 22, 38, 0),
     (1, 70, 66, 33, 18, 1),
 ]
 
@@ -62,6 +63,13 @@ def test_values_are_those_of_a_convolution(case, bias, relu):
     for image, out in zip(x, top):
         winograd.convolve(image, winograd.filters(w), b, pad, out, relu)
     assert_near(top, expected.relu() if relu else expected)
+
+
+def test_an_image_may_be_larger_than_what_is_read_of_it():
+    x, w, b = (each.detach() for each in problem(1, 4, 5, 30, 40, torch.channels_last))
+    top = torch.empty(5, 13, 18)
+    winograd.convolve(x[0], winograd.filters(w), b, 0, top)
+    assert_near(top, exactly(x, w, b, 0)[0, :, :13, :18].float())
 
 
 @pytest.mark.parametrize('threads', [1, 2])
