@@ -1,6 +1,6 @@
 """Read protobuf's wire format from a file in place, without a message in memory.
 
-A weight file is a few thousand small fields around a few large payloads. `Source`
+A weight file is a few thousand small fields around a few large payloads. `WireFile`
 walks the fields; the payloads are read straight into the arrays they belong to.
 """
 
@@ -10,6 +10,7 @@ import os
 import stat
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ _WIRES = {
 }
 _CHUNK = 1 << 20
 _FIRST_ROWS = 64
+# Bytes that one of a few threads reads at a time: fresh memory costs more than the file does.
+_PART, _READERS = 1 << 26, 2
 UNKNOWN = 'binary data'
 HDF5, ZIP = b'\x89HDF\r\n\x1a\n', b'PK\x03\x04'
 _MAGIC = (
@@ -100,7 +103,19 @@ class WireFile:
         return bytes(data)
 
     def readinto(self, start: int, out: memoryview) -> None:
-        """Fill `out`, a flat view of bytes, from `start` on."""
+        """Fill `out`, a flat view of bytes, from `start` on; large ones in parts, side by side."""
+        if len(out) <= _PART:
+            self._read_part(start, out)
+            return
+        parts = range(0, len(out), _PART)
+        pool = ThreadPoolExecutor(_READERS)
+        try:
+            for _ in pool.map(lambda at: self._read_part(start + at, out[at : at + _PART]), parts):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)  # where one fails, the rest is not waited for
+
+    def _read_part(self, start: int, out: memoryview) -> None:
         done = 0
         while done < len(out):
             try:

@@ -541,3 +541,16 @@ def read_whole(path) -> None:
     for layer in caffemodel.read(path):
         for blob in layer.blobs:
             assert blob.array().size == blob.count
+
+
+@pytest.mark.parametrize('part', [1, 7, 100, 1000, 1001])
+def test_large_values_are_read_in_parts_side_by_side(monkeypatch, tmp_path, part):
+    data = np.random.RandomState(part).bytes(1000)
+    (tmp_path / 'a.caffemodel').write_bytes(data)
+    monkeypatch.setattr(wire, '_PART', part)
+    source = wire.WireFile(tmp_path / 'a.caffemodel')
+    for start, end in (0, 1000), (3, 990), (5, 6):
+        assert source.read(start, end) == data[start:end]
+    os.truncate(tmp_path / 'a.caffemodel', 900)
+    with pytest.raises(CaffeError, match=r'a\.caffemodel: truncated: expected \d+ bytes at byte '):
+        source.read(0, 1000)
