@@ -221,8 +221,7 @@ class Layout:
         for name, value in self.sources.items():
             if value in self._place:
                 place = self._memory(value, arena, values, kept)
-                made = slices(self._made[value], whole(self.shapes[value]))
-                strips.copy(sources[name][made], place)
+                strips.copy(sources[name], place)
             else:
                 values[value] = sources[name]
         for i, line in enumerate(self.lines):

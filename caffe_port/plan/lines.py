@@ -200,7 +200,7 @@ class Convolution(_Sliding):
         read = [w.read_for(span) for w, span in zip(self.windows, area)]
         if self.method_for(area) == 'winograd':  # whole tiles
             read = [
-                range(one.start, one.start + winograd.reach(len(span)))
+                range(one.start, one.start + winograd.reach(len(span))) if span else one
                 for one, span in zip(read, area)
             ]
         return [Area(*read)]
@@ -208,9 +208,6 @@ class Convolution(_Sliding):
     def watch(self, kept: Kept) -> None:
         if self.method != 'product' or self.is_partial:
             self._watch_all(kept)
-
-    def examine(self, kept: Kept) -> None:
-        """Choose the method that the weights allow, as they are now."""
 
     def is_placed(self, area: Area) -> bool:
         return self.method_for(area) != 'product'
@@ -286,7 +283,7 @@ class Pooling(_Sliding):
                 shape, dtype=window.dtype, device=window.device, memory_format=torch.channels_last
             )
         height = out.shape[2]
-        step = strips.step(height, max(4, _STRIP // out[0, :, 0].numel()))
+        step = min(strips.share(height), max(4, _STRIP // out[0, :, 0].numel()))
 
         def compute(first: int) -> None:
             count = min(step, height - first)
@@ -390,7 +387,8 @@ def _kind_of(node: Node, shapes: list[Shape]) -> type[Line]:
     if node.type == 'Convolution' and op.axis == 1:
         return Convolution
     if node.type == 'Deconvolution' and op.axis == 1:
-        return Deconvolution
+        apart = any(window.stride > window.extent for window in filter_windows(op))
+        return Line if apart else Deconvolution  # between windows that do not meet lies the bias
     if node.type == 'Pooling' and is_sliding_pooling(op):
         return Pooling
     return Line

@@ -59,6 +59,7 @@ class Planner:
     def _forget(self) -> None:
         self._layouts: OrderedDict[tuple, Layout | None] = OrderedDict()
         self._arena, self._kept = torch.empty(0), Kept()
+        self.changes = -1  # how often the parameters had changed at the last run
         self._lock = threading.Lock()
         self._stretches: dict[int, Stretch] | None = None  # by their first layer, once found
 
@@ -123,7 +124,10 @@ class Planner:
                 return None
             if len(self._arena) < layout.size:
                 self._arena = torch.empty(layout.size, dtype=torch.float32)
-            return layout.run(sources, self._arena, self._kept)
+            self._watch()
+            found = layout.run(sources, self._arena, self._kept)
+            self.changes = self._kept.changes
+            return found
 
     def free(self) -> None:
         """Free the memory of blobs, and of what follows from the parameters, which have changed."""
@@ -131,19 +135,18 @@ class Planner:
             self._arena = torch.empty(0)
             self._kept.forget()
 
-    @property
-    def changes(self) -> int:
-        """How often the parameters had changed when they were last looked at."""
-        return self._kept.changes
-
     def count_changes(self) -> int:
         """Return how often the parameters have changed, as far as layouts watch them."""
         with self._lock, torch.inference_mode(False):
-            for layout in self._layouts.values():
-                if layout is not None:
-                    layout.watch(self._kept)
+            self._watch()
             self._kept.refresh()
             return self._kept.changes
+
+    def _watch(self) -> None:
+        """Watch what any layout watches: one layout's weights may have changed under another."""
+        for layout in self._layouts.values():
+            if layout is not None:
+                layout.watch(self._kept)
 
     def layout(self, shapes: Mapping[str, Shape], wanted: Iterable[str]) -> Layout | None:
         """Return the layout for sources of these shapes, new or remembered; None if there is none.

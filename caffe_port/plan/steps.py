@@ -305,7 +305,7 @@ class Product(torch.autograd.Function):
                 return of_bottom, None, matrix.sum(1) if to_bias else None, *_NO_GRADIENTS
             of_weight = ctx.blob.take_spare()
             if of_weight is None or not of_weight.is_contiguous():
-                of_weight = torch.empty(weight.shape)
+                of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
             torch.mm(matrix, columns.t(), out=of_weight.view(len(matrix), -1))
         return of_bottom, of_weight, matrix.sum(1) if to_bias else None, *_NO_GRADIENTS
 

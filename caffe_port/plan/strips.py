@@ -79,7 +79,7 @@ def step(count: int, most: int) -> int:
 
 
 def share(count: int) -> int:
-    """Return the size of strips of `count` rows, one for each thread."""
+    """Return the size of strips of `count` rows, one for each thread at most."""
     return max(1, -(-count // torch.get_num_threads()))
 
 
@@ -102,11 +102,11 @@ def run(compute: Callable[[T], None], strips: Sequence[T], short: bool = False) 
     done = 0
     if threads > 1 and (short or len(strips) >= threads):
         try:
-            for strip in strips:
-                futures.append(_pool_of(threads).submit(compute_alone, strip))
-        except RuntimeError:  # the interpreter is about to exit, and takes no more
-            pass
-        try:
+            try:
+                for strip in strips:
+                    futures.append(_pool_of(threads).submit(compute_alone, strip))
+            except RuntimeError:  # the interpreter is about to exit, and takes no more
+                pass
             for future in futures:
                 future.result()
         finally:

@@ -229,3 +229,22 @@ def test_the_weights_change_between_sizes():
             caffe.set_plan(False)
             assert_near(found, net.module(**images(net, size))['score'])
             caffe.set_plan(True)
+
+
+def test_weights_replaced_under_a_layout_that_does_not_watch_them_refuse_nothing():
+    net = drawn('voc_fcn8s')
+    weight = net.module.get_parameter('fc6.weight')
+
+    def forward(*size):  # fc6 is a product, which keeps nothing of its weights, or it is not
+        net.blobs['data'].reshape(1, 3, *size)
+        net.forward(data=images(net, size)['data'].numpy())
+
+    forward(40, 53)
+    forward(150, 140)
+    weight.data = weight * 1.5
+    forward(40, 53)
+    forward(40, 53)
+    found = net.blobs['pool1'].data.copy()
+    caffe.set_plan(False)
+    forward(40, 53)
+    assert_near(found, net.blobs['pool1'].data)

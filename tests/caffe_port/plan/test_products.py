@@ -24,7 +24,9 @@ def problem(batch, kernel):
 
 
 CASES = pytest.mark.parametrize(
-    'kernel, stride, pad', [((1, 1), 1, 0), ((3, 5), 1, 0), ((4, 2), 2, 1), ((2, 3), 1, 2)]
+    'kernel, stride, pad',
+    [((1, 1), (1, 1), (0, 0)), ((3, 5), (1, 1), (0, 0)), ((4, 2), (2, 2), (1, 1))]
+    + [((2, 3), (1, 3), (2, 0)), ((3, 2), (2, 1), (0, 1))],
 )
 
 
@@ -33,7 +35,7 @@ CASES = pytest.mark.parametrize(
 def test_values_and_gradients_are_those_of_a_convolution(batch, kernel, stride, pad):
     x, w, b = (each.requires_grad_() for each in problem(batch, kernel))
     expected = F.conv2d(x, w, b, stride, pad)
-    found = products.convolve(x, w, b, (stride, stride), (pad, pad))
+    found = products.convolve(x, w, b, stride, pad)
     assert_near(found, expected)
     diff = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     for one, other in zip(*(torch.autograd.grad(t, (x, w, b), diff) for t in (found, expected))):
@@ -50,11 +52,11 @@ def test_without_gradients_threads_share_the_work(
     x, w, b = problem(batch, kernel)
     x = x.contiguous(memory_format=layout)
     with torch.no_grad():
-        columns = products.columns(x, w, (stride, stride), (pad, pad))
+        columns = products.columns(x, w, stride, pad)
         unfolded = F.unfold(x, kernel, padding=pad, stride=stride)
         assert torch.equal(columns, unfolded.transpose(0, 1).flatten(1))
         for relu in False, True:
             for bias in None, b:
-                found = products.convolve(x, w, bias, (stride, stride), (pad, pad), relu)
+                found = products.convolve(x, w, bias, stride, pad, relu)
                 expected = F.conv2d(x, w, bias, stride, pad)
                 assert_near(found, expected.relu() if relu else expected)
