@@ -18,6 +18,7 @@ from torch import Tensor
 
 from caffe_port.blob import Shape
 from caffe_port.building import Node
+from caffe_port.errors import CaffeError
 from caffe_port.module import NetModule
 from caffe_port.plan import lines, strips
 from caffe_port.plan.areas import Area, around, intersection, slices, union, whole
@@ -83,6 +84,8 @@ class Layout:
         pointwise = lines.is_pointwise(node, before)
         with node.named_in_errors():
             tops = before[:1] if pointwise else node.op.top_shapes(*before)
+            if any(0 in top for top in tops):
+                raise CaffeError('a top is empty')
         self.shapes.update(zip(node.writes, tops))
         self.lines.append(lines.line_of(node, reads, before, tops))
 
@@ -293,8 +296,9 @@ class Layout:
         if value in self._frames:
             return self._frames[value]
         maker = next((line for line in self.lines if value in line.tops), None)
-        if maker is None or not maker.framed:
-            # Where the image does not reach, nothing depends on what it holds.
+        if maker is None or not maker.framed or not maker.is_partial:
+            # Where the image does not reach, nothing depends on what it holds. Nor does anything
+            # outside the image's reach on a blob that the image reaches whole.
             frame = Frame.of_zeros(self.shapes[value][1])
         else:
             bottoms = [self._frame(each, kept) for each in maker.bottoms]

@@ -174,6 +174,30 @@ def test_a_blob_may_be_read_in_part(text):
         check(make(text, 1, size), [])
 
 
+def test_an_empty_top_is_refused_as_layer_by_layer():
+    net = make(layer('Deconvolution', 'a', 'data', more=convolution(3, 1, 2)), 1, (2, 2))
+    said = []
+    for on in (True, False):
+        caffe.set_plan(on)
+        with pytest.raises(caffe.CaffeError) as refused:
+            net.forward()
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+
+
+def test_what_the_image_reaches_whole_needs_no_frame():
+    # One pixel of a is read, and next to it padding alone: a product then, which keeps no weights.
+    text = layer('Convolution', 'z', 'data', more=convolution(3, 1, 1))
+    text += layer('Convolution', 'a', 'z', more=convolution(3, 1, 1, 8))
+    text += layer('Convolution', 'b', 'a', more=convolution(1, 1, 20))
+    text += layer('Pooling', 'c', 'data', more=pooling('MAX', 5, 5))
+    text += layer('Crop', 'd', 'b', 'c', more=crop(19, 19))
+    net = make(text, 1, (9, 9))
+    check(net, [])
+    net.params['Convolution a'][0].data[...] *= 1.2
+    check(net, [])
+
+
 def test_float64_as_the_default_of_pytorch_changes_nothing():
     net = make(PARTLY_READ['averages, by a crop'] + layer('Softmax', 'd', 'c'), 1, (20, 20))
     conv = make(PARTLY_READ['data, by a stride'], 1, (21, 30))
