@@ -113,7 +113,7 @@ class WireFile:
             for _ in pool.map(lambda at: self._read_part(start + at, out[at : at + _PART]), parts):
                 pass
         finally:
-            pool.shutdown(cancel_futures=True)  # where one fails, the rest is not waited for
+            pool.shutdown(cancel_futures=True)  # where one fails, no more are begun
 
     def _read_part(self, start: int, out: memoryview) -> None:
         done = 0
