@@ -74,7 +74,7 @@ class Update:
             i = numbers[id(blob.parameter)]
             if blob.factors is not None:
                 weights, history = blob.parameter.detach(), self._history_of(i)
-                memory = torch.empty(0, dtype=weights.dtype)  # used again: the system takes long to give out more
+                memory = weights.new_empty(0)  # used again: the system takes long to give out more
                 for part in _parts(len(weights), weights[0].numel()):
                     memory = memory.resize_(len(weights[part]), weights[0].numel())
                     diff = blob.factors.diff(part, memory).view_as(weights[part])
